@@ -1,0 +1,241 @@
+"""THE SPECIFICATION: what every operator of bop2nd_fast computes, in plain torch.
+
+Slow and obvious on purpose. It imports nothing of this package, runs on any device torch knows, and is
+the oracle every kernel is compared with: bit for bit where bits are the result.
+
+Conventions (all of them are tested):
+
+* **Sign bit.** ``sign(x)`` is -1 iff ``x < 0``; so +0.0, -0.0 and NaN give +1. Bit 1 means -1.
+* **Words.** 32 elements to an int32, element ``e`` of a row is bit ``e % 32`` (least significant
+  first) of word ``e // 32``; tail bits are 0. The packed axis is always the last axis of the words.
+* **Walk order.** A tensor of logical shape ``S`` packed along ``dim`` is walked with ``dim`` innermost;
+  the step receives moments and gradients already viewed that way (``movedim(dim, -1)``).
+* **Rounding.** The step computes in fp32, each operation rounded on its own (no fused multiply-add).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WORD_BITS = 32
+
+
+# ------------------------------------------------------------------------------------------- packing
+
+
+def _pack_bools(bits: Tensor, dim: int) -> Tensor:
+    """Pack booleans along ``dim`` into int32 words; the packed axis becomes the last one."""
+    bits = bits.movedim(dim, -1)
+    n_words = -(-bits.shape[-1] // WORD_BITS)
+    bits = F.pad(bits.to(torch.int64), (0, n_words * WORD_BITS - bits.shape[-1]))
+    lanes = bits.reshape(*bits.shape[:-1], n_words, WORD_BITS)
+    words = (lanes << torch.arange(WORD_BITS, device=bits.device)).sum(-1)
+    return words.to(torch.int32)  # wraps: bit 31 becomes the sign of the int32
+
+
+def pack_bits(x: Tensor, dim: int = -1) -> Tensor:
+    """Sign bits of ``x`` along ``dim`` -> int32 words, packed axis last, ``ceil(length / 32)`` words."""
+    return _pack_bools(x < 0, dim)
+
+
+def pack_bits_ste(x: Tensor, dim: int = -1, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """Sign bits and the straight-through estimator's mask (bit 1 where ``|x| <= 1``), both packed.
+
+    With ``groups > 1`` every group of ``dim`` is padded to whole words of its own.
+    """
+    grouped = x.movedim(dim, -1).unflatten(-1, (groups, -1))
+    return _pack_bools(grouped < 0, -1).flatten(-2), _pack_bools(grouped.abs() <= 1, -1).flatten(-2)
+
+
+def unpack_flags(words: Tensor, length: int) -> Tensor:
+    """Words ``[..., W]`` -> booleans ``[..., length]``."""
+    shifts = torch.arange(WORD_BITS, device=words.device, dtype=torch.int32)
+    return ((words[..., None] >> shifts) & 1).bool().flatten(-2)[..., :length]
+
+
+def unpack_bits(words: Tensor, length: int, dim: int = -1, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Words -> tensor of +1 / -1 in ``dtype``, the packed axis moved back to ``dim``."""
+    negative = unpack_flags(words, length)
+    one = torch.ones((), dtype=dtype, device=words.device)
+    return torch.where(negative, -one, one).movedim(-1, dim)
+
+
+# -------------------------------------------------------------------------------------------- the step
+
+
+def exact_sqrt(x: Tensor) -> Tensor:
+    """Correctly rounded fp32 square root. torch's own CPU root is one ulp off for a fifth of inputs."""
+    return x.double().sqrt().float()
+
+
+def bop_rule(
+    grad: Tensor, m: Tensor, v: Tensor | None, negative: Tensor, hyper: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """THE UPDATE RULE on fp32 values. ``hyper`` is fp32 ``[gamma, sigma, a, b]``.
+
+    Returns the new moments, the candidates (sign of ``m`` equals the weight, so a flip would follow
+    the gradient downhill) and the flips among them. Source: arXiv 2104.05124, algorithms 1 and 2;
+    ``a`` and ``b`` absorb threshold, epsilon and bias correction (see ``optim.thresholds``).
+    """
+    gamma, sigma, a, b = hyper.unbind()
+    m = m + gamma * (grad - m)
+    bound = b.expand_as(m)
+    if v is not None:
+        v = v + sigma * (grad * grad - v)
+        bound = a * exact_sqrt(v) + b
+    candidates = (m < 0) == negative
+    flips = candidates & (m.abs() > bound)
+    return m, v, candidates, flips
+
+
+def mix32(x: Tensor) -> Tensor:
+    """A 32-bit integer hash (two multiplications, three xor-shifts) on int64 tensors holding uint32."""
+    mask = 0xFFFFFFFF
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & mask
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & mask
+    return x ^ (x >> 16)
+
+
+def rounding_bits(seed: Tensor, tensor_index: int, n_elements: int) -> Tensor:
+    """Random uint32 (in int64) for each element in walk order; a pure function of its arguments.
+
+    ``seed`` is int64 ``[2]``: the user's seed and the step count. Bits 0..15 round ``m``, 16..31 ``v``.
+    """
+    mask = 0xFFFFFFFF
+    key = torch.zeros((), dtype=torch.int64, device=seed.device)
+    for part in (seed[0] & mask, (seed[0] >> 32) & mask, seed[1] & mask):
+        key = mix32(key ^ part)
+    key = mix32(key ^ tensor_index)
+    index = torch.arange(n_elements, device=seed.device)
+    return mix32((index & mask) ^ ((key + (index >> 32) * 0x9E3779B9) & mask))
+
+
+def round_bf16_stochastic(x: Tensor, random16: Tensor) -> Tensor:
+    """fp32 -> bf16: add 16 random bits below the cut, truncate. Infinities stay, NaN stays NaN."""
+    bits = x.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    special = (bits & 0x7F800000) == 0x7F800000
+    rounded = torch.where(special, bits, bits + random16)
+    is_nan = special & ((bits & 0x007FFFFF) != 0)
+    top = ((rounded >> 16) & 0xFFFF) | torch.where(is_nan, 0x40, 0)
+    return top.to(torch.int16).view(torch.bfloat16)
+
+
+def bop_step_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    hyper: Tensor,
+    counts: Tensor,
+    *,
+    inv_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    seed: Tensor | None = None,
+    maximize: bool = False,
+) -> None:
+    """One optimizer step on a list of parameters, in place. See ``ops/bop_step.py`` for the contract."""
+    counts.zero_()
+    if found_inf is not None and bool(found_inf != 0):
+        return
+    for i, (weight, grad, exp_avg) in enumerate(zip(weights, grads, exp_avgs, strict=True)):
+        exp_avg_sq = exp_avg_sqs[i] if exp_avg_sqs else None
+        g = grad.float()
+        if inv_scale is not None:
+            g = g * inv_scale.float()
+        if maximize:
+            g = -g
+        packed = weight.dtype == torch.int32
+        negative = unpack_flags(weight, grad.shape[-1]) if packed else weight < 0
+        v = None if exp_avg_sq is None else exp_avg_sq.float()
+        m, v, candidates, flips = bop_rule(g, exp_avg.float(), v, negative, hyper)
+        for state, new, shift in ((exp_avg, m, 0), (exp_avg_sq, v, 16)):
+            if state is None or new is None:
+                continue
+            if state.dtype == torch.bfloat16:
+                assert seed is not None
+                random = rounding_bits(seed, i, new.numel()).view(new.shape)
+                new = round_bf16_stochastic(new, (random >> shift) & 0xFFFF)
+            state.copy_(new)
+        if packed:
+            weight.bitwise_xor_(_pack_bools(flips, -1))
+        else:
+            weight.copy_(torch.where(flips, -weight, weight))
+        counts[i, 0] = candidates.sum()
+        counts[i, 1] = flips.sum()
+
+
+# ------------------------------------------------------------------------- binary linear and convolution
+
+
+def binary_linear(input: Tensor, weight_words: Tensor, ste_clip: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """``sign(input) @ W.T``; returns (output, sign words of input, mask words or an empty tensor)."""
+    signs, mask = _pack_activation(input, -1, 1, ste_clip)
+    weight = unpack_bits(weight_words, input.shape[-1], dtype=torch.float64)
+    x = unpack_bits(signs, input.shape[-1], dtype=torch.float64)
+    return (x @ weight.T).to(input.dtype), signs, mask
+
+
+def binary_conv2d(
+    input: Tensor,
+    weight_words: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+    ste_clip: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Convolution of ``sign(input)`` ``[N, C, H, W]`` with packed ``[O, kH, kW, words(C/groups)]``.
+
+    Padded taps count as ``padding_value`` (0, +1 or -1). Returns (output, sign words, mask words), the
+    words as ``[N, H, W, groups * words(C/groups)]``: each group starts on a word of its own.
+    """
+    signs, mask = _pack_activation(input, 1, groups, ste_clip)
+    per_group = input.shape[1] // groups
+    weight = unpack_bits(weight_words, per_group, dim=1, dtype=torch.float64)
+    x = torch.where(input < 0, -1.0, 1.0).double()
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(padding_value))
+    out = F.conv2d(x, weight, None, stride, 0, dilation, groups)
+    return out.to(input.dtype).contiguous(memory_format=torch.channels_last), signs, mask
+
+
+def _pack_activation(input: Tensor, dim: int, groups: int, ste_clip: bool) -> tuple[Tensor, Tensor]:
+    """Sign words of an activation, and its mask words where the estimator clips (else an empty tensor)."""
+    signs, mask = pack_bits_ste(input, dim, groups)
+    return signs, mask if ste_clip else signs.new_empty(0)
+
+
+def binary_linear_packed(
+    input_words: Tensor, weight_words: Tensor, in_features: int, threshold: Tensor | None = None
+) -> Tensor:
+    """Words ``[M, W]`` x words ``[N, W]`` -> fp32 dots ``[M, N]``, or with an int32 ``threshold`` ``[N]``
+    sign words ``[M, words(N)]`` whose bit is 1 (so -1) where ``dot < threshold``."""
+    x = unpack_bits(input_words, in_features, dtype=torch.float64)
+    dot = (x @ unpack_bits(weight_words, in_features, dtype=torch.float64).T).float()
+    return dot if threshold is None else _pack_bools(dot < threshold, -1)
+
+
+def binary_conv2d_packed(
+    input_words: Tensor,
+    weight_words: Tensor,
+    in_channels: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+    threshold: Tensor | None = None,
+) -> Tensor:
+    """Words ``[N, H, W, groups * words(C/groups)]`` -> fp32 dots ``[N, Ho, Wo, O]`` (channels last), or
+    with an int32 ``threshold`` ``[O]`` sign words ``[N, Ho, Wo, words(O)]``: bit 1 where dot < threshold."""
+    per_group = in_channels // groups
+    lanes = unpack_flags(input_words.unflatten(-1, (groups, -1)), per_group).flatten(-2)
+    x = torch.where(lanes, -1.0, 1.0).double().movedim(-1, 1)
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(padding_value))
+    weight = unpack_bits(weight_words, per_group, dim=1, dtype=torch.float64)
+    dot = F.conv2d(x, weight, None, stride, 0, dilation, groups).movedim(1, -1).float().contiguous()
+    return dot if threshold is None else _pack_bools(dot < threshold, -1)
