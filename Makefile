@@ -1,0 +1,80 @@
+# `make` lists the targets. Everything is installed into .venv; stamps in .venv/.stamps make a second run
+# do nothing. PYTHON=python3.12 chooses the interpreter, BOP2ND_BACKEND=scalar forces a backend.
+
+PYTHON ?= python3
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+CMAKE_BUILD := build/cmake
+
+# Tools of the environment come first: cmake, ninja and clang-format are pinned there.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MAX_JOBS ?= $(JOBS)
+
+NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
+CLANG_FORMAT_SOURCES = $(shell find csrc tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench fuzz clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+$(BIN)/python:
+	@echo "==> making the virtual environment $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the pinned environment needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; choose another with make PYTHON=...")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/requirements: requirements/dev.txt | $(BIN)/python
+	@echo "==> installing the pinned requirements (torch first time: a large download)"
+	@$(BIN)/python -m pip install --quiet --requirement requirements/dev.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/project: $(STAMPS)/requirements $(NATIVE_SOURCES)
+	@echo "==> building the native code and installing the project in place"
+	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+install: $(STAMPS)/project  ## make .venv, install pinned dependencies, build and install the project
+
+demo: install  ## train, pack, predict and benchmark on real data; pictures go to out/demo
+	@echo "==> demo: digits to 95 %, packed, reloaded, benchmarked"
+	@$(BIN)/python -m examples.demo --out out/demo
+
+test: install  ## every Python and C++ test
+	@echo "==> Python tests"
+	@$(BIN)/python -m pytest -x -q --durations=10 -m "not fuzz"
+	@echo "==> C++ tests of the torch-free core"
+	@cmake -S . -B $(CMAKE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release > $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
+	@cmake --build $(CMAKE_BUILD) --parallel $(JOBS) >> $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
+	@ctest --test-dir $(CMAKE_BUILD) --output-on-failure --no-tests=error
+
+check: install  ## formatting, lint and types; changes nothing
+	@echo "==> ruff, mypy, clang-format"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run make format"; $(BIN)/ruff format --check .; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@$(if $(CLANG_FORMAT_SOURCES),$(BIN)/clang-format --dry-run -Werror $(CLANG_FORMAT_SOURCES),true)
+
+format: install  ## rewrite the sources in the project's style
+	@echo "==> ruff format, clang-format"
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+	@$(if $(CLANG_FORMAT_SOURCES),$(BIN)/clang-format -i $(CLANG_FORMAT_SOURCES),true)
+
+bench: install  ## measure every operator against its baselines on this machine
+	@echo "==> benchmarks"
+	@$(BIN)/python -m benchmarks.run
+
+fuzz: install  ## long random search against the reference (FUZZ_SECONDS, default by test)
+	@echo "==> fuzzing against the reference"
+	@$(BIN)/python -m pytest -x -q -m fuzz --timeout=0
+
+clean:  ## remove what was built; .venv stays
+	@echo "==> removing build products (rm -r $(VENV) removes the environment)"
+	@rm -rf build out dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks bop2nd_fast/_C*.so $(STAMPS)/project
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
