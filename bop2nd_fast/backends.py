@@ -1,0 +1,295 @@
+"""Which implementation of an operator runs: what can run here, why the rest cannot, and how to force one.
+
+An operator is defined once (``define``, called by ``ops/``) with its plain-torch reference, which serves
+every device. Faster implementations are registered for a device with torch's dispatcher: the C++ extension
+``_C`` for CPUs (it picks the instruction set), Triton launchers for CUDA. :func:`use` forces one by
+overriding registrations, so that a forced choice also holds inside compiled code.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import importlib
+import importlib.util
+import os
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "bop2nd"
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_vpopcntdq")
+NAMES = ("reference", "cpu", *INSTRUCTION_SETS, "triton", "cuda")
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+_references: dict[str, Callable[..., Any]] = {}
+_python_calls: collections.Counter[str] = collections.Counter()
+
+
+class BackendError(RuntimeError):
+    """An unknown or impossible backend was asked for; the message lists what is possible and why."""
+
+
+# ------------------------------------------------------------------------- defining operators
+
+
+def define(schema: str, reference: Callable[..., Any]) -> str:
+    """Define ``bop2nd::<schema>`` with its reference implementation for every device; return its name."""
+    name = re.split(r"[(]", schema, maxsplit=1)[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _references[name] = _counted("reference", reference)
+    _library.impl(name, _references[name], "CompositeExplicitAutograd")
+    return name
+
+
+def _counted(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _python_calls[backend] += 1
+        return function(*args, **kwargs)
+
+    return call
+
+
+# ------------------------------------------------------------------------- the C++ extension
+
+
+class _Extension:
+    """``_C`` and its control symbols (plain C, called through ctypes)."""
+
+    def __init__(self) -> None:
+        self.missing: str | None = None
+        self.symbols: ctypes.CDLL | None = None
+        try:
+            module = importlib.import_module("bop2nd_fast._C")
+        except ImportError as error:
+            self.missing = f"{type(error).__name__}: {error}"
+            return
+        symbols = ctypes.CDLL(str(module.__file__))
+        symbols.bop2nd_isa_name.restype = ctypes.c_char_p
+        symbols.bop2nd_isa_requires.restype = ctypes.c_char_p
+        symbols.bop2nd_isa_calls.restype = ctypes.c_int64
+        self.symbols = symbols
+        self.path = Path(str(module.__file__))
+        built = tuple(symbols.bop2nd_isa_name(i).decode() for i in range(symbols.bop2nd_isa_count()))
+        if built != INSTRUCTION_SETS:
+            raise ImportError(f"{self.path.name} was built for {built}, this package knows {INSTRUCTION_SETS}")
+
+    def supports(self, isa: str) -> bool:
+        return self.symbols is not None and bool(self.symbols.bop2nd_isa_supported(INSTRUCTION_SETS.index(isa)))
+
+    def active(self) -> str:
+        assert self.symbols is not None
+        return INSTRUCTION_SETS[self.symbols.bop2nd_isa_active()]
+
+
+_extension = _Extension()
+if _extension.missing is not None:
+    warnings.warn(
+        f"bop2nd_fast runs on its plain-torch reference on CPUs, which is slow: the C++ extension is not "
+        f"there ({_extension.missing}). Build it with 'pip install --no-build-isolation .'",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+# ------------------------------------------------------------------------- Triton
+
+_TRITON_LAUNCHERS = {
+    "bop_step_": "bop_step",
+    "pack_bits": "pack_bits",
+    "pack_bits_ste": "pack_bits",
+    "unpack_bits": "pack_bits",
+    "binary_linear": "binary_linear",
+    "binary_conv2d": "binary_conv2d",
+    "binary_linear_packed": "binary_linear",
+    "binary_conv2d_packed": "binary_conv2d",
+}
+
+
+def _triton_missing() -> str | None:
+    return None if importlib.util.find_spec("triton") else "the package 'triton' is not installed"
+
+
+def _triton_launcher(op: str) -> Callable[..., Any]:
+    """A launcher that imports its kernel file when it is first called."""
+
+    def launch(*args: Any, **kwargs: Any) -> Any:
+        module = importlib.import_module(f"bop2nd_fast.kernels.{_TRITON_LAUNCHERS[op]}")
+        return getattr(module, op)(*args, **kwargs)
+
+    return _counted("triton", launch)
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1), so on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def start() -> None:
+    """Register Triton for CUDA tensors and obey BOP2ND_BACKEND. Called once, after all ops are defined."""
+    if _triton_missing() is None:
+        for op in _TRITON_LAUNCHERS:
+            _library.impl(op, _triton_launcher(op), "CUDA")
+    if name := os.environ.get("BOP2ND_BACKEND"):
+        use(name)
+
+
+# ------------------------------------------------------------------------- choosing
+
+
+@dataclass(frozen=True)
+class Status:
+    """One backend: whether it can run here, on which devices, and what it needs or why it cannot."""
+
+    name: str
+    available: bool
+    active: bool
+    devices: str
+    note: str
+
+
+_overrides: list[torch.library.Library] = []
+_forced: str | None = None
+
+
+def why_not(name: str) -> str | None:
+    """Why backend ``name`` cannot run here, or None if it can."""
+    if name == "reference":
+        return None
+    if name in ("cpu", *INSTRUCTION_SETS):
+        if _extension.symbols is None:
+            return f"the C++ extension is not there ({_extension.missing})"
+        if name == "cpu" or _extension.supports(name):
+            return None
+        requires = _extension.symbols.bop2nd_isa_requires(INSTRUCTION_SETS.index(name)).decode()
+        return f"this processor lacks {requires}"
+    if name == "triton":
+        if (missing := _triton_missing()) is not None:
+            return missing
+        if torch.cuda.is_available() or triton_interpreted():
+            return None
+        return "no CUDA device (TRITON_INTERPRET=1 would run it, slowly, on the CPU)"
+    if name == "cuda":
+        return "the CUDA C++ kernels are not part of this build"
+    return f"there is no backend of that name; there are {', '.join(NAMES)}"
+
+
+class use:
+    """Force one backend by name, for all operators it has; ``use("auto")`` goes back to the best.
+
+    Takes effect at once; as a context manager it restores what was forced before. The environment
+    variable ``BOP2ND_BACKEND`` does the same at import.
+
+    Raises:
+        BackendError: the name is unknown or cannot run here; the message says what can and why the rest cannot.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._previous = _forced or "auto"
+        _force(name)
+
+    def __enter__(self) -> use:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _force(self._previous)
+
+
+def _force(name: str) -> None:
+    global _forced
+    if name != "auto" and (reason := why_not(name)) is not None:
+        rest = "; ".join(f"{n}: {why_not(n) or 'possible'}" for n in NAMES)
+        raise BackendError(f"backend {name!r} cannot be used: {reason}. ({rest})")
+    for library in _overrides:
+        library._destroy()
+    _overrides.clear()
+    isa = INSTRUCTION_SETS.index(name) if name in INSTRUCTION_SETS else -1
+    if _extension.symbols is not None and _extension.symbols.bop2nd_isa_force(isa) != 0:
+        raise BackendError(f"the extension refused instruction set {name!r}")
+    if name == "reference":
+        for key in ("CPU", "CUDA"):
+            _override(key, _references)
+    elif name == "triton":
+        launchers = {op: _triton_launcher(op) for op in _TRITON_LAUNCHERS}
+        _override("CPU" if triton_interpreted() else "CUDA", launchers)
+    _forced = None if name == "auto" else name
+
+
+def _override(key: str, functions: dict[str, Callable[..., Any]]) -> None:
+    library = torch.library.Library(NAMESPACE, "IMPL")
+    for op, function in functions.items():
+        library.impl(op, function, key, allow_override=True)
+    _overrides.append(library)
+
+
+def forced() -> str | None:
+    """The backend that :func:`use` or BOP2ND_BACKEND forced, or None."""
+    return _forced
+
+
+def active(device: str = "cpu") -> str:
+    """Name of the backend that serves tensors on ``device`` now (for CPUs: the instruction set)."""
+    if _forced in ("reference", "triton"):
+        return _forced
+    if device == "cpu":
+        return "reference" if _extension.symbols is None else _extension.active()
+    return "triton" if device == "cuda" and _triton_missing() is None else "reference"
+
+
+def wants_blocked(words: Tensor) -> bool:
+    """Whether the kernel that would run on these words makes use of re-laid weights."""
+    return type(words) is Tensor and words.device.type == "cpu" and active("cpu") in INSTRUCTION_SETS
+
+
+def calls() -> dict[str, int]:
+    """Operator calls served so far, by backend; tests use it to check that what they forced really ran."""
+    counts = {name: _python_calls[name] for name in ("reference", "triton")}
+    if (symbols := _extension.symbols) is not None:
+        counts |= {name: symbols.bop2nd_isa_calls(i) for i, name in enumerate(INSTRUCTION_SETS)}
+    return counts
+
+
+def report() -> list[Status]:
+    """Every backend: can it run here, is it in use, what it needs or why it cannot run."""
+    rows = []
+    in_use = {active("cpu"), active("cuda") if torch.cuda.is_available() else active("cpu")}
+    for name in NAMES:
+        if name == "cpu":
+            continue  # an alias of the best instruction set
+        devices = {"reference": "any", "triton": "cuda", "cuda": "cuda"}.get(name, "cpu")
+        reason = why_not(name)
+        note = reason or _what(name)
+        rows.append(Status(name, reason is None, name in in_use, devices, note))
+    return rows
+
+
+def _what(name: str) -> str:
+    if name in INSTRUCTION_SETS:
+        assert _extension.symbols is not None
+        return "C++: " + _extension.symbols.bop2nd_isa_requires(INSTRUCTION_SETS.index(name)).decode()
+    return {"reference": "plain torch, the specification", "triton": "Triton kernels"}.get(name, "")
+
+
+def explain(op: str, *shapes: tuple[int, ...], device: str = "cpu") -> str:
+    """One sentence: which implementation of ``op`` would run on ``device`` for operands of ``shapes``, and why."""
+    if op not in _references:
+        raise ValueError(f"there is no operator {op!r}; there are {', '.join(sorted(_references))}")
+    chosen = active(device)
+    if chosen == "triton" and op not in _TRITON_LAUNCHERS:
+        chosen = "reference"
+    if _forced is not None:
+        why = f"forced by use({_forced!r})" if chosen == _forced else f"{_forced} has no kernel for it"
+    elif chosen in INSTRUCTION_SETS:
+        why = "the best instruction set this processor has"
+    elif chosen == "triton":
+        why = "the GPU backend that is installed"
+    else:
+        why = why_not("cpu" if device == "cpu" else "triton") or "no faster kernel is registered for it"
+    sizes = " x ".join("[" + ", ".join(map(str, s)) + "]" for s in shapes)
+    return f"{op}{' on ' + sizes if sizes else ''} ({device}): {chosen}, {why}"

@@ -1,0 +1,356 @@
+"""BinaryTensor: a tensor of +1 / -1 that stores one bit per element in int32 words.
+
+A wrapper subclass: its shape, dtype and strides are those of the logical tensor, so it can be an
+``nn.Parameter`` that ``loss.backward()`` gives a dense gradient; its memory is ``.words``. What cannot be
+done on words falls back to the unpacked values where a user expects a new tensor (printing, comparison,
+arithmetic); an in-place write that would lose information raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from . import backends
+
+WORD_BITS = 32
+LAYOUT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the elements of a logical tensor lie in words. Travels with the tensor and with the file.
+
+    Element ``e`` along the packed axis ``dim`` is bit ``e % 32`` (least significant first) of word
+    ``e // 32``; bit 1 means -1; tail bits are 0. Words are stored contiguously, packed axis last.
+    """
+
+    shape: tuple[int, ...]
+    dim: int
+    dtype: torch.dtype
+    version: int = LAYOUT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != LAYOUT_VERSION:
+            raise ValueError(f"layout version {self.version} is not known; this package reads {LAYOUT_VERSION}")
+        if not 0 <= self.dim < len(self.shape):
+            raise ValueError(f"packed axis {self.dim} is not an axis of shape {self.shape}")
+        if not self.dtype.is_floating_point:
+            raise ValueError(f"a BinaryTensor has a floating dtype, not {self.dtype}")
+
+    @property
+    def length(self) -> int:
+        """Elements along the packed axis."""
+        return self.shape[self.dim]
+
+    @property
+    def words_shape(self) -> tuple[int, ...]:
+        """Shape of the words: the other axes in order, then ``ceil(length / 32)``."""
+        rest = self.shape[: self.dim] + self.shape[self.dim + 1 :]
+        return (*rest, -(-self.length // WORD_BITS))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Logical strides with the packed axis innermost (channels-last for a convolution weight)."""
+        order = [d for d in range(len(self.shape)) if d != self.dim] + [self.dim]
+        strides, step = [0] * len(self.shape), 1
+        for d in reversed(order):
+            strides[d] = step
+            step *= max(self.shape[d], 1)
+        return tuple(strides)
+
+    def with_dtype(self, dtype: torch.dtype) -> Layout:
+        return Layout(self.shape, self.dim, dtype, self.version)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a file."""
+        return {
+            "version": self.version,
+            "shape": list(self.shape),
+            "dim": self.dim,
+            "length": self.length,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Layout:
+        """Inverse of :meth:`to_dict`; raises ``ValueError`` on unknown or contradicting values."""
+        dtype = getattr(torch, str(values.get("dtype")), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"unknown dtype {values.get('dtype')!r} in a layout")
+        layout = Layout(tuple(values["shape"]), int(values["dim"]), dtype, int(values["version"]))
+        if layout.length != values["length"]:
+            raise ValueError(f"length {values['length']} contradicts shape {layout.shape}, axis {layout.dim}")
+        return layout
+
+
+class BinaryTensor(Tensor):
+    """A tensor of +1 / -1 in packed words. Make one with :func:`pack`.
+
+    Args:
+        words: int32, contiguous, shape ``layout.words_shape``; tail bits must be 0.
+        layout: logical shape, packed axis and dtype.
+
+    Raises:
+        ValueError: words of another dtype or of a count that does not fit the logical shape.
+    """
+
+    words: Tensor
+    bit_layout: Layout
+
+    @staticmethod
+    def __new__(cls, words: Tensor, layout: Layout, requires_grad: bool = False) -> BinaryTensor:
+        if words.dtype != torch.int32:
+            raise ValueError(f"words must be int32, got {words.dtype}")
+        if tuple(words.shape) != layout.words_shape:
+            raise ValueError(
+                f"words of shape {tuple(words.shape)} do not fit logical shape {layout.shape} packed along "
+                f"axis {layout.dim}: that takes {layout.words_shape}"
+            )
+        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+            cls,
+            layout.shape,
+            strides=layout.strides,
+            dtype=layout.dtype,
+            device=words.device,
+            requires_grad=requires_grad,
+            storage_size=words.nbytes,
+        )
+
+    def __init__(self, words: Tensor, layout: Layout, requires_grad: bool = False) -> None:
+        self.words = words
+        self.bit_layout = layout
+        self._blocked: tuple[tuple[Any, ...], Tensor] | None = None
+
+    # ---------------------------------------------------------------- reading
+
+    def unpack(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The dense +1 / -1 tensor in ``dtype`` (default: this tensor's). Differentiable."""
+        layout = self.bit_layout
+        result: Tensor = torch.ops.bop2nd.unpack_bits(self, layout.length, layout.dim, dtype=dtype or self.dtype)
+        return result
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed words (the dense tensor would take ``numel() * itemsize``)."""
+        return self.words.nbytes
+
+    def blocked_words(self, groups: int = 1) -> Tensor | None:
+        """Words re-laid for the CPU kernels, kept until the words change (their version counter tells).
+
+        None where it would not be used or could go stale: other devices, inside a compiler's trace, on
+        tensors made in inference mode (they have no version counter).
+        """
+        words = self.words
+        if not backends.wants_blocked(words) or torch.compiler.is_compiling() or words.is_inference():
+            return None
+        key = (words._version, words.data_ptr(), groups)
+        if self._blocked is None or self._blocked[0] != key:
+            self._blocked = (key, torch.ops.bop2nd.block_weight(words, groups))
+        return self._blocked[1]
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        layout = self.bit_layout
+        values = "..." if self.words.is_meta or _is_traced(self.words) else str(self.unpack().detach())
+        return (
+            f"{type(self).__name__}({values.removeprefix('tensor(').removesuffix(')')}, "
+            f"shape={layout.shape}, packed_dim={layout.dim}, dtype={layout.dtype}, device={self.device}"
+            f"{', requires_grad=True' if self.requires_grad else ''})"
+        )
+
+    # ------------------------------------------------- what torch asks of a subclass
+
+    def __tensor_flatten__(self) -> tuple[list[str], Layout]:
+        return ["words"], self.bit_layout
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], layout: Layout, size: Any, stride: Any) -> BinaryTensor:
+        return BinaryTensor(inner["words"], layout)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        layout = self.bit_layout
+        is_param = isinstance(self, torch.nn.Parameter)
+        args = (self.words, layout.shape, layout.dim, layout.dtype, layout.version, self.requires_grad, is_param)
+        return _rebuild_binary_tensor, args
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BinaryTensor:
+        if id(self) in memo:
+            return memo[id(self)]  # type: ignore[no-any-return]
+        if not self.is_leaf:
+            raise RuntimeError("only BinaryTensors that are leaves of the graph can be deep-copied")
+        copy = BinaryTensor(self.words.clone(), self.bit_layout, self.requires_grad)
+        if isinstance(self, torch.nn.Parameter):
+            copy._is_param = True  # type: ignore[attr-defined]
+        if self.grad is not None:
+            copy.grad = self.grad.clone()
+        memo[id(self)] = copy
+        return copy
+
+    def _stable_hash_for_caching(self) -> str:
+        return f"BinaryTensor{self.bit_layout}"
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "bop2nd":
+            return _call_on_words(func, args, kwargs)
+        handler = _HANDLERS.get(func)
+        if handler is not None:
+            return handler(func, *args, **kwargs)
+        if func._schema.is_mutable:
+            _refuse_lossy_write(func, args, kwargs)
+        return func(*_unpack_all(args), **_unpack_all(kwargs))
+
+
+def _rebuild_binary_tensor(
+    words: Tensor,
+    shape: tuple[int, ...],
+    dim: int,
+    dtype: torch.dtype,
+    version: int,
+    requires_grad: bool,
+    is_param: bool,
+) -> BinaryTensor:
+    """Unpickle: plain arguments only, so that ``torch.load(weights_only=True)`` can call it."""
+    tensor = BinaryTensor(words, Layout(tuple(shape), dim, dtype, version), requires_grad)
+    if is_param:
+        tensor._is_param = True  # type: ignore[attr-defined]
+    return tensor
+
+
+torch.serialization.add_safe_globals([BinaryTensor, _rebuild_binary_tensor])
+
+
+def pack(x: Tensor, dim: int = -1) -> BinaryTensor:
+    """Pack the signs of ``x`` along ``dim`` into a :class:`BinaryTensor` of the same shape and dtype.
+
+    ``sign(x)`` is -1 where ``x < 0`` and +1 elsewhere (so for +-0.0 and NaN too). ``dim`` is the axis a
+    dot product runs over: 1 for the weight of a linear layer ``[out, in]`` or a convolution ``[O, I, kH, kW]``.
+
+    Raises:
+        TypeError: ``x`` is not a floating point tensor.
+        IndexError: ``x`` has no axis ``dim``.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"pack takes a floating point tensor, got {getattr(x, 'dtype', type(x))}")
+    if not -x.dim() <= dim < x.dim():
+        raise IndexError(f"a tensor of {x.dim()} axes has no axis {dim}")
+    dim %= x.dim()
+    words = torch.ops.bop2nd.pack_bits(x.detach(), dim)
+    return BinaryTensor(words, Layout(tuple(x.shape), dim, x.dtype))
+
+
+def check_plus_minus_one(x: Tensor, what: str) -> None:
+    """Raise ``ValueError`` unless every element of ``x`` is +1 or -1. Synchronises."""
+    bad = x.detach().abs() != 1
+    if bool(bad.any()):
+        raise ValueError(f"{what}: {int(bad.sum())} of {x.numel()} values are neither +1 nor -1")
+
+
+# ------------------------------------------------------------------------------------- dispatch
+
+
+def _is_traced(words: Tensor) -> bool:
+    return torch.compiler.is_compiling() or type(words) is not Tensor
+
+
+def _unpack_all(tree: Any) -> Any:
+    return pytree.tree_map_only(BinaryTensor, lambda t: t.unpack(), tree)
+
+
+def _call_on_words(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run one of our operators on the words, handing it the re-laid weight when there is one."""
+    named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+    weight = named.get("weight")
+    takes_blocked = any(a.name == "blocked" for a in func._schema.arguments)
+    if takes_blocked and named.get("blocked") is None and isinstance(weight, BinaryTensor):
+        named["blocked"] = weight.blocked_words(named.get("groups", 1))
+    return func(**pytree.tree_map_only(BinaryTensor, lambda t: t.words, named))
+
+
+def _refuse_lossy_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A write into a BinaryTensor other than ``copy_`` would need values that one bit cannot hold."""
+    for i, spec in enumerate(func._schema.arguments):
+        value = args[i] if i < len(args) else kwargs.get(spec.name)
+        values = value if isinstance(value, (list, tuple)) else [value]
+        written = spec.alias_info is not None and spec.alias_info.is_write
+        if written and any(isinstance(v, BinaryTensor) for v in values):
+            raise RuntimeError(
+                f"{func} would write arbitrary values into a BinaryTensor, which holds only signs. Use "
+                "copy_() with +1/-1 values, the optimizers of bop2nd_fast.optim, or unpack() for a dense copy."
+            )
+
+
+def _same_layout(func: Any, x: BinaryTensor, *args: Any, **kwargs: Any) -> BinaryTensor:
+    return BinaryTensor(func(x.words, *args, **kwargs), x.bit_layout)
+
+
+def _clone(func: Any, x: BinaryTensor, *, memory_format: torch.memory_format | None = None) -> BinaryTensor:
+    return BinaryTensor(x.words.clone(), x.bit_layout)  # the layout fixes the memory format
+
+
+def _to_copy(func: Any, x: BinaryTensor, **kwargs: Any) -> Tensor:
+    dtype = kwargs.pop("dtype", None) or x.dtype
+    if not dtype.is_floating_point:
+        return func(x.unpack(), dtype=dtype, **kwargs)  # type: ignore[no-any-return]
+    kwargs.pop("memory_format", None)
+    return BinaryTensor(func(x.words, **kwargs), x.bit_layout.with_dtype(dtype))
+
+
+def _copy_(func: Any, x: Any, source: Tensor, non_blocking: bool = False) -> Any:
+    if not isinstance(x, BinaryTensor):
+        return x.copy_(source.unpack() if isinstance(source, BinaryTensor) else source, non_blocking)
+    if tuple(source.shape) != x.bit_layout.shape:
+        source = source.expand(x.bit_layout.shape)  # raises as a dense copy_ would
+    if isinstance(source, BinaryTensor) and source.bit_layout.dim == x.bit_layout.dim:
+        x.words.copy_(source.words, non_blocking)
+        return x
+    dense = source.unpack() if isinstance(source, BinaryTensor) else source
+    check_plus_minus_one(dense, "copy_ into a BinaryTensor")
+    x.words.copy_(torch.ops.bop2nd.pack_bits(dense.to(x.device), x.bit_layout.dim))
+    return x
+
+
+def _dense_like(func: Any, x: BinaryTensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``zeros_like(weight)`` and its kin make dense tensors, in the weight's walk order."""
+    dense = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return func(dense, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+aten = torch.ops.aten
+_HANDLERS: dict[Any, Callable[..., Any]] = {
+    aten.detach.default: _same_layout,
+    aten.alias.default: _same_layout,
+    aten._pin_memory.default: _same_layout,
+    aten.pin_memory.default: _same_layout,
+    aten.clone.default: _clone,
+    aten._to_copy.default: _to_copy,
+    aten.copy_.default: _copy_,
+    aten.is_pinned.default: lambda func, x, *args, **kwargs: func(x.words, *args, **kwargs),
+    aten.record_stream.default: lambda func, x, stream: func(x.words, stream),
+    **{
+        op: _dense_like
+        for op in (
+            aten.empty_like.default,
+            aten.zeros_like.default,
+            aten.ones_like.default,
+            aten.full_like.default,
+            aten.rand_like.default,
+            aten.randn_like.default,
+            aten.new_empty.default,
+            aten.new_zeros.default,
+            aten.new_ones.default,
+            aten.new_full.default,
+            aten.new_empty_strided.default,
+        )
+    },
+}

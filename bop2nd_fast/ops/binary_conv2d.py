@@ -1,0 +1,300 @@
+"""bop2nd::binary_conv2d - convolution of sign(input) with packed weights; and its packed-in form.
+
+``dot = K - 2 * popcount(x XOR w)`` over the taps, exact in int32. Padded taps count as 0 (left out), +1 or
+-1. Activations are packed ``[N, H, W, groups * words(C / groups)]``; training keeps those words and the
+straight-through estimator's mask, 2 bits per activation, for the backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import backends, reference
+from ..binary_tensor import BinaryTensor
+from .binary_linear import check_operands, mask_values, row_chunks
+from .pack_bits import words_for
+
+PADDING_VALUES = (0, 1, -1)
+_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups, int padding_value"
+
+
+def _reference(
+    input: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+    ste_clip: bool,
+    blocked: Any = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.binary_conv2d(input, weight, stride, padding, dilation, groups, padding_value, ste_clip)
+
+
+def _reference_packed(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+    threshold: Tensor | None = None,
+    blocked: Any = None,
+) -> Tensor:
+    return reference.binary_conv2d_packed(
+        input, weight, in_channels, stride, padding, dilation, groups, padding_value, threshold
+    )
+
+
+backends.define(
+    f"binary_conv2d(Tensor input, Tensor weight, {_GEOMETRY}, bool ste_clip, Tensor? blocked=None) "
+    "-> (Tensor, Tensor, Tensor)",
+    _reference,
+)
+backends.define(
+    f"binary_conv2d_packed(Tensor input, Tensor weight, int in_channels, {_GEOMETRY}, "
+    "Tensor? threshold=None, Tensor? blocked=None) -> Tensor",
+    _reference_packed,
+)
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Output length of a convolution along one axis."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+@torch.library.register_fake("bop2nd::binary_conv2d")
+def _fake(
+    input: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+    ste_clip: bool,
+    blocked: Any = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, h, w = input.shape
+    ho, wo = (
+        output_size(s, weight.shape[1 + i], stride[i], padding[i], dilation[i]) for i, s in enumerate((h, w))
+    )
+    output = input.new_empty((n, ho, wo, weight.shape[0])).permute(0, 3, 1, 2)
+    signs = input.new_empty((n, h, w, groups * words_for(c // groups)), dtype=torch.int32)
+    return output, signs, torch.empty_like(signs) if ste_clip else signs.new_empty(0)
+
+
+@torch.library.register_fake("bop2nd::binary_conv2d_packed")
+def _packed_fake(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+    threshold: Tensor | None = None,
+    blocked: Any = None,
+) -> Tensor:
+    n, h, w, _ = input.shape
+    ho, wo = (
+        output_size(s, weight.shape[1 + i], stride[i], padding[i], dilation[i]) for i, s in enumerate((h, w))
+    )
+    if threshold is None:
+        return input.new_empty((n, ho, wo, weight.shape[0]), dtype=torch.float32)
+    return input.new_empty((n, ho, wo, words_for(weight.shape[0])))
+
+
+# ----------------------------------------------------------------------------------------- backward
+
+
+def _backward(
+    grad_output: Tensor,
+    signs: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients by torch's convolution on activations unpacked a few images at a time.
+
+    Both are channels-last, so that gradient, moments and words are walked in one order; the weight
+    gradient is summed in fp32.
+    """
+    n, h, w, _ = signs.shape
+    per_group = in_channels // groups
+    dtype = grad_output.dtype
+    last = torch.channels_last
+    dense = torch.ops.bop2nd.unpack_bits(weight, per_group, 1, dtype=dtype)
+    grad_input = grad_output.new_empty((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
+    shape = (weight.shape[0], *weight.shape[1:3], per_group) if need_weight else (0, 1, 1, 1)
+    grad_weight = grad_output.new_zeros(shape, dtype=torch.float32).permute(0, 3, 1, 2)
+    explicit = padding_value != 0  # the library pads with zeros: another value is written out per tile
+    for images in row_chunks(n, in_channels * h * w):
+        x = _unpack_grouped(signs[images], in_channels, groups, dtype)
+        if explicit:
+            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(padding_value))
+        grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
+            grad_output[images].contiguous(memory_format=last),
+            x.contiguous(memory_format=last),
+            dense,
+            None,
+            stride,
+            [0, 0] if explicit else padding,
+            dilation,
+            False,
+            [0, 0],
+            groups,
+            [need_input, need_weight, False],
+        )
+        if need_weight:
+            grad_weight += grad_w
+        if need_input:
+            if explicit:
+                grad_x = grad_x[:, :, padding[0] : padding[0] + h, padding[1] : padding[1] + w]
+            if mask.numel():
+                grad_x = grad_x * _mask_grouped(mask[images], in_channels, groups, dtype)
+            grad_input[images] = grad_x
+    return grad_input, grad_weight
+
+
+def _unpack_grouped(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
+    """Activation words -> +1 / -1 as NCHW (channels-last strides); groups start on a word of their own."""
+    lanes = torch.ops.bop2nd.unpack_bits(words.unflatten(-1, (groups, -1)), channels // groups, dtype=dtype)
+    return lanes.flatten(-2).permute(0, 3, 1, 2)
+
+
+def _mask_grouped(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
+    lanes = mask_values(words.unflatten(-1, (groups, -1)), channels // groups, dtype)
+    return lanes.flatten(-2).permute(0, 3, 1, 2)
+
+
+backends.define(
+    f"binary_conv2d_backward(Tensor grad_output, Tensor signs, Tensor mask, Tensor weight, int in_channels, "
+    f"{_GEOMETRY}, bool need_input, bool need_weight) -> (Tensor, Tensor)",
+    _backward,
+)
+
+
+@torch.library.register_fake("bop2nd::binary_conv2d_backward")
+def _backward_fake(
+    grad_output: Tensor,
+    signs: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    n, h, w, _ = signs.shape
+    grad_input = grad_output.new_empty((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
+    shape = (weight.shape[0], *weight.shape[1:3], in_channels // groups) if need_weight else (0, 1, 1, 1)
+    return grad_input, grad_output.new_empty(shape, dtype=torch.float32).permute(0, 3, 1, 2)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.in_channels = inputs[0].shape[1]
+    ctx.geometry = inputs[2:7]
+    ctx.save_for_backward(output[1], output[2], inputs[1])
+
+
+def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    nothing = (None,) * 7
+    if grad is None:
+        return None, None, *nothing
+    signs, mask, weight = ctx.saved_tensors
+    need_input, need_weight = ctx.needs_input_grad[:2]
+    grad_input, grad_weight = torch.ops.bop2nd.binary_conv2d_backward(
+        grad, signs, mask, weight, ctx.in_channels, *ctx.geometry, need_input, need_weight
+    )
+    return grad_input if need_input else None, grad_weight.to(weight.dtype) if need_weight else None, *nothing
+
+
+torch.library.register_autograd("bop2nd::binary_conv2d", _autograd, setup_context=_setup)
+
+
+# ------------------------------------------------------------------------------- the checked function
+
+
+def pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, int]:
+    """An int or a pair of ints as a pair; raises ``ValueError`` below ``minimum``."""
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    if len(both) != 2 or any(not isinstance(v, int) or v < minimum for v in both):
+        raise ValueError(f"{name} must be one or two integers >= {minimum}, got {value!r}")
+    return both
+
+
+def check_padding_value(padding_value: int) -> int:
+    """Raises ``ValueError`` unless ``padding_value`` is 0, +1 or -1."""
+    if padding_value not in PADDING_VALUES:
+        raise ValueError(f"padding_value must be 0, 1 or -1, got {padding_value!r}")
+    return int(padding_value)
+
+
+def binary_conv2d(
+    input: Tensor,
+    weight: BinaryTensor,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    padding_value: int = 0,
+    ste_clip: bool = True,
+) -> Tensor:
+    """2-d convolution of ``sign(input)`` with packed weights.
+
+    Args:
+        input: floating, ``[N, C, H, W]``, any memory format.
+        weight: ``[O, C / groups, kH, kW]`` packed along axis 1.
+        stride, padding, dilation: one or two integers (rows, columns).
+        groups: divides C and O.
+        padding_value: what a padded tap counts as: 0 (left out), +1 or -1. All three are exact.
+        ste_clip: gradient of sign: 1 where ``|x| <= 1`` and 0 elsewhere (True), or 1 everywhere.
+
+    Returns:
+        ``[N, O, Ho, Wo]`` in the dtype of ``input``, channels-last strides.
+
+    Raises:
+        TypeError, ValueError: operands of other kinds, channel mismatch, unknown padding value, or an
+            image smaller than the kernel.
+    """
+    check_operands(input, weight, packed_axis=1, n_axes=4)
+    strides, paddings = pair(stride, "stride", 1), pair(padding, "padding", 0)
+    dilations = pair(dilation, "dilation", 1)
+    value = check_padding_value(padding_value)
+    if input.dim() != 4:
+        raise ValueError(f"input must be [N, C, H, W], got shape {tuple(input.shape)}")
+    if groups < 1 or weight.shape[0] % groups or input.shape[1] != groups * weight.shape[1]:
+        raise ValueError(
+            f"input has {input.shape[1]} channels; a weight of shape {tuple(weight.shape)} with groups={groups} "
+            f"takes {groups * weight.shape[1]} (and groups must divide its {weight.shape[0]} outputs)"
+        )
+    for axis in (0, 1):
+        size = input.shape[2 + axis]
+        if output_size(size, weight.shape[2 + axis], strides[axis], paddings[axis], dilations[axis]) < 1:
+            raise ValueError(f"image of {size} along axis {2 + axis} is smaller than the kernel with its dilation")
+    clip = ste_clip and torch.is_grad_enabled() and input.requires_grad
+    output: Tensor = torch.ops.bop2nd.binary_conv2d(
+        input, weight, strides, paddings, dilations, groups, value, clip
+    )[0]
+    return output

@@ -1,0 +1,179 @@
+"""bop2nd::binary_linear - sign(input) times packed weights; and its packed-in form for inference.
+
+``dot = K - 2 * popcount(x XOR w)``, exact in int32, then cast to the input's dtype. Training keeps 2 bits
+per activation for the backward pass: its sign, and the straight-through estimator's mask ``|x| <= 1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends, reference
+from ..binary_tensor import BinaryTensor
+from .pack_bits import words_for
+
+CHUNK_ELEMENTS = 1 << 20  # the backward pass unpacks activations in tiles of about 4 MiB of fp32
+
+
+def _reference(input: Tensor, weight: Tensor, ste_clip: bool, blocked: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.binary_linear(input, weight, ste_clip)
+
+
+def _reference_packed(
+    input: Tensor, weight: Tensor, in_features: int, threshold: Tensor | None = None, blocked: Any = None
+) -> Tensor:
+    return reference.binary_linear_packed(input, weight, in_features, threshold)
+
+
+backends.define(
+    "binary_linear(Tensor input, Tensor weight, bool ste_clip, Tensor? blocked=None) -> (Tensor, Tensor, Tensor)",
+    _reference,
+)
+backends.define(
+    "binary_linear_packed(Tensor input, Tensor weight, int in_features, Tensor? threshold=None, "
+    "Tensor? blocked=None) -> Tensor",
+    _reference_packed,
+)
+
+
+@torch.library.register_fake("bop2nd::binary_linear")
+def _fake(input: Tensor, weight: Tensor, ste_clip: bool, blocked: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+    output = input.new_empty((*input.shape[:-1], weight.shape[0]))
+    signs = input.new_empty((*input.shape[:-1], words_for(input.shape[-1])), dtype=torch.int32)
+    return output, signs, torch.empty_like(signs) if ste_clip else signs.new_empty(0)
+
+
+@torch.library.register_fake("bop2nd::binary_linear_packed")
+def _packed_fake(
+    input: Tensor, weight: Tensor, in_features: int, threshold: Tensor | None = None, blocked: Any = None
+) -> Tensor:
+    n = weight.shape[0]
+    if threshold is None:
+        return input.new_empty((input.shape[0], n), dtype=torch.float32)
+    return input.new_empty((input.shape[0], words_for(n)))
+
+
+# ----------------------------------------------------------------------------------------- backward
+
+
+def row_chunks(n_rows: int, elements_per_row: int) -> Iterator[slice]:
+    """Slices of rows whose unpacked values fill at most one tile."""
+    step = max(1, CHUNK_ELEMENTS // max(1, elements_per_row))
+    return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+
+
+def _backward(
+    grad_output: Tensor,
+    signs: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    in_features: int,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients by torch's matrix product on operands unpacked tile by tile; weight gradient in fp32."""
+    grad = grad_output.reshape(-1, grad_output.shape[-1])
+    signs, mask = signs.reshape(-1, signs.shape[-1]), mask.reshape(-1, signs.shape[-1])
+    grad_input = grad.new_empty((grad.shape[0] if need_input else 0, in_features))
+    grad_weight = grad.new_zeros((weight.shape[0], in_features) if need_weight else 0, dtype=torch.float32)
+    dense = torch.ops.bop2nd.unpack_bits(weight, in_features, dtype=grad.dtype) if need_input else None
+    for rows in row_chunks(grad.shape[0], in_features):
+        if dense is not None:
+            torch.mm(grad[rows], dense, out=grad_input[rows])
+            if mask.numel():
+                grad_input[rows].mul_(mask_values(mask[rows], in_features, grad.dtype))
+        if need_weight:
+            x = torch.ops.bop2nd.unpack_bits(signs[rows], in_features, dtype=grad.dtype)
+            grad_weight += grad[rows].T @ x
+    return grad_input.view(*grad_output.shape[:-1], in_features) if need_input else grad_input, grad_weight
+
+
+def mask_values(mask: Tensor, length: int, dtype: torch.dtype, dim: int = -1) -> Tensor:
+    """Mask words -> 1.0 where the gradient passes, 0.0 elsewhere."""
+    return torch.ops.bop2nd.unpack_bits(mask, length, dim, dtype=dtype).mul_(-0.5).add_(0.5)
+
+
+backends.define(
+    "binary_linear_backward(Tensor grad_output, Tensor signs, Tensor mask, Tensor weight, int in_features, "
+    "bool need_input, bool need_weight) -> (Tensor, Tensor)",
+    _backward,
+)
+
+
+@torch.library.register_fake("bop2nd::binary_linear_backward")
+def _backward_fake(
+    grad_output: Tensor,
+    signs: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    in_features: int,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = (*grad_output.shape[:-1], in_features) if need_input else (0, in_features)
+    weight_shape = (weight.shape[0], in_features) if need_weight else (0,)
+    return grad_output.new_empty(shape), grad_output.new_empty(weight_shape, dtype=torch.float32)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.in_features = inputs[0].shape[-1]
+    ctx.save_for_backward(output[1], output[2], inputs[1])
+
+
+def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return None, None, None, None
+    signs, mask, weight = ctx.saved_tensors
+    need_input, need_weight = ctx.needs_input_grad[:2]
+    grad_input, grad_weight = torch.ops.bop2nd.binary_linear_backward(
+        grad, signs, mask, weight, ctx.in_features, need_input, need_weight
+    )
+    return grad_input if need_input else None, grad_weight.to(weight.dtype) if need_weight else None, None, None
+
+
+torch.library.register_autograd("bop2nd::binary_linear", _autograd, setup_context=_setup)
+
+
+# ------------------------------------------------------------------------------- the checked function
+
+
+def binary_linear(input: Tensor, weight: BinaryTensor, ste_clip: bool = True) -> Tensor:
+    """``sign(input) @ weight.T`` with packed weights.
+
+    Args:
+        input: floating, ``[..., in_features]``.
+        weight: ``[out_features, in_features]`` packed along axis 1.
+        ste_clip: gradient of sign: 1 where ``|x| <= 1`` and 0 elsewhere (True), or 1 everywhere.
+
+    Returns:
+        ``[..., out_features]`` in the dtype of ``input``.
+
+    Raises:
+        TypeError, ValueError: operands of other kinds, or whose feature counts differ.
+    """
+    check_operands(input, weight, packed_axis=1, n_axes=2)
+    if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
+        raise ValueError(f"input {tuple(input.shape)} does not end in the {weight.shape[1]} features of the weight")
+    clip = ste_clip and torch.is_grad_enabled() and input.requires_grad
+    output: Tensor = torch.ops.bop2nd.binary_linear(input, weight, clip)[0]
+    return output
+
+
+def check_operands(input: Tensor, weight: BinaryTensor, packed_axis: int, n_axes: int) -> None:
+    """Raise unless ``weight`` is packed as the operator needs it and ``input`` is a floating tensor beside it."""
+    if not isinstance(weight, BinaryTensor):
+        raise TypeError(f"weight must be a BinaryTensor (see bop2nd_fast.pack), got {type(weight).__name__}")
+    if weight.dim() != n_axes or weight.bit_layout.dim != packed_axis:
+        raise ValueError(
+            f"weight of shape {tuple(weight.shape)} packed along axis {weight.bit_layout.dim}: this operator "
+            f"needs {n_axes} axes packed along axis {packed_axis}"
+        )
+    if not input.is_floating_point():
+        raise TypeError(f"input must be floating point, got {input.dtype}")
+    if input.device != weight.device:
+        raise ValueError(f"input is on {input.device}, weight on {weight.device}")
