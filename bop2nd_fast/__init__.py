@@ -6,6 +6,7 @@ from . import ops  # noqa: I001  (operators are defined before devices register 
 
 backends.start()
 
+from . import models, nn, optim  # noqa: E402
 
 
 __version__ = "0.1.0"
@@ -13,7 +14,6 @@ __all__ = [
     "BinaryTensor",
     "Layout",
     "backends",
-    "inference",
     "models",
     "nn",
     "ops",

@@ -1,0 +1,28 @@
+"""Entry of the ``bop2nd`` command and of ``python -m bop2nd_fast``."""
+
+from __future__ import annotations
+
+import sys
+
+NEEDED = ("typer", "rich")  # the extra [cli]
+
+
+def main() -> int:
+    """Run the command line; returns the exit status. Says which package is missing instead of a traceback."""
+    try:
+        from .cli import app
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in NEEDED:
+            raise
+        print(
+            f"bop2nd: the command line needs the package '{error.name}'; install it with "
+            f"pip install 'bop2nd-fast[cli]'",
+            file=sys.stderr,
+        )
+        return 2
+    app(prog_name="bop2nd")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""The command line: ``bop2nd info | train | pack | predict | bench``.
+
+Mistakes of the user (a missing file, an impossible value) end with one line on standard error and exit
+status 2; a run that fails by itself (a loss that became NaN) ends with 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import __version__, backends, data, inference, train
+from .system_report import versions
+
+app = typer.Typer(
+    help="Train, pack and run binarized neural networks (Bop2ndOrder).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+class DataName(str, Enum):
+    digits = "digits"
+    cifar10 = "cifar10"
+
+
+class BiasCorrection(str, Enum):
+    none = "none"
+    reference = "reference"
+    adam = "adam"
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception], status: int = 2) -> Iterator[None]:
+    """Turn exceptions of these kinds into one line on standard error and an exit status."""
+    try:
+        yield
+    except kinds as error:
+        err.print(f"[bold red]error:[/] {escape(_one_line(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(status) from None
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"there is no file {error.filename}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name!r} is missing; install it with pip install 'bop2nd-fast[cli]'"
+    return str(error)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# ---------------------------------------------------------------------------------------------- info
+
+
+@app.command()
+def info() -> None:
+    """Show what can run on this machine, and what is missing and why."""
+    about = Table(title="bop2nd_fast on this machine", show_header=False, title_justify="left")
+    about.add_column(style="bold")
+    about.add_column(overflow="fold")
+    for name, value in versions().items():
+        about.add_row(name, escape(value))
+    out.print(about)
+    table = Table(title="Backends", title_justify="left")
+    for column in ("backend", "devices", "state", "needs, or why not"):
+        table.add_column(column, overflow="fold")
+    for status in backends.report():
+        state = (
+            "[bold green]in use[/]" if status.active else "available" if status.available else "[dim]no[/]"
+        )
+        table.add_row(status.name, status.devices, state, escape(status.note))
+    out.print(table)
+    out.print("Force one with [bold]BOP2ND_BACKEND=name[/] or bop2nd_fast.backends.use(name).")
+
+
+# --------------------------------------------------------------------------------------------- train
+
+
+@app.command("train")
+def train_command(
+    data_name: Annotated[DataName, typer.Option("--data", help="Data set.")] = DataName.digits,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of cifar-10-batches-bin (for --data cifar10).")
+    ] = None,
+    model: Annotated[str, typer.Option(help=f"Network: {', '.join(train.MODELS)}.")] = "binarynet",
+    width: Annotated[int | None, typer.Option(help="Channels of the first layer.")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    gamma: Annotated[float | None, typer.Option(help="Rate of the first moment, in (0, 1].")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Rate of the second moment, in (0, 1].")] = None,
+    threshold: Annotated[float | None, typer.Option(help="A larger one flips less, >= 0.")] = None,
+    bias_correction: Annotated[BiasCorrection | None, typer.Option()] = None,
+    lr: Annotated[float | None, typer.Option(help="Adam's, for the real parameters.")] = None,
+    seed: Annotated[int, typer.Option(help="Of initial weights, batches and augmentation.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    out_dir: Annotated[
+        Path, typer.Option("--out", help="Where checkpoint.pt, history.json and training.png go.")
+    ] = Path("out/train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from --out's checkpoint.")] = False,
+) -> None:
+    """Train a binary network. Values not given come from the data set's recipe."""
+    default_width, settings = train.RECIPES[data_name.value]
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "gamma": gamma,
+        "sigma": sigma,
+        "threshold": threshold,
+        "bias_correction": None if bias_correction is None else bias_correction.value,
+        "lr": lr,
+        "seed": seed,
+    }
+    checkpoint = out_dir / "checkpoint.pt"
+    with user_errors(ValueError, OSError, ModuleNotFoundError, RuntimeError):
+        settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v is not None})
+        target = torch.empty(0, device=device).device
+        dataset = _load_data(data_name, data_dir)
+        spec = train.ModelSpec.for_dataset(dataset, model, default_width if width is None else width)
+        trainer = train.Trainer(spec.build(settings.seed), dataset, settings, target, spec)
+        if resume:
+            trainer.resume(checkpoint)
+        elif checkpoint.exists():
+            raise ValueError(f"{checkpoint} exists; continue it with --resume or choose another --out")
+        out_dir.mkdir(parents=True, exist_ok=True)
+    with user_errors(train.TrainingError, status=1):
+        history = run_with_progress(trainer, checkpoint)
+    train.write_history(
+        out_dir / "history.json",
+        history,
+        model=dataclasses.asdict(spec),
+        dataset=dataset.name,
+        settings=dataclasses.asdict(settings),
+    )
+    with user_errors(ModuleNotFoundError):
+        from . import plots
+
+        plots.training(history, out_dir / "training.png", f"{spec.name}, width {spec.width}, {dataset.name}")
+    out.print(
+        f"test accuracy [bold]{history[-1].test_accuracy:.2%}[/]; wrote {escape(str(out_dir))}/",
+        highlight=False,
+    )
+
+
+def run_with_progress(trainer: train.Trainer, checkpoint: Path | None = None) -> list[train.Epoch]:
+    """Train with a live bar: loss, accuracy, flip rate, steps per second; one line per finished epoch."""
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  acc {task.fields[accuracy]}  flips {task.fields[flip_rate]}"),
+        TextColumn("{task.fields[rate]} steps/s"),
+        TimeRemainingColumn(compact=True),
+    )
+    done = len(trainer.history) * len(trainer.batches)
+    with Progress(*columns, console=out) as bar:
+        blank = {"epoch": "-", "loss": "-", "accuracy": "-", "flip_rate": "-", "rate": "-"}
+        task = bar.add_task("training", total=trainer.n_steps, completed=done, **blank)
+
+        def on_progress(now: train.Progress) -> None:
+            bar.update(
+                task,
+                completed=now.step,
+                epoch=f"{now.epoch}/{trainer.settings.epochs}",
+                loss=f"{now.loss:.3f}",
+                accuracy=f"{now.accuracy:.1%}",
+                flip_rate=f"{now.flip_rate:.1e}",
+                rate=f"{now.steps_per_second:.1f}",
+            )
+
+        def on_epoch(epoch: train.Epoch) -> None:
+            bar.console.print(
+                f"epoch {epoch.epoch:3d}  loss {epoch.loss:.4f}  train {epoch.train_accuracy:7.2%}  "
+                f"test {epoch.test_accuracy:7.2%}  flips/weight/step {epoch.flip_rate:.2e}  "
+                f"{epoch.steps_per_second:.1f} steps/s",
+                highlight=False,
+            )
+
+        return trainer.run(on_progress, on_epoch, checkpoint)
+
+
+def _load_data(name: DataName, folder: Path | None) -> data.Dataset:
+    if name is DataName.digits:
+        return data.digits()
+    if folder is None:
+        raise ValueError("--data cifar10 needs --data-dir, the folder of cifar-10-batches-bin")
+    return data.cifar10(folder)
+
+
+# ---------------------------------------------------------------------------------- pack and predict
+
+
+@app.command()
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of `bop2nd train`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
+        "model.safetensors"
+    ),
+) -> None:
+    """Pack a trained network: 1 bit per binary weight, batch norm folded into thresholds."""
+    with user_errors(OSError, train.TrainingError, ValueError):
+        model, state = train.model_from_checkpoint(checkpoint)
+        spec = state["spec"]
+        example = torch.zeros(1, spec["in_channels"], spec["image_size"], spec["image_size"])
+        inference.convert(model, example).save(output)
+    n_weights = sum(parameter.numel() for parameter in model.parameters())
+    size, fp32 = output.stat().st_size, 4 * n_weights
+    out.print(
+        f"wrote {escape(str(output))}: {_bytes(size)}, the same parameters in fp32 are {_bytes(fp32)} "
+        f"({fp32 / size:.1f}x)",
+        highlight=False,
+    )
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A file written by `bop2nd pack`.")],
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", help=".npy or picture; may be given several times.")
+    ] = None,
+    data_name: Annotated[DataName | None, typer.Option("--data", help="Test split of a data set.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="As for train.")] = None,
+) -> None:
+    """Classify pictures, or measure the accuracy on a data set's test images."""
+    with user_errors(ValueError, OSError, ModuleNotFoundError):
+        if (images is None) == (data_name is None):
+            raise ValueError("give either --images or --data")
+        packed = inference.load(model)
+        if data_name is not None:
+            dataset = _load_data(data_name, data_dir)
+            _print_accuracy(dataset, train.logits_of(packed, dataset.test_images))
+            return
+        table = Table("file", "image", "class", "probability")
+        for path in images or []:
+            probabilities = train.logits_of(packed, data.read_images(path)).softmax(1)
+            for i, row in enumerate(probabilities):
+                table.add_row(escape(str(path)), str(i), str(int(row.argmax())), f"{float(row.max()):.3f}")
+        out.print(table)
+
+
+def _print_accuracy(dataset: data.Dataset, logits: torch.Tensor) -> None:
+    predictions, labels = logits.argmax(1), dataset.test_labels
+    table = Table("class", "images", "correct", "most often mistaken for")
+    for index, name in enumerate(dataset.classes):
+        own = predictions[labels == index]
+        right = int((own == index).sum())
+        mistakes = own[own != index]
+        mistaken = dataset.classes[int(mistakes.mode().values)] if len(mistakes) else ""
+        table.add_row(name, str(len(own)), f"{right / max(1, len(own)):.1%}", mistaken)
+    out.print(table)
+    accuracy = float((predictions == labels).double().mean())
+    out.print(
+        f"accuracy [bold]{accuracy:.2%}[/] on {len(labels)} test images of {dataset.name}", highlight=False
+    )
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} MB"
+
+
+# --------------------------------------------------------------------------------------------- bench
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure the operators against their baselines; arguments go to `python -m benchmarks.run`."""
+    checkout = Path(__file__).resolve().parent.parent
+    with user_errors(FileNotFoundError):
+        if not (checkout / "benchmarks" / "run.py").is_file():
+            raise FileNotFoundError(
+                "the benchmarks live in the source checkout, not in the installed package; "
+                "clone the project and run `make bench` there"
+            )
+    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "benchmarks.run", *context.args]
+    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": path}
+    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
