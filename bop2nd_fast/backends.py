@@ -78,10 +78,14 @@ class _Extension:
         self.path = Path(str(module.__file__))
         built = tuple(symbols.bop2nd_isa_name(i).decode() for i in range(symbols.bop2nd_isa_count()))
         if built != INSTRUCTION_SETS:
-            raise ImportError(f"{self.path.name} was built for {built}, this package knows {INSTRUCTION_SETS}")
+            raise ImportError(
+                f"{self.path.name} was built for {built}, this package knows {INSTRUCTION_SETS}"
+            )
 
     def supports(self, isa: str) -> bool:
-        return self.symbols is not None and bool(self.symbols.bop2nd_isa_supported(INSTRUCTION_SETS.index(isa)))
+        return self.symbols is not None and bool(
+            self.symbols.bop2nd_isa_supported(INSTRUCTION_SETS.index(isa))
+        )
 
     def active(self) -> str:
         assert self.symbols is not None
@@ -187,7 +191,7 @@ class use:
     variable ``BOP2ND_BACKEND`` does the same at import.
 
     Raises:
-        BackendError: the name is unknown or cannot run here; the message says what can and why the rest cannot.
+        BackendError: the name is unknown or cannot run here; the message says what can, and why not the rest.
     """
 
     def __init__(self, name: str) -> None:
@@ -255,6 +259,16 @@ def calls() -> dict[str, int]:
     return counts
 
 
+def extension() -> str:
+    """Where the C++ extension lies, or why it is not there."""
+    return f"missing: {_extension.missing}" if _extension.symbols is None else str(_extension.path)
+
+
+def parallel() -> bool | None:
+    """Whether the extension's loops use torch's threads (it was built with OpenMP); None without it."""
+    return None if _extension.symbols is None else bool(_extension.symbols.bop2nd_openmp())
+
+
 def report() -> list[Status]:
     """Every backend: can it run here, is it in use, what it needs or why it cannot run."""
     rows = []
@@ -277,7 +291,7 @@ def _what(name: str) -> str:
 
 
 def explain(op: str, *shapes: tuple[int, ...], device: str = "cpu") -> str:
-    """One sentence: which implementation of ``op`` would run on ``device`` for operands of ``shapes``, and why."""
+    """One sentence: which implementation of ``op`` would run for operands of ``shapes``, and why."""
     if op not in _references:
         raise ValueError(f"there is no operator {op!r}; there are {', '.join(sorted(_references))}")
     chosen = active(device)

@@ -37,7 +37,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.version != LAYOUT_VERSION:
-            raise ValueError(f"layout version {self.version} is not known; this package reads {LAYOUT_VERSION}")
+            raise ValueError(
+                f"layout version {self.version} is not known; this package reads {LAYOUT_VERSION}"
+            )
         if not 0 <= self.dim < len(self.shape):
             raise ValueError(f"packed axis {self.dim} is not an axis of shape {self.shape}")
         if not self.dtype.is_floating_point:
@@ -112,7 +114,7 @@ class BinaryTensor(Tensor):
                 f"words of shape {tuple(words.shape)} do not fit logical shape {layout.shape} packed along "
                 f"axis {layout.dim}: that takes {layout.words_shape}"
             )
-        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+        return torch.Tensor._make_wrapper_subclass(
             cls,
             layout.shape,
             strides=layout.strides,
@@ -132,11 +134,13 @@ class BinaryTensor(Tensor):
     def unpack(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense +1 / -1 tensor in ``dtype`` (default: this tensor's). Differentiable."""
         layout = self.bit_layout
-        result: Tensor = torch.ops.bop2nd.unpack_bits(self, layout.length, layout.dim, dtype=dtype or self.dtype)
+        result: Tensor = torch.ops.bop2nd.unpack_bits(
+            self, layout.length, layout.dim, dtype=dtype or self.dtype
+        )
         return result
 
     @property
-    def nbytes(self) -> int:
+    def nbytes(self) -> int:  # type: ignore[override]
         """Bytes of the packed words (the dense tensor would take ``numel() * itemsize``)."""
         return self.words.nbytes
 
@@ -154,7 +158,7 @@ class BinaryTensor(Tensor):
             self._blocked = (key, torch.ops.bop2nd.block_weight(words, groups))
         return self._blocked[1]
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         layout = self.bit_layout
         values = "..." if self.words.is_meta or _is_traced(self.words) else str(self.unpack().detach())
         return (
@@ -169,23 +173,33 @@ class BinaryTensor(Tensor):
         return ["words"], self.bit_layout
 
     @staticmethod
-    def __tensor_unflatten__(inner: dict[str, Tensor], layout: Layout, size: Any, stride: Any) -> BinaryTensor:
+    def __tensor_unflatten__(
+        inner: dict[str, Tensor], layout: Layout, size: Any, stride: Any
+    ) -> BinaryTensor:
         return BinaryTensor(inner["words"], layout)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         layout = self.bit_layout
         is_param = isinstance(self, torch.nn.Parameter)
-        args = (self.words, layout.shape, layout.dim, layout.dtype, layout.version, self.requires_grad, is_param)
+        args = (
+            self.words,
+            layout.shape,
+            layout.dim,
+            layout.dtype,
+            layout.version,
+            self.requires_grad,
+            is_param,
+        )
         return _rebuild_binary_tensor, args
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BinaryTensor:
         if id(self) in memo:
-            return memo[id(self)]  # type: ignore[no-any-return]
+            return memo[id(self)]
         if not self.is_leaf:
             raise RuntimeError("only BinaryTensors that are leaves of the graph can be deep-copied")
         copy = BinaryTensor(self.words.clone(), self.bit_layout, self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
-            copy._is_param = True  # type: ignore[attr-defined]
+            copy._is_param = True
         if self.grad is not None:
             copy.grad = self.grad.clone()
         memo[id(self)] = copy
@@ -197,7 +211,7 @@ class BinaryTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -223,7 +237,7 @@ def _rebuild_binary_tensor(
     """Unpickle: plain arguments only, so that ``torch.load(weights_only=True)`` can call it."""
     tensor = BinaryTensor(words, Layout(tuple(shape), dim, dtype, version), requires_grad)
     if is_param:
-        tensor._is_param = True  # type: ignore[attr-defined]
+        tensor._is_param = True
     return tensor
 
 
@@ -234,7 +248,7 @@ def pack(x: Tensor, dim: int = -1) -> BinaryTensor:
     """Pack the signs of ``x`` along ``dim`` into a :class:`BinaryTensor` of the same shape and dtype.
 
     ``sign(x)`` is -1 where ``x < 0`` and +1 elsewhere (so for +-0.0 and NaN too). ``dim`` is the axis a
-    dot product runs over: 1 for the weight of a linear layer ``[out, in]`` or a convolution ``[O, I, kH, kW]``.
+    dot product runs over: 1 for the weight of a linear layer ``[out, in]`` or a convolution ``OIHW``.
 
     Raises:
         TypeError: ``x`` is not a floating point tensor.
@@ -286,7 +300,7 @@ def _refuse_lossy_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         if written and any(isinstance(v, BinaryTensor) for v in values):
             raise RuntimeError(
                 f"{func} would write arbitrary values into a BinaryTensor, which holds only signs. Use "
-                "copy_() with +1/-1 values, the optimizers of bop2nd_fast.optim, or unpack() for a dense copy."
+                "copy_() with +1/-1 values, an optimizer of bop2nd_fast.optim, or unpack() for a dense copy."
             )
 
 
@@ -301,7 +315,7 @@ def _clone(func: Any, x: BinaryTensor, *, memory_format: torch.memory_format | N
 def _to_copy(func: Any, x: BinaryTensor, **kwargs: Any) -> Tensor:
     dtype = kwargs.pop("dtype", None) or x.dtype
     if not dtype.is_floating_point:
-        return func(x.unpack(), dtype=dtype, **kwargs)  # type: ignore[no-any-return]
+        return func(x.unpack(), dtype=dtype, **kwargs)
     kwargs.pop("memory_format", None)
     return BinaryTensor(func(x.words, **kwargs), x.bit_layout.with_dtype(dtype))
 
@@ -323,10 +337,23 @@ def _copy_(func: Any, x: Any, source: Tensor, non_blocking: bool = False) -> Any
 def _dense_like(func: Any, x: BinaryTensor, *args: Any, **kwargs: Any) -> Tensor:
     """``zeros_like(weight)`` and its kin make dense tensors, in the weight's walk order."""
     dense = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
-    return func(dense, *args, **kwargs)  # type: ignore[no-any-return]
+    return func(dense, *args, **kwargs)
 
 
 aten = torch.ops.aten
+_MAKE_DENSE = (
+    aten.empty_like.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.rand_like.default,
+    aten.randn_like.default,
+    aten.new_empty.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty_strided.default,
+)
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.detach.default: _same_layout,
     aten.alias.default: _same_layout,
@@ -337,20 +364,5 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.copy_.default: _copy_,
     aten.is_pinned.default: lambda func, x, *args, **kwargs: func(x.words, *args, **kwargs),
     aten.record_stream.default: lambda func, x, stream: func(x.words, stream),
-    **{
-        op: _dense_like
-        for op in (
-            aten.empty_like.default,
-            aten.zeros_like.default,
-            aten.ones_like.default,
-            aten.full_like.default,
-            aten.rand_like.default,
-            aten.randn_like.default,
-            aten.new_empty.default,
-            aten.new_zeros.default,
-            aten.new_ones.default,
-            aten.new_full.default,
-            aten.new_empty_strided.default,
-        )
-    },
+    **dict.fromkeys(_MAKE_DENSE, _dense_like),
 }

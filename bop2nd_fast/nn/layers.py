@@ -107,7 +107,9 @@ class BinaryConv2d(nn.Module):
         super().__init__()
         _positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"groups={groups} must divide {in_channels} input and {out_channels} output channels")
+            raise ValueError(
+                f"groups={groups} must divide {in_channels} input and {out_channels} output channels"
+            )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
         self.stride, self.dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)

@@ -5,7 +5,8 @@ Every quantizer binarizes by ``sign(x)`` (-1 iff ``x < 0``); they differ in the 
 
 * ``ste_sign``: 1 where ``|x| <= 1``, else 0. Runs inside the packed operators, which keep 1 bit of it.
 * ``approx_sign`` (Bi-Real-Net, arXiv 1808.00278): ``2 - 2 |x|`` where ``|x| <= 1``, else 0. Keeps ``x``.
-* ``swish_sign`` (BNN+, arXiv 1812.11800), beta = 5: ``beta (2 - beta x tanh(beta x / 2)) / (1 + cosh(beta x))``.
+* ``swish_sign`` (BNN+, arXiv 1812.11800): ``beta (2 - beta x tanh(beta x / 2)) / (1 + cosh(beta x))``,
+  beta = 5. Keeps ``x``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class _ApproxSurrogate(torch.autograd.Function):
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return grad * (2 - 2 * x.abs()).clamp_min(0)
 
@@ -47,7 +48,7 @@ class _SwishSurrogate(torch.autograd.Function):
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         z = SWISH_BETA * x
         return grad * (SWISH_BETA * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z)))

@@ -286,13 +286,15 @@ def binary_conv2d(
         raise ValueError(f"input must be [N, C, H, W], got shape {tuple(input.shape)}")
     if groups < 1 or weight.shape[0] % groups or input.shape[1] != groups * weight.shape[1]:
         raise ValueError(
-            f"input has {input.shape[1]} channels; a weight of shape {tuple(weight.shape)} with groups={groups} "
+            f"input has {input.shape[1]} channels; a weight {tuple(weight.shape)} with groups={groups} "
             f"takes {groups * weight.shape[1]} (and groups must divide its {weight.shape[0]} outputs)"
         )
     for axis in (0, 1):
         size = input.shape[2 + axis]
         if output_size(size, weight.shape[2 + axis], strides[axis], paddings[axis], dilations[axis]) < 1:
-            raise ValueError(f"image of {size} along axis {2 + axis} is smaller than the kernel with its dilation")
+            raise ValueError(
+                f"image of {size} along axis {2 + axis} is smaller than the kernel with its dilation"
+            )
     clip = ste_clip and torch.is_grad_enabled() and input.requires_grad
     output: Tensor = torch.ops.bop2nd.binary_conv2d(
         input, weight, strides, paddings, dilations, groups, value, clip

@@ -19,7 +19,9 @@ from .pack_bits import words_for
 CHUNK_ELEMENTS = 1 << 20  # the backward pass unpacks activations in tiles of about 4 MiB of fp32
 
 
-def _reference(input: Tensor, weight: Tensor, ste_clip: bool, blocked: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+def _reference(
+    input: Tensor, weight: Tensor, ste_clip: bool, blocked: Any = None
+) -> tuple[Tensor, Tensor, Tensor]:
     return reference.binary_linear(input, weight, ste_clip)
 
 
@@ -30,7 +32,8 @@ def _reference_packed(
 
 
 backends.define(
-    "binary_linear(Tensor input, Tensor weight, bool ste_clip, Tensor? blocked=None) -> (Tensor, Tensor, Tensor)",
+    "binary_linear(Tensor input, Tensor weight, bool ste_clip, Tensor? blocked=None) "
+    "-> (Tensor, Tensor, Tensor)",
     _reference,
 )
 backends.define(
@@ -41,7 +44,9 @@ backends.define(
 
 
 @torch.library.register_fake("bop2nd::binary_linear")
-def _fake(input: Tensor, weight: Tensor, ste_clip: bool, blocked: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(
+    input: Tensor, weight: Tensor, ste_clip: bool, blocked: Any = None
+) -> tuple[Tensor, Tensor, Tensor]:
     output = input.new_empty((*input.shape[:-1], weight.shape[0]))
     signs = input.new_empty((*input.shape[:-1], words_for(input.shape[-1])), dtype=torch.int32)
     return output, signs, torch.empty_like(signs) if ste_clip else signs.new_empty(0)
@@ -133,7 +138,12 @@ def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     grad_input, grad_weight = torch.ops.bop2nd.binary_linear_backward(
         grad, signs, mask, weight, ctx.in_features, need_input, need_weight
     )
-    return grad_input if need_input else None, grad_weight.to(weight.dtype) if need_weight else None, None, None
+    return (
+        grad_input if need_input else None,
+        grad_weight.to(weight.dtype) if need_weight else None,
+        None,
+        None,
+    )
 
 
 torch.library.register_autograd("bop2nd::binary_linear", _autograd, setup_context=_setup)
@@ -158,14 +168,16 @@ def binary_linear(input: Tensor, weight: BinaryTensor, ste_clip: bool = True) ->
     """
     check_operands(input, weight, packed_axis=1, n_axes=2)
     if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(f"input {tuple(input.shape)} does not end in the {weight.shape[1]} features of the weight")
+        raise ValueError(
+            f"input {tuple(input.shape)} does not end in the {weight.shape[1]} features of the weight"
+        )
     clip = ste_clip and torch.is_grad_enabled() and input.requires_grad
     output: Tensor = torch.ops.bop2nd.binary_linear(input, weight, clip)[0]
     return output
 
 
 def check_operands(input: Tensor, weight: BinaryTensor, packed_axis: int, n_axes: int) -> None:
-    """Raise unless ``weight`` is packed as the operator needs it and ``input`` is a floating tensor beside it."""
+    """Raise unless ``weight`` is packed as needed and ``input`` is a floating tensor on its device."""
     if not isinstance(weight, BinaryTensor):
         raise TypeError(f"weight must be a BinaryTensor (see bop2nd_fast.pack), got {type(weight).__name__}")
     if weight.dim() != n_axes or weight.bit_layout.dim != packed_axis:

@@ -42,8 +42,10 @@ def _fake(
     **options: Any,
 ) -> None:
     for weight, grad, exp_avg in zip(weights, grads, exp_avgs, strict=True):
-        torch._check(grad.shape == exp_avg.shape, lambda: f"gradient {grad.shape}, moment {exp_avg.shape}")
-        torch._check(weight.shape[:-1] == grad.shape[:-1], lambda: f"weight {weight.shape}, {grad.shape}")
+        if grad.shape != exp_avg.shape or weight.shape[:-1] != grad.shape[:-1]:
+            raise ValueError(
+                f"weight {weight.shape}, gradient {grad.shape}, moment {exp_avg.shape} do not fit"
+            )
 
 
 def _bump_versions(keyset: Any, *args: Any, **kwargs: Any) -> None:
