@@ -22,11 +22,19 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "Triton": _installed("triton"),
         "C++ compiler": _compiler(),
-        "processor": f"{_processor()}, {os.cpu_count()} logical cores, torch uses {torch.get_num_threads()} threads",
+        "processor": f"{_processor()}, {os.cpu_count()} logical cores",
+        "threads": _threads(),
         "instruction set": backends.active("cpu"),
         "extension _C": backends.extension(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use",
     }
+
+
+def _threads() -> str:
+    note = ""
+    if backends.parallel() is False:
+        note = ", but the extension was built without OpenMP and runs on one"
+    return f"torch uses {torch.get_num_threads()}{note}"
 
 
 def _installed(package: str) -> str:

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from .atomic_write import atomic_write
 from .data import Batches, Dataset, augment_crop_flip
 from .models import BinaryNet
-from .optim import Bop2ndOrder, split_parameters
-from .optim.bop import FlipCounts
+from .optim import Bop2ndOrder, FlipCounts, split_parameters
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"binarynet": BinaryNet}
 CHECKPOINT_FORMAT = "bop2nd_fast.checkpoint.1"
