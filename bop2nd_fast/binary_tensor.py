@@ -220,9 +220,12 @@ class BinaryTensor(Tensor):
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
-        if func._schema.is_mutable:
-            _refuse_lossy_write(func, args, kwargs)
-        return func(*_unpack_all(args), **_unpack_all(kwargs))
+        return _call_on_values(func, args, kwargs)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        dense = self.unpack().detach()
+        dense[index] = value
+        self.detach().copy_(dense)  # raises unless the values are +-1
 
 
 def _rebuild_binary_tensor(
@@ -277,8 +280,56 @@ def _is_traced(words: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(words) is not Tensor
 
 
-def _unpack_all(tree: Any) -> Any:
-    return pytree.tree_map_only(BinaryTensor, lambda t: t.unpack(), tree)
+class UnpackedView(Tensor):
+    """What a view operation on a BinaryTensor returns: its values, unpacked, to read only.
+
+    The bits have no floats to alias, so a write into such a view would be lost; it raises instead.
+    """
+
+    dense: Tensor
+
+    @staticmethod
+    def __new__(cls, dense: Tensor) -> UnpackedView:
+        return torch.Tensor._make_wrapper_subclass(
+            cls, dense.shape, strides=dense.stride(), dtype=dense.dtype, device=dense.device
+        )
+
+    def __init__(self, dense: Tensor) -> None:
+        self.dense = dense
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"{type(self).__name__}({self.dense})"
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["dense"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], context: None, size: Any, stride: Any) -> UnpackedView:
+        return UnpackedView(inner["dense"])
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _call_on_values(func, args, kwargs or {})
+
+
+def _values(t: Any) -> Any:
+    if isinstance(t, BinaryTensor):
+        return t.unpack()
+    return t.dense if isinstance(t, UnpackedView) else t
+
+
+def _call_on_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The fallback: run ``func`` on unpacked values, unless it would write into a BinaryTensor."""
+    if func._schema.is_mutable:
+        _refuse_lossy_write(func, args, kwargs)
+    result = func(*pytree.tree_map(_values, args), **pytree.tree_map(_values, kwargs))
+    if func._schema.is_mutable or all(r.alias_info is None for r in func._schema.returns):
+        return result
+    return pytree.tree_map_only(Tensor, UnpackedView, result)
 
 
 def _call_on_words(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -297,7 +348,7 @@ def _refuse_lossy_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         value = args[i] if i < len(args) else kwargs.get(spec.name)
         values = value if isinstance(value, (list, tuple)) else [value]
         written = spec.alias_info is not None and spec.alias_info.is_write
-        if written and any(isinstance(v, BinaryTensor) for v in values):
+        if written and any(isinstance(v, (BinaryTensor, UnpackedView)) for v in values):
             raise RuntimeError(
                 f"{func} would write arbitrary values into a BinaryTensor, which holds only signs. Use "
                 "copy_() with +1/-1 values, an optimizer of bop2nd_fast.optim, or unpack() for a dense copy."

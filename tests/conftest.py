@@ -1,0 +1,39 @@
+"""Fixtures shared by all tests: forcing one backend and proving that it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from bop2nd_fast import backends
+
+CPU_BACKENDS = ("reference", *backends.INSTRUCTION_SETS)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``cpu_backend`` runs a test on every backend that serves CPU tensors; impossible ones are skipped."""
+    if "cpu_backend" in metafunc.fixturenames:
+        metafunc.parametrize("cpu_backend", CPU_BACKENDS, indirect=True)
+
+
+@pytest.fixture
+def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Force one backend for the test, and fail the test if no operator ran on it."""
+    name: str = request.param
+    if (reason := backends.why_not(name)) is not None:
+        pytest.skip(f"{name}: {reason}")
+    with backends.use(name):
+        before = backends.calls()
+        yield name
+        after = backends.calls()
+    served = {backend for backend in after if after[backend] > before[backend]}
+    assert name in served, f"{name} was forced, but {served or 'nothing'} ran"
+    others = served - {name, "reference"}  # the backward operators exist as plain torch only
+    assert not others, f"{name} was forced, but {others} ran too"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(20260)

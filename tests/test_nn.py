@@ -1,0 +1,97 @@
+"""Layers and quantizers against the same network written with dense tensors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bop2nd_fast.nn import QUANTIZERS, BinaryConv2d, BinaryLinear
+from bop2nd_fast.nn.quantizers import SWISH_BETA
+
+
+def test_linear_is_a_dense_linear_of_signs() -> None:
+    layer = BinaryLinear(70, 9, bias=True)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(4, 2, 70)
+    expected = F.linear(torch.where(x < 0, -1.0, 1.0), layer.weight.unpack(), layer.bias)
+    assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("padding_value", [0, 1, -1])
+def test_conv_is_a_dense_convolution_of_signs(padding_value: int) -> None:
+    layer = BinaryConv2d(36, 8, (3, 2), (2, 1), (1, 2), (1, 2), 2, padding_value=padding_value, bias=True)
+    x = torch.randn(3, 36, 7, 9)
+    signs = F.pad(torch.where(x < 0, -1.0, 1.0), (2, 2, 1, 1), value=float(padding_value))
+    expected = F.conv2d(signs, layer.weight.unpack(), layer.bias, (2, 1), 0, (1, 2), 2)
+    assert torch.equal(layer(x), expected)
+
+
+def test_real_inputs_keep_their_values() -> None:
+    conv, linear = (
+        BinaryConv2d(3, 8, 3, padding=1, input_quantizer=None),
+        BinaryLinear(9, 4, input_quantizer=None),
+    )
+    image, x = torch.randn(2, 3, 6, 6), torch.randn(5, 9)
+    assert torch.equal(conv(image), F.conv2d(image, conv.weight.unpack(), None, 1, 1))
+    assert torch.equal(linear(x), F.linear(x, linear.weight.unpack()))
+    conv(image).sum().backward()
+    assert conv.weight.grad is not None and conv.weight.grad.shape == conv.weight.shape
+
+
+def expected_derivative(name: str, x: float) -> float:
+    if name == "ste_sign":
+        return float(abs(x) <= 1)
+    if name == "approx_sign":
+        return max(0.0, 2 - 2 * abs(x))
+    z = SWISH_BETA * x
+    return SWISH_BETA * (2 - z * math.tanh(z / 2)) / (1 + math.cosh(z))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_straight_through_estimators(name: str) -> None:
+    layer = BinaryLinear(7, 1, input_quantizer=name)
+    points = [-1.5, -1.0, -0.25, 0.0, 0.5, 1.0, 3.0]
+    x = torch.tensor([points], requires_grad=True)
+    layer(x).backward()
+    weight = layer.weight.unpack().flatten()
+    expected = torch.tensor([expected_derivative(name, p) for p in points]) * weight
+    assert torch.allclose(x.grad.flatten(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_gradient_no_mask_and_weights_start_as_fair_coins() -> None:
+    layer = BinaryConv2d(64, 64, 3)
+    with torch.no_grad():
+        layer(torch.randn(1, 64, 5, 5))
+    mean = layer.weight.unpack().mean().item()
+    assert abs(mean) < 5 / math.sqrt(layer.weight.numel())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BinaryLinear(0, 4), "in_features"),
+        (lambda: BinaryLinear(4, 4, input_quantizer="tanh"), "input_quantizer"),
+        (lambda: BinaryConv2d(4, 4, 0), "kernel_size"),
+        (lambda: BinaryConv2d(4, 4, 3, groups=3), "groups=3"),
+        (lambda: BinaryConv2d(4, 4, 3, padding_value=2), "padding_value"),
+        (lambda: BinaryConv2d(4, 4, 3, padding_value=1, input_quantizer=None), "padding_value must be 0"),
+        (lambda: BinaryConv2d(4, 4, 3, stride=0), "stride"),
+    ],
+)
+def test_bad_arguments(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_channel_mismatch() -> None:
+    with pytest.raises(ValueError, match="5 channels"):
+        BinaryConv2d(4, 4, 3)(torch.randn(1, 5, 6, 6))
+
+
+def test_repr_tells_the_configuration() -> None:
+    assert "padding_value=-1" in repr(BinaryConv2d(4, 4, 3, padding_value=-1))
+    assert "input_quantizer=None" in repr(BinaryLinear(4, 4, input_quantizer=None))
