@@ -12,10 +12,11 @@ def main() -> int:
     try:
         from .cli import app
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in NEEDED:
+        package = (error.name or "").partition(".")[0]
+        if package not in NEEDED:
             raise
         print(
-            f"bop2nd: the command line needs the package '{error.name}'; install it with "
+            f"bop2nd: the command line needs the package '{package}'; install it with "
             f"pip install 'bop2nd-fast[cli]'",
             file=sys.stderr,
         )
