@@ -1,0 +1,174 @@
+"""Sign bits of a float tensor, with or without the straight-through mask, and back.
+
+Maths: bit 1 where ``x < 0`` (so +0.0, -0.0 and NaN are 0), mask bit 1 where ``|x| <= 1``; 32 elements along
+the packed axis make an int32 word, tails are 0, every group of the axis starts on a word of its own.
+
+Cost per element: reads 4 bytes (2 for bf16 and fp16) once for both results, writes 1/8 byte for each;
+about 4 operations. Memory is the limit. Unpacking reads 1/8 byte and writes the element.
+
+How: a tensor is seen as ``[outer, length, inner]`` with ``length`` packed. ``inner == 1`` (linear layers,
+channels-last images): a block of ``[words, 32]`` elements, contiguous in memory, is reduced across lanes.
+``inner > 1`` (NCHW along C): 32 rows of ``inner`` are read one after another, each by neighbouring threads,
+and shifted into the word in registers. Other strides are copied to contiguous memory first.
+
+Limits: fp32, bf16, fp16; fewer than 2**31 words in the result.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .bits import pack_lanes, to_float32, unpack_lanes
+from .tuning import PACK_TILE, on_device_of
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@triton.jit
+def pack_rows_kernel(
+    x, signs, mask, n_words, length, words_per_row,
+    HAS_MASK: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rows of ``length`` contiguous elements; ``WHOLE``: the rows are whole words, so x is one long row."""
+    block = tl.arange(0, BLOCK)
+    lanes = tl.arange(0, 32)
+    first = tl.program_id(0) * BLOCK
+    word = first + block
+    if WHOLE:
+        live = (word < n_words)[:, None]
+        x += first.to(tl.int64) * 32
+        elements = block[:, None] * 32 + lanes[None, :]
+    else:
+        column = (word % words_per_row) * 32
+        live = (word < n_words)[:, None] & (column[:, None] + lanes[None, :] < length)
+        starts = (word // words_per_row).to(tl.int64) * length + column
+        elements = starts[:, None] + lanes[None, :]
+    value = to_float32(tl.load(x + elements, mask=live, other=0.0))
+    tl.store(signs + word, pack_lanes(value < 0), mask=word < n_words)
+    if HAS_MASK:
+        tl.store(mask + word, pack_lanes((tl.abs(value) <= 1) & live), mask=word < n_words)
+
+
+@triton.jit
+def pack_columns_kernel(
+    x, signs, mask, inner, inner_blocks, length, words_per_group, groups,
+    HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program (outer and inner block, word of the packed axis): 32 rows of ``inner`` into words."""
+    outer = (tl.program_id(0) // inner_blocks).to(tl.int64)
+    column = tl.program_id(0) % inner_blocks * BLOCK + tl.arange(0, BLOCK)
+    word = tl.program_id(1)
+    group = word // words_per_group
+    first = (word % words_per_group) * 32
+    row = (outer * groups + group) * length + first
+    sign_word = tl.zeros((BLOCK,), tl.int32)
+    mask_word = tl.zeros((BLOCK,), tl.int32)
+    for lane in tl.static_range(32):
+        live = (column < inner) & (first + lane < length)
+        value = to_float32(tl.load(x + (row + lane) * inner + column, mask=live, other=0.0))
+        sign_word |= (value < 0).to(tl.int32) << lane
+        if HAS_MASK:
+            mask_word |= ((tl.abs(value) <= 1) & live).to(tl.int32) << lane
+    to = (outer * inner + column) * (groups * words_per_group) + word
+    tl.store(signs + to, sign_word, mask=column < inner)
+    if HAS_MASK:
+        tl.store(mask + to, mask_word, mask=column < inner)
+
+
+@triton.jit
+def unpack_rows_kernel(words, out, n_words, length, words_per_row, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
+    """Words back to +1 / -1 in the dtype of ``out``; layout and ``WHOLE`` as in ``pack_rows_kernel``."""
+    block = tl.arange(0, BLOCK)
+    lanes = tl.arange(0, 32)
+    first = tl.program_id(0) * BLOCK
+    word = first + block
+    negative = unpack_lanes(tl.load(words + word, mask=word < n_words, other=0))
+    value = tl.where(negative, -1.0, 1.0).to(out.dtype.element_ty)
+    if WHOLE:
+        live = (word < n_words)[:, None]
+        out += first.to(tl.int64) * 32
+        elements = block[:, None] * 32 + lanes[None, :]
+    else:
+        column = (word % words_per_row) * 32
+        live = (word < n_words)[:, None] & (column[:, None] + lanes[None, :] < length)
+        starts = (word // words_per_row).to(tl.int64) * length + column
+        elements = starts[:, None] + lanes[None, :]
+    tl.store(out + elements, value, mask=live)
+
+
+# ---------------------------------------------------------------------------------------- launchers
+
+
+def _check_words(count: int) -> None:
+    if count >= 2**31:
+        raise ValueError(f"{count} words asked for, the kernel addresses at most 2**31 - 1")
+
+
+def _pack(input: Tensor, dim: int, groups: int, with_mask: bool) -> tuple[Tensor, Tensor | None]:
+    if input.dtype not in FLOATS:
+        raise ValueError(f"input is {input.dtype}, allowed are {FLOATS}")
+    dim %= input.dim()
+    if groups < 1 or input.shape[dim] % groups:
+        raise ValueError(f"groups={groups} does not divide {input.shape[dim]} elements along dim {dim}")
+    length = input.shape[dim] // groups
+    words_per_group = -(-length // 32)
+    outer_shape = [*input.shape[:dim], *input.shape[dim + 1 :]]
+    signs = torch.empty(*outer_shape, groups * words_per_group, dtype=torch.int32, device=input.device)
+    mask = torch.empty_like(signs) if with_mask else None
+    _check_words(signs.numel())
+    if signs.numel() == 0:
+        return signs, mask
+    inner = input.shape[dim + 1 :].numel()
+    packed_last = input.movedim(dim, -1)
+    in_rows = packed_last.is_contiguous() or not input.is_contiguous() or inner == 1
+    with on_device_of(input):
+        if in_rows:
+            source = packed_last.contiguous()
+            grid = (triton.cdiv(signs.numel(), PACK_TILE.block_words),)
+            pack_rows_kernel[grid](
+                source, signs, mask, signs.numel(), length, words_per_group,
+                HAS_MASK=with_mask, WHOLE=length % 32 == 0, BLOCK=PACK_TILE.block_words,
+                num_warps=PACK_TILE.num_warps,
+            )  # fmt: skip
+        else:
+            outer = signs.numel() // (inner * groups * words_per_group)
+            block = min(PACK_TILE.block_inner, triton.next_power_of_2(inner))
+            inner_blocks = triton.cdiv(inner, block)
+            pack_columns_kernel[(outer * inner_blocks, groups * words_per_group)](
+                input, signs, mask, inner, inner_blocks, length, words_per_group, groups,
+                HAS_MASK=with_mask, BLOCK=block, num_warps=max(1, min(PACK_TILE.num_warps, block // 32)),
+            )  # fmt: skip
+    return signs, mask
+
+
+def pack_bits(input: Tensor, dim: int = -1) -> Tensor:
+    """``reference.pack_bits``: sign words of ``input`` along ``dim``, packed axis last."""
+    return _pack(input, dim, 1, False)[0]
+
+
+def pack_bits_ste(input: Tensor, dim: int = -1, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """``reference.pack_bits_ste``: sign words and mask words, in one pass over ``input``."""
+    signs, mask = _pack(input, dim, groups, True)
+    assert mask is not None
+    return signs, mask
+
+
+def unpack_bits(words: Tensor, length: int, dim: int = -1, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``reference.unpack_bits``: words ``[..., W]`` -> +1 / -1, the packed axis moved back to ``dim``."""
+    if dtype not in FLOATS:
+        raise ValueError(f"dtype is {dtype}, allowed are {FLOATS}")
+    words_per_row = words.shape[-1]
+    if words_per_row != -(-length // 32):
+        raise ValueError(f"{words_per_row} words do not hold {length} elements")
+    _check_words(words.numel())
+    out = torch.empty(*words.shape[:-1], length, dtype=dtype, device=words.device)
+    if out.numel():
+        with on_device_of(words):
+            unpack_rows_kernel[(triton.cdiv(words.numel(), PACK_TILE.block_words),)](
+                words.contiguous(), out, words.numel(), length, words_per_row,
+                WHOLE=length % 32 == 0, BLOCK=PACK_TILE.block_words, num_warps=PACK_TILE.num_warps,
+            )  # fmt: skip
+    return out.movedim(-1, dim)

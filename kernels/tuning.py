@@ -1,0 +1,89 @@
+"""Tile sizes, one small table per chip family, and the chip a tensor lives on. Host code only.
+
+Every entry says which measurement chose it. ``measured=None`` means: reasoned, compiled and read as machine
+code, never timed. ``python -m benchmarks.gpu --tune`` times the candidates and prints new entries; nothing
+is tuned at import, in a step or inside a captured graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class StepTile:
+    """Words per block (32 weights each), warps per program and the register limit of ``bop_step_kernel``.
+
+    A thread holds ``block_words / num_warps`` weights: 4 or 8, one 16-byte access of fp32 or bf16. The
+    limit keeps enough programs on an SM to cover memory latency; the compile tests hold it to no spills.
+    """
+
+    block_words: int
+    num_warps: int
+    max_registers: int
+    measured: str | None = None
+
+
+# Keyed by chip family and kind: packed weights or dense ones with fp32 moments, or bf16 moments.
+STEP_TILES = {
+    ("sm80", "packed"): StepTile(block_words=16, num_warps=4, max_registers=64, measured=None),
+    ("sm80", "dense"): StepTile(block_words=16, num_warps=4, max_registers=96, measured=None),
+    ("sm80", "bf16"): StepTile(block_words=32, num_warps=4, max_registers=144, measured=None),
+    ("sm90", "packed"): StepTile(block_words=16, num_warps=4, max_registers=64, measured=None),
+    ("sm90", "dense"): StepTile(block_words=16, num_warps=4, max_registers=96, measured=None),
+    ("sm90", "bf16"): StepTile(block_words=32, num_warps=4, max_registers=144, measured=None),
+    ("sm100", "packed"): StepTile(block_words=16, num_warps=4, max_registers=96, measured=None),
+    ("sm100", "dense"): StepTile(block_words=16, num_warps=4, max_registers=112, measured=None),
+    ("sm100", "bf16"): StepTile(block_words=32, num_warps=4, max_registers=200, measured=None),
+}
+
+
+def step_tile(chip: str, packed: bool, moment_dtype: torch.dtype) -> StepTile:
+    """Tile of the step on ``family(device)``; the interpreter runs the tiles of sm90."""
+    kind = "bf16" if moment_dtype == torch.bfloat16 else "packed" if packed else "dense"
+    return STEP_TILES["sm90" if chip == "interpreter" else chip, kind]
+
+
+def step_chunk_words(total_words: int) -> int:
+    """Words per program of the step: many programs for small groups, fewer atomics for large ones."""
+    return 64 if total_words < 2**19 else 256  # not measured yet
+
+
+@dataclass(frozen=True)
+class PackTile:
+    """Words per program where the packed axis is contiguous, pixels per program where it is strided."""
+
+    block_words: int
+    block_inner: int
+    num_warps: int
+    measured: str | None = None
+
+
+PACK_TILE = PackTile(block_words=64, block_inner=512, num_warps=4, measured=None)
+
+
+@functools.cache
+def _family_of(device_index: int) -> str:
+    major, _ = torch.cuda.get_device_capability(device_index)
+    if major < 8:
+        raise ValueError(f"the Triton kernels need compute capability 8.0 or newer, this GPU has {major}.x")
+    return {8: "sm80", 9: "sm90"}.get(major, "sm100")
+
+
+def family(device: torch.device) -> str:
+    """``sm80`` (8.x), ``sm90`` (9.x), ``sm100`` (10.x and newer), or ``interpreter`` for CPU tensors."""
+    if device.type != "cuda":
+        return "interpreter"
+    return _family_of(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Context in which Triton launches on ``tensor``'s device; free when that is the current one."""
+    device = tensor.device
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)

@@ -1,0 +1,128 @@
+"""Compile the Triton kernels ahead of time and read the machine code: no GPU needed.
+
+``python tests/triton_aot.py 90`` compiles every case for sm_90 and prints one JSON line for each with what
+``ptxas`` and ``cuobjdump`` (both in Triton's wheel) say: registers per thread, spills, and how often the
+instructions that matter occur. Run as a program of its own, because a process that runs Triton's
+interpreter (``TRITON_INTERPRET=1``) cannot compile.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bop2nd_fast.kernels import bop_step, tuning
+
+CUOBJDUMP = "backends/nvidia/bin/cuobjdump"
+
+
+@dataclass
+class Case:
+    """One specialization of a kernel: argument types, compile-time values, divisible-by-16 arguments."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int = 4
+    unaligned: frozenset[str] = frozenset()  # arguments that are not known to be multiples of 16
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def step_cases(arch: int) -> Iterator[Case]:
+    import triton.language as tl
+
+    types = {"chunks": "*i32", "table": "*i64", "hyper": "*fp32", "counts": "*i64"}
+    absent = {"inv_scale": None, "found_inf": None, "seed": None}
+    amp = {"inv_scale": "*fp32", "found_inf": "*fp32", "seed": "*i64"}
+    for name, weight, grad, moment, has_v in (
+        ("bop_step fp32", tl.int32, tl.float32, tl.float32, True),
+        ("bop_step fp32, Bop", tl.int32, tl.float32, tl.float32, False),
+        ("bop_step fp32, dense weight", tl.float32, tl.float32, tl.float32, True),
+        ("bop_step bf16 state, AMP", tl.int32, tl.bfloat16, tl.bfloat16, True),
+    ):
+        low = moment == tl.bfloat16
+        tile = tuning.step_tile(f"sm{arch}", weight == tl.int32, torch.bfloat16 if low else torch.float32)
+        constants = {
+            "WEIGHT": weight, "GRAD": grad, "MOMENT": moment, "HAS_V": has_v, "MAXIMIZE": low,
+            "BLOCK_WORDS": tile.block_words,
+        }  # fmt: skip
+        yield Case(
+            name, bop_step.bop_step_kernel, {**types, **(amp if low else {})},
+            {**constants, **({} if low else absent)}, tile.num_warps,
+            options={"enable_fp_fusion": False, "maxnreg": tile.max_registers},
+        )  # fmt: skip
+
+
+def cases(arch: int) -> Iterator[Case]:
+    yield from step_cases(arch)
+
+
+def _sass(cubin: bytes) -> tuple[str, str]:
+    """(disassembly, resource usage) of a cubin."""
+    import triton
+
+    tool = Path(triton.__file__).parent / CUOBJDUMP
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        texts = [
+            subprocess.run([tool, flag, file.name], check=True, capture_output=True, text=True).stdout
+            for flag in ("--dump-sass", "--dump-resource-usage")
+        ]
+    return texts[0], texts[1]
+
+
+def compile_case(case: Case, arch: int) -> dict[str, Any]:
+    """Compile ``case`` for ``arch`` and count what the tests look at."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = case.kernel.arg_names
+    signature = {name: case.types.get(name, "constexpr") for name in names}
+    constexprs = {(names.index(name),): value for name, value in case.constants.items()}
+    attrs = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name in case.types
+        if name not in case.unaligned and case.types[name] != "fp32"
+    }
+    options = {"num_warps": case.num_warps, **case.options}
+    source = ASTSource(case.kernel, signature, constexprs, attrs)
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    ptx, (sass, usage) = binary.asm["ptx"], _sass(binary.asm["cubin"])
+    count = lambda pattern, text: len(re.findall(pattern, text))  # noqa: E731
+    return {
+        "case": case.name,
+        "arch": arch,
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "spills": count(r"\b(LDL|STL)\b", sass) + int(re.search(r"STACK:(\d+)", usage)[1]),
+        "shared": binary.metadata.shared,
+        "instructions": count(r"^\s+/\*[0-9a-f]{4,}\*/\s", sass) or count(r";\s+/\* 0x", sass),
+        "ldg128": count(r"\bLDG\.E[.\w]*\.128\b", sass),
+        "stg128": count(r"\bSTG\.E[.\w]*\.128\b", sass),
+        "ldg": count(r"\bLDG\b", sass),
+        "popc": count(r"\bPOPC\b", sass),
+        "tensor_int8": count(r"\b(IMMA|IGMMA)\b|UTC\w*IMMA|UTCIMMA", sass),
+        "ffma": count(r"\bFFMA\b", sass),
+        "ptx_fma": count(r"\bfma\.rn\.f32", ptx),
+        "ptx_ftz": count(r"\.ftz\b", ptx),
+    }
+
+
+def main(arch: int) -> None:
+    for case in cases(arch):
+        print(json.dumps(compile_case(case, arch)), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
