@@ -81,7 +81,7 @@ def test_found_inf_changes_nothing_and_inv_scale_multiplies() -> None:
     g[0] = 0.0
     ref.bop_step_([w], [g], [m], [v], hyper, counts, inv_scale=torch.tensor(0.25), maximize=True)
     assert m.tolist() == [0.0, -1.0, 1.0] and v.tolist() == [0.0, 2.0, 2.0]
-    # maximize: the positive gradient became negative; the +1 weight whose moment is +1 flips; m = 0 has sign +1
+    # maximize negates the gradient; of the +1 weights the one with m = +1 flips; m = 0 has sign +1
     assert w.tolist() == [1.0, 1.0, -1.0] and counts.tolist() == [[2, 1]]
 
 
