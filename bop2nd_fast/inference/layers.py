@@ -1,0 +1,360 @@
+"""The layers a packed model is made of: words in, words or real values out.
+
+They hold no trainable parameter. Activations between packed layers are words: ``[N, H, W, words(C)]`` after a
+convolution, ``[N, words(K)]`` after a dense layer; bit 1 means -1. With thresholds a layer emits
+``bit = dot < threshold``, which stands for everything the trained model did between two signs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..binary_tensor import BinaryTensor
+from ..ops.binary_conv2d import output_size
+from ..ops.pack_bits import words_for
+
+DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class PackedLayer(nn.Module):
+    """A layer that a file can hold: plain ``config`` values and tensors, from which it can be rebuilt."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def describe(self) -> str:
+        """One short phrase for ``repr`` and reports."""
+        return ""
+
+    def _tensor(self, name: str, tensor: Tensor | None) -> None:
+        self.register_buffer(name, tensor)
+
+
+class _WeightLayer(PackedLayer):
+    """Packed weight, optional thresholds (``[out]``, int32) or, for real outputs, an optional bias (``[out]``)."""
+
+    weight: BinaryTensor
+    threshold: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: BinaryTensor, threshold: Tensor | None = None, bias: Tensor | None = None, **config: Any
+    ) -> None:
+        super().__init__(**config)
+        n_out = weight.shape[0]
+        if threshold is not None and (threshold.dtype != torch.int32 or tuple(threshold.shape) != (n_out,)):
+            raise ValueError(f"thresholds must be int32 [{n_out}], got {threshold.dtype} {tuple(threshold.shape)}")
+        if bias is not None and tuple(bias.shape) != (n_out,):
+            raise ValueError(f"a bias for {n_out} outputs cannot have shape {tuple(bias.shape)}")
+        self._tensor("weight", weight)
+        self._tensor("threshold", threshold)
+        self._tensor("bias", bias)
+
+    def _emits(self) -> str:
+        return "bits" if self.threshold is not None else self.config.get("dtype", "real")
+
+
+class PackedConv2d(_WeightLayer):
+    """Words ``[N, H, W, groups * words(C / groups)]`` -> words ``[N, Ho, Wo, words(O)]`` with thresholds, else
+    real ``[N, O, Ho, Wo]`` (channels-last strides) in ``config["dtype"]``.
+
+    Raises:
+        ValueError: words of another channel count, or an image smaller than the kernel.
+    """
+
+    kind = "packed_conv2d"
+
+    def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
+        super().__init__(weight, **kwargs)
+        c = self.config
+        self._geometry = (list(c["stride"]), list(c["padding"]), list(c["dilation"]), c["groups"], c["padding_value"])
+        self._in_channels: int = weight.shape[1] * c["groups"]
+        self._in_words: int = words_for(weight.shape[1]) * c["groups"]
+        if weight.dim() != 4 or weight.bit_layout.dim != 1 or weight.shape[0] % c["groups"]:
+            raise ValueError(f"not the weight of a convolution with {c['groups']} groups: {weight.bit_layout}")
+
+    def forward(self, words: Tensor) -> Tensor:
+        if words.dim() != 4 or words.shape[-1] != self._in_words:
+            raise ValueError(
+                f"a packed convolution of {self._in_channels} channels takes words [N, H, W, {self._in_words}], "
+                f"got {tuple(words.shape)}"
+            )
+        check_image(words.shape[1:3], self.weight.shape[2:], *self._geometry[:3])
+        dots = torch.ops.bop2nd.binary_conv2d_packed(
+            words,
+            self.weight.words,
+            self._in_channels,
+            *self._geometry,
+            self.threshold,
+            self.weight.blocked_words(self.config["groups"]),
+        )
+        if self.threshold is not None:
+            return dots
+        output = dots.permute(0, 3, 1, 2).to(DTYPES[self.config["dtype"]])
+        return output if self.bias is None else output + self.bias[:, None, None]
+
+    def describe(self) -> str:
+        o, _, kh, kw = self.weight.shape
+        return f"{self._in_channels} -> {o}, {kh}x{kw}{_geometry_text(self.config)}, to {self._emits()}"
+
+
+class PackedLinear(_WeightLayer):
+    """Words ``[..., W]`` -> words ``[..., words(O)]`` with thresholds, else real ``[..., O]``.
+
+    After a flattened convolution every pixel's channels fill whole words, so the weight has
+    ``config["padding_bits"]`` bits more than the layer has features. They are 0 on both sides and add +1 each
+    to the dot: thresholds already contain them, real outputs have them subtracted (exact: integers below 2^24).
+
+    Raises:
+        ValueError: words that do not fit the features.
+    """
+
+    kind = "packed_linear"
+
+    def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
+        super().__init__(weight, **kwargs)
+        if weight.dim() != 2 or weight.bit_layout.dim != 1:
+            raise ValueError(f"not the weight of a dense layer: {weight.bit_layout}")
+        self._n_words = words_for(weight.shape[1])
+
+    def forward(self, words: Tensor) -> Tensor:
+        if words.shape[-1] != self._n_words:
+            n_features = self.weight.shape[1] - self.config["padding_bits"]
+            raise ValueError(
+                f"a packed dense layer of {n_features} features takes {self._n_words} words per row, got "
+                f"{words.shape[-1]}: is the image of another size than the one given to convert()?"
+            )
+        dots = torch.ops.bop2nd.binary_linear_packed(
+            words.reshape(-1, self._n_words),
+            self.weight.words,
+            self.weight.shape[1],
+            self.threshold,
+            self.weight.blocked_words(),
+        )
+        dots = dots.reshape(*words.shape[:-1], dots.shape[-1])
+        if self.threshold is not None:
+            return dots
+        if self.config["padding_bits"]:
+            dots = dots - self.config["padding_bits"]
+        output = dots.to(DTYPES[self.config["dtype"]])
+        return output if self.bias is None else output + self.bias
+
+    def describe(self) -> str:
+        o, k = self.weight.shape
+        return f"{k - self.config['padding_bits']} -> {o}, to {self._emits()}"
+
+
+class _RealInput(_WeightLayer):
+    """A first layer: real inputs, so torch's own product on the unpacked weight, which is kept as a cache."""
+
+    def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
+        super().__init__(weight, **kwargs)
+        self._dense: tuple[tuple[Any, ...], Tensor] | None = None
+
+    def _unpacked(self, dtype: torch.dtype) -> Tensor:
+        words = self.weight.words
+        key = (words.data_ptr(), words.device, dtype, None if words.is_inference() else words._version)
+        if self._dense is None or self._dense[0] != key:
+            self._dense = (key, self.weight.unpack(dtype))
+        return self._dense[1]
+
+
+class RealConv2d(_RealInput):
+    """Real ``[N, C, H, W]`` -> real ``[N, O, Ho, Wo]`` with binary weights.
+
+    Raises:
+        ValueError: another number of channels, or an image smaller than the kernel.
+    """
+
+    kind = "real_conv2d"
+
+    def forward(self, input: Tensor) -> Tensor:
+        c = self.config
+        channels = self.weight.shape[1] * c["groups"]
+        if input.dim() != 4 or input.shape[1] != channels:
+            raise ValueError(f"a convolution of {channels} channels takes [N, {channels}, H, W], got {tuple(input.shape)}")
+        geometry = (tuple(c["stride"]), tuple(c["padding"]), tuple(c["dilation"]))
+        check_image(input.shape[2:], self.weight.shape[2:], *geometry)
+        return F.conv2d(input, self._unpacked(input.dtype), self.bias, *geometry, c["groups"])
+
+    def describe(self) -> str:
+        o, i, kh, kw = self.weight.shape
+        return f"{i * self.config['groups']} -> {o}, {kh}x{kw}{_geometry_text(self.config)}, real to real"
+
+
+class RealLinear(_RealInput):
+    """Real ``[..., K]`` -> real ``[..., O]`` with binary weights."""
+
+    kind = "real_linear"
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self._unpacked(input.dtype), self.bias)
+
+    def describe(self) -> str:
+        return f"{self.weight.shape[1]} -> {self.weight.shape[0]}, real to real"
+
+
+class Pack(PackedLayer):
+    """Signs of real values: ``[N, C, H, W]`` along C (config ``dim`` 1), or ``[..., K]`` along K (``dim`` -1).
+
+    Raises:
+        ValueError: another length along that axis than ``config["length"]``, or no floating values.
+    """
+
+    kind = "pack"
+
+    def forward(self, input: Tensor) -> Tensor:
+        dim, length, groups = self.config["dim"], self.config["length"], self.config["groups"]
+        if not input.is_floating_point() or (dim == 1 and input.dim() != 4) or input.shape[dim] != length:
+            raise ValueError(
+                f"packing takes floating values with {length} along axis {dim}, got {tuple(input.shape)} of {input.dtype}"
+            )
+        if groups == 1:
+            return torch.ops.bop2nd.pack_bits(input, dim)
+        return torch.ops.bop2nd.pack_bits_ste(input, dim, groups)[0]
+
+    def describe(self) -> str:
+        return f"signs of {self.config['length']} {'channels' if self.config['dim'] == 1 else 'features'}"
+
+
+class Regroup(PackedLayer):
+    """Words of C channels -> words in which each of ``groups`` groups starts on a word of its own."""
+
+    kind = "regroup"
+
+    def forward(self, words: Tensor) -> Tensor:
+        values = torch.ops.bop2nd.unpack_bits(words, self.config["length"])
+        return torch.ops.bop2nd.pack_bits(values.unflatten(-1, (self.config["groups"], -1))).flatten(-2)
+
+    def describe(self) -> str:
+        return f"{self.config['length']} channels in {self.config['groups']} groups"
+
+
+class FlattenBits(PackedLayer):
+    """Words ``[N, H, W, W_c]`` -> ``[N, H * W * W_c]``: pixels in order, each pixel's channels in whole words."""
+
+    kind = "flatten_bits"
+
+    def forward(self, words: Tensor) -> Tensor:
+        return words.flatten(1)
+
+
+class PoolBits(PackedLayer):
+    """Max-pool on words ``[N, H, W, W_c]``: a maximum is negative iff every bit of the window is 1 (AND).
+
+    Where a channel's rule decreases, the words hold the sign of ``-x`` of the pooled value's sign rule, and OR takes
+    the place of AND. ``decreasing`` (``[W_c]`` words, or None for none) says which channels do.
+    """
+
+    kind = "pool_bits"
+    decreasing: Tensor | None
+
+    def __init__(self, decreasing: Tensor | None = None, **config: Any) -> None:
+        super().__init__(**config)
+        self._tensor("decreasing", decreasing)
+
+    def forward(self, words: Tensor) -> Tensor:
+        if self.decreasing is not None and words.shape[-1] != self.decreasing.shape[0]:
+            raise ValueError(f"pooling words of {self.decreasing.shape[0]} per pixel, got {words.shape[-1]}")
+        axes = [
+            _PoolAxis(size, *(self.config[key][i] for key in ("kernel_size", "stride", "padding", "dilation")),
+                      self.config["ceil_mode"])
+            for i, size in enumerate(words.shape[1:3])
+        ]
+        if self.decreasing is None:
+            return _pool(words, axes, torch.bitwise_and, -1)
+        all_negative = _pool(words, axes, torch.bitwise_and, -1)
+        any_negative = _pool(words, axes, torch.bitwise_or, 0)
+        return (all_negative & ~self.decreasing) | (any_negative & self.decreasing)
+
+    def describe(self) -> str:
+        mixed = "" if self.decreasing is None else ", both directions"
+        return f"max over {'x'.join(map(str, self.config['kernel_size']))}{mixed}"
+
+
+class _PoolAxis:
+    """Output size and padding of one axis, as torch.nn.MaxPool2d defines them."""
+
+    def __init__(self, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> None:
+        span = size + 2 * padding - dilation * (kernel - 1) - 1
+        self.out = (span + (stride - 1 if ceil_mode else 0)) // stride + 1
+        if ceil_mode and (self.out - 1) * stride >= size + padding:
+            self.out -= 1  # the last window must start inside the image or its left padding
+        if self.out < 1:
+            raise ValueError(f"an image of {size} is smaller than the pooling window of {kernel}")
+        self.kernel, self.stride, self.dilation, self.before = kernel, stride, dilation, padding
+        self.after = max(0, (self.out - 1) * stride + dilation * (kernel - 1) + 1 - size - padding)
+
+    def taps(self) -> list[slice]:
+        """For every tap of the window, the (padded) positions it visits."""
+        starts = (k * self.dilation for k in range(self.kernel))
+        return [slice(start, start + (self.out - 1) * self.stride + 1, self.stride) for start in starts]
+
+
+def _pool(words: Tensor, axes: list[_PoolAxis], combine: Any, neutral: int) -> Tensor:
+    rows, columns = axes
+    padding = (0, 0, columns.before, columns.after, rows.before, rows.after)
+    if any(padding):
+        words = F.pad(words, padding, value=neutral)
+    for dim, axis in ((1, rows), (2, columns)):
+        index: list[Any] = [slice(None)] * 4
+        result: Tensor | None = None
+        for tap in axis.taps():
+            index[dim] = tap
+            view = words[tuple(index)]
+            result = view if result is None else combine(result, view)
+        assert result is not None
+        words = result
+    return words.contiguous()
+
+
+class Constant(PackedLayer):
+    """A parameter or buffer that the traced ``forward`` used by itself."""
+
+    kind = "constant"
+    value: Tensor
+
+    def __init__(self, value: Tensor, **config: Any) -> None:
+        super().__init__(**config)
+        self._tensor("value", value)
+
+    def forward(self) -> Tensor:
+        return self.value
+
+    def describe(self) -> str:
+        return f"{list(self.value.shape)} {dtype_name(self.value.dtype)}"
+
+
+def check_image(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
+    """Raise ``ValueError`` where the image is smaller than the kernel with its dilation."""
+    for axis in (0, 1):
+        if output_size(size[axis], kernel[axis], stride[axis], padding[axis], dilation[axis]) < 1:
+            raise ValueError(f"an image of {tuple(size)} is smaller than the kernel {tuple(kernel)} with its dilation")
+
+
+def _geometry_text(config: dict[str, Any]) -> str:
+    text = "".join(
+        f", {key} {'x'.join(map(str, config[key]))}"
+        for key, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+        if any(v != default for v in config[key])
+    )
+    if any(config["padding"]):
+        text += f" of {config['padding_value']:+d}".replace("+0", "0")
+    return text + (f", {config['groups']} groups" if config["groups"] != 1 else "")
+
+
+LAYERS: dict[str, type[PackedLayer]] = {
+    cls.kind: cls
+    for cls in (PackedConv2d, PackedLinear, RealConv2d, RealLinear, Pack, Regroup, FlattenBits, PoolBits, Constant)
+}
