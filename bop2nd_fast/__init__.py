@@ -6,7 +6,7 @@ from . import ops  # noqa: I001  (operators are defined before devices register 
 
 backends.start()
 
-from . import models, nn, optim  # noqa: E402
+from . import inference, models, nn, optim  # noqa: E402
 
 
 __version__ = "0.1.0"
@@ -14,6 +14,7 @@ __all__ = [
     "BinaryTensor",
     "Layout",
     "backends",
+    "inference",
     "models",
     "nn",
     "ops",
