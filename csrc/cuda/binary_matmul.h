@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+// Binary matrix product and convolution on the tensor cores: the work of one block, written once for the GPU
+// and for the emulated block of tests/cpp (see device_block.cuh for the vocabulary).
+//
+//   counts[row, col] = sum over k words of popc(x[row, k] op w[col, k]),   op = XOR or AND (fragment.h)
+//
+// Rows are output pixels, read where they lie in the packed image (conv_shape.h); columns are outputs of one
+// group. Stages of 512 bits of k travel through kStages buffers of shared memory by asynchronous copies of
+// kVector words; ldmatrix feeds m16n8k256 instructions; slices of k (tile.h: SplitK) are added up in global
+// memory and the last block to arrive writes the result.
+//
+// Cost per block and stage: (rows + cols) * 64 bytes copied, rows * cols * 512 multiply-accumulates.
+// Limits: 2^31 - 1 rows, outputs and words; kVector divides the words of a group.
+#pragma once
+
+#include "epilogue.h"
+
+namespace bop2nd::cuda {
+
+struct MatmulProblem {
+  const uint32_t* x = nullptr;  // [images, height, width, groups * group_words]
+  const uint32_t* w = nullptr;  // [groups * group_outputs, taps * group_words]
+  ConvShape shape;
+  const int32_t* column_terms = nullptr;  // [n_classes, outputs], see binary_terms.h; null: k_elements
+  const int32_t* pixel_counts = nullptr;  // [input pixels, groups], AND only
+  int n_classes = 1;                      // 1: border classes do not matter
+  SplitK split;
+  int32_t* partial = nullptr;    // [tiles, rows * cols], zeroed; with several slices
+  uint32_t* arrivals = nullptr;  // [tiles], zeroed
+  Epilogue epilogue;
+
+  template <class Tile>
+  BOP2ND_HD int row_tiles() const {
+    return (shape.n_rows() + Tile::kRows - 1) / Tile::kRows;
+  }
+  template <class Tile>
+  BOP2ND_HD int column_tiles() const {  // per group
+    return (shape.group_outputs + Tile::kCols - 1) / Tile::kCols;
+  }
+};
+
+template <class Tile>
+struct Fragments {
+  uint32_t a[Tile::kDown][4];
+  uint32_t b[Tile::kAcross][2];
+};
+
+template <class Tile>
+struct MatmulThread {
+  int32_t x_base[Tile::kRowCopies];  // word of tap (0, 0); may lie in the padding
+  int32_t y[Tile::kRowCopies], x[Tile::kRowCopies];
+  int32_t w_base[Tile::kColCopies];  // negative: no such output
+  int32_t count[Tile::kDown][Tile::kAcross][4];
+};
+
+template <class Tile, Math math, int kVector, class Block>
+struct MatmulBlock {
+  using Thread = MatmulThread<Tile>;
+  using Threads = typename Block::template Threads<Thread, Tile::kThreads>;
+  static constexpr int kOutside = -(1 << 30);
+
+  Block& block;
+  const MatmulProblem& p;
+  Threads threads;
+  int tile, slice, row0, group, col0;
+
+  BOP2ND_HD MatmulBlock(Block& block_, const MatmulProblem& problem, int tile_, int slice_)
+      : block(block_), p(problem), tile(tile_), slice(slice_) {
+    int across = p.template column_tiles<Tile>();
+    int per_row = across * p.shape.groups;
+    row0 = tile / per_row * Tile::kRows;
+    group = tile % per_row / across;
+    col0 = tile % across * Tile::kCols;
+  }
+
+  BOP2ND_HD int32_t* shared_row_terms() { return block.template shared<int32_t>(Tile::kBufferBytes); }
+  BOP2ND_HD int32_t* shared_classes() { return shared_row_terms() + Tile::kRows; }
+
+  BOP2ND_HD void locate() {
+    const ConvShape& s = p.shape;
+    block.each(threads, [&](int thread, Thread& t) {
+#pragma unroll
+      for (int i = 0; i < Tile::kRowCopies; ++i) {
+        int row = row0 + thread / Tile::kChunksPerRow + i * Tile::kRowStep;
+        bool exists = row < s.n_rows();
+        Pixel pixel = s.pixel(exists ? row : 0);
+        t.y[i] = exists ? s.vertical.position(pixel.y, 0) : kOutside;
+        t.x[i] = s.horizontal.position(pixel.x, 0);
+        int at =
+            (pixel.image * s.vertical.size + s.vertical.position(pixel.y, 0)) * s.horizontal.size + t.x[i];
+        t.x_base[i] = at * s.pixel_words() + group * s.group_words;
+      }
+#pragma unroll
+      for (int i = 0; i < Tile::kColCopies; ++i) {
+        int col = col0 + thread / Tile::kChunksPerRow + i * Tile::kRowStep;
+        t.w_base[i] = col < s.group_outputs ? (group * s.group_outputs + col) * s.k_words() : -1;
+      }
+#pragma unroll
+      for (int i = 0; i < Tile::kDown; ++i)
+#pragma unroll
+        for (int j = 0; j < Tile::kAcross; ++j)
+#pragma unroll
+          for (int r = 0; r < 4; ++r) t.count[i][j][r] = 0;
+      for (int row = thread; row < Tile::kRows; row += Tile::kThreads) row_term(row);
+    });
+  }
+
+  // -2 popc(x) over the taps inside the image (AND only), and the border class.
+  BOP2ND_HD void row_term(int row) {
+    const ConvShape& s = p.shape;
+    int term = 0, border_class = 0;
+    if (row0 + row < s.n_rows()) {
+      Pixel pixel = s.pixel(row0 + row);
+      if (p.n_classes > 1) border_class = s.class_of(pixel);
+      if (math != Math::kXorBits) {
+        for (int ky = 0; ky < s.vertical.kernel; ++ky)
+          for (int kx = 0; kx < s.horizontal.kernel; ++kx) {
+            int at = s.input_pixel(pixel, ky, kx);
+            if (at >= 0) term -= 2 * p.pixel_counts[static_cast<int64_t>(at) * s.groups + group];
+          }
+      }
+    }
+    shared_row_terms()[row] = term;
+    shared_classes()[row] = border_class;
+  }
+
+  BOP2ND_HD void copy_stage(int stage) {
+    const ConvShape& s = p.shape;
+    int buffer = stage % Tile::kStages * Tile::kStageBytes;
+    block.each(threads, [&](int thread, Thread& t) {
+      int chunk = thread % Tile::kChunksPerRow, first = thread / Tile::kChunksPerRow;
+#pragma unroll
+      for (int part = 0; part < 4; part += kVector) {
+        int k = stage * Tile::kStageWords + chunk * 4 + part;
+        bool in_k = k < s.k_words();
+        Tap tap = s.tap(in_k ? k : 0);
+        int dy = tap.ky * s.vertical.dilation, dx = tap.kx * s.horizontal.dilation;
+        int offset = (dy * s.horizontal.size + dx) * s.pixel_words() + tap.word;
+#pragma unroll
+        for (int i = 0; i < Tile::kRowCopies; ++i) {
+          bool inside = in_k && s.vertical.inside(t.y[i] + dy) && s.horizontal.inside(t.x[i] + dx);
+          int target = buffer + swizzle(first + i * Tile::kRowStep, chunk) + part * 4;
+          block.template copy_async<kVector * 4>(target, inside ? p.x + t.x_base[i] + offset : p.x, inside);
+        }
+#pragma unroll
+        for (int i = 0; i < Tile::kColCopies; ++i) {
+          bool exists = in_k && t.w_base[i] >= 0;
+          int target = buffer + swizzle(Tile::kRows + first + i * Tile::kRowStep, chunk) + part * 4;
+          block.template copy_async<kVector * 4>(target, exists ? p.w + t.w_base[i] + k : p.w, exists);
+        }
+      }
+    });
+  }
+
+  // One k256 step: fragments from shared memory, then kDown x kAcross instructions a warp.
+  BOP2ND_HD void multiply(int stage, int step) {
+    int buffer = stage % Tile::kStages * Tile::kStageBytes;
+    typename Block::template Threads<Fragments<Tile>, Tile::kThreads> bits;
+#pragma unroll
+    for (int i = 0; i < Tile::kDown; ++i) {
+      block.load_matrix(
+          bits,
+          [&](int thread) {
+            Coordinate at = LoadMatrix::a_row(thread % 32);
+            int row = thread / 32 / Tile::kWarpsAcross * Tile::kWarpRows + i * 16 + at.row;
+            return buffer + swizzle(row, step * 2 + at.col);
+          },
+          [&](Fragments<Tile>& f) { return f.a[i]; });
+    }
+#pragma unroll
+    for (int j = 0; j < Tile::kAcross; j += 2) {
+      block.load_matrix(
+          bits,
+          [&](int thread) {
+            Coordinate at = LoadMatrix::b_row(thread % 32);
+            int col = thread / 32 % Tile::kWarpsAcross * Tile::kWarpCols + j * 8 + at.row;
+            return buffer + swizzle(Tile::kRows + col, step * 2 + at.col);
+          },
+          [&](Fragments<Tile>& f) { return f.b[j]; });
+    }
+    if constexpr (math != Math::kAndBytes) {
+      block.template multiply<math>(threads, bits);
+    } else {
+      typename Block::template Threads<Fragments<Tile>, Tile::kThreads> bytes;
+#pragma unroll 1
+      for (int shift = 0; shift < kByteSteps; ++shift) {
+        block.each(bytes, bits, [&](int, Fragments<Tile>& byte, Fragments<Tile>& bit) {
+#pragma unroll
+          for (int i = 0; i < Tile::kDown; ++i)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) byte.a[i][r] = decode_bytes(bit.a[i][r], shift);
+#pragma unroll
+          for (int j = 0; j < Tile::kAcross; ++j)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) byte.b[j][r] = decode_bytes(bit.b[j][r], shift);
+        });
+        block.template multiply<math>(threads, bytes);
+      }
+    }
+  }
+
+  BOP2ND_HD void accumulate() {
+    int begin = p.split.begin(slice), end = p.split.end(slice);
+    int steps = (p.shape.k_words() + FragmentBits::kWords - 1) / FragmentBits::kWords;
+#pragma unroll 1
+    for (int i = 0; i < Tile::kStages - 1; ++i) {
+      if (begin + i < end) copy_stage(begin + i);
+      block.commit_copies();
+    }
+#pragma unroll 1
+    for (int stage = begin; stage < end; ++stage) {
+      block.template wait_copies<Tile::kStages - 2>();  // this stage has arrived, for this thread
+      block.sync();                                     // for all; and all have read the stage before
+      if (stage + Tile::kStages - 1 < end) copy_stage(stage + Tile::kStages - 1);
+      block.commit_copies();
+#pragma unroll
+      for (int step = 0; step < Tile::kSteps; ++step) {
+        if (stage * Tile::kSteps + step < steps) multiply(stage, step);
+      }
+    }
+    block.template wait_copies<0>();
+    block.sync();
+  }
+
+  // Counts into shared memory (or, with several slices, added up in global memory first). False: another
+  // block will write this tile.
+  BOP2ND_HD bool stage_counts() {
+    int32_t* counts = block.template shared<int32_t>(0);
+    bool split = p.split.n_slices > 1;
+    int32_t* sums = split ? p.partial + static_cast<int64_t>(tile) * Tile::kRows * Tile::kCols : nullptr;
+    block.each(threads, [&](int thread, Thread& t) {
+      int warp = thread / 32;
+      int down = warp / Tile::kWarpsAcross * Tile::kWarpRows,
+          across = warp % Tile::kWarpsAcross * Tile::kWarpCols;
+#pragma unroll
+      for (int i = 0; i < Tile::kDown; ++i)
+#pragma unroll
+        for (int j = 0; j < Tile::kAcross; ++j)
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            Coordinate at = FragmentBits::c(thread % 32, r);
+            int index = result_index(down + i * 16 + at.row, across + j * 8 + at.col, Tile::kCols);
+            if (split) {
+              block.atomic_add(sums + index, t.count[i][j][r]);
+            } else {
+              counts[index] = t.count[i][j][r];
+            }
+          }
+    });
+    if (split) {
+      int32_t* last = shared_classes() + Tile::kRows;
+      block.fence();
+      block.sync();
+      block.each(threads, [&](int thread, Thread&) {
+        if (thread == 0)
+          *last = block.atomic_add(p.arrivals + tile, 1u) + 1 == static_cast<uint32_t>(p.split.n_slices);
+      });
+      block.sync();
+      if (!*last) return false;
+      block.fence();
+      block.each(threads, [&](int thread, Thread&) {
+        for (int i = thread; i < Tile::kRows * Tile::kCols; i += Tile::kThreads)
+          counts[i] = block.load_shared_by_blocks(sums + i);
+      });
+    }
+    block.sync();
+    return true;
+  }
+
+  BOP2ND_HD void run() {
+    locate();
+    accumulate();
+    if (!stage_counts()) return;
+    const ConvShape& s = p.shape;
+    int rows = s.n_rows() - row0, cols = s.group_outputs - col0;
+    StagedResult result{block.template shared<int32_t>(0),
+                        shared_row_terms(),
+                        shared_classes(),
+                        row0,
+                        rows < Tile::kRows ? rows : Tile::kRows,
+                        group * s.group_outputs + col0,
+                        cols < Tile::kCols ? cols : Tile::kCols,
+                        s.n_outputs(),
+                        accumulator_scale(math),
+                        s.k_elements(),
+                        p.column_terms};
+    if (p.epilogue.values)
+      emit_values<Tile::kRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
+    if (p.epilogue.bits)
+      emit_bits<Tile::kRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
+  }
+};
+
+}  // namespace bop2nd::cuda

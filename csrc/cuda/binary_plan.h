@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which kernel serves a binary product, with which tile, slices of k and scratch memory. Host only, no CUDA:
+// the launcher, the tests and explain() ask the same function.
+//
+// The thresholds are reasoned, not measured (benchmarks/README.md names the open figures): a skinny product
+// reads its weights once whatever the kernel; a tile must not be mostly empty, nor most of the chip idle.
+#pragma once
+
+#include "binary_matmul.h"
+#include "binary_skinny.h"
+#include "binary_terms.h"
+
+namespace bop2nd::cuda {
+
+enum class Kernel : int { kSkinny, kSmallTile, kLargeTile };
+
+struct MatmulPlan {
+  Kernel kernel = Kernel::kSmallTile;
+  Math math = Math::kXorBits;
+  int vector_words = 1;
+  int n_classes = 1;
+  bool needs_terms = false;
+  SplitK split;
+  int64_t n_tiles = 0;
+  // Scratch, in int32: [column terms | pixel counts | partial sums | arrivals]; the last two must be zero.
+  int64_t column_term_words = 0, pixel_count_words = 0, partial_words = 0, arrival_words = 0;
+
+  int64_t scratch_words() const { return zero_begin() + partial_words + arrival_words; }
+  int64_t zero_begin() const { return column_term_words + pixel_count_words; }
+  int64_t n_blocks() const { return n_tiles * split.n_slices; }
+};
+
+template <class Tile>
+int64_t count_tiles(const ConvShape& s) {
+  int64_t down = (s.n_rows() + Tile::kRows - 1) / Tile::kRows;
+  int64_t across = (s.group_outputs + Tile::kCols - 1) / Tile::kCols;
+  return down * across * s.groups;
+}
+
+inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, Math math, int n_multiprocessors) {
+  MatmulPlan plan;
+  plan.vector_words = s.group_words % 4 == 0 ? 4 : s.group_words % 2 == 0 ? 2 : 1;
+  bool linear = s.n_taps() == 1 && s.groups == 1 && s.vertical.size * s.horizontal.size == 1;
+  if (linear && s.n_rows() <= SkinnyTile::kRows) {
+    plan.kernel = Kernel::kSkinny;
+    plan.vector_words = plan.vector_words == 4 ? 4 : 1;
+    plan.n_tiles = count_tiles<SkinnyTile>(s);
+    return plan;
+  }
+  plan.math = math;
+  int stages = s.n_stages(LargeTile::kStageWords);
+  int64_t large_tiles = count_tiles<LargeTile>(s);
+  bool wide = s.group_outputs > SmallTile::kCols;
+  plan.kernel = wide && large_tiles >= n_multiprocessors ? Kernel::kLargeTile : Kernel::kSmallTile;
+  plan.n_tiles = plan.kernel == Kernel::kLargeTile ? large_tiles : count_tiles<SmallTile>(s);
+  plan.split = {stages, choose_slices(plan.n_tiles, stages, n_multiprocessors, 4)};
+  bool padded = s.vertical.top + s.vertical.bottom + s.horizontal.top + s.horizontal.bottom > 0;
+  plan.n_classes = padded && padding_value != 1 ? s.n_classes() : 1;
+  plan.needs_terms = math != Math::kXorBits || plan.n_classes > 1;
+  if (plan.needs_terms) plan.column_term_words = static_cast<int64_t>(plan.n_classes) * s.n_outputs();
+  if (math != Math::kXorBits) {
+    plan.pixel_count_words =
+        static_cast<int64_t>(s.n_images) * s.vertical.size * s.horizontal.size * s.groups;
+  }
+  if (plan.split.n_slices > 1) {
+    int64_t area = plan.kernel == Kernel::kLargeTile ? LargeTile::kRows * LargeTile::kCols
+                                                     : SmallTile::kRows * SmallTile::kCols;
+    plan.partial_words = plan.n_tiles * area;
+    plan.arrival_words = plan.n_tiles;
+  }
+  return plan;
+}
+
+inline TermsProblem terms_of(const MatmulPlan& plan, const ConvShape& shape, int padding_value,
+                             const uint32_t* x, const uint32_t* w, int32_t* scratch) {
+  TermsProblem terms;
+  terms.x = x;
+  terms.w = w;
+  terms.shape = shape;
+  terms.padding_value = padding_value;
+  terms.n_classes = plan.n_classes;
+  terms.subtract_popcounts = plan.math != Math::kXorBits;
+  terms.column_terms = scratch;
+  terms.pixel_counts = scratch + plan.column_term_words;
+  return terms;
+}
+
+inline MatmulProblem problem_of(const MatmulPlan& plan, const ConvShape& shape, const uint32_t* x,
+                                const uint32_t* w, int32_t* scratch, const Epilogue& epilogue) {
+  MatmulProblem p;
+  p.x = x;
+  p.w = w;
+  p.shape = shape;
+  p.epilogue = epilogue;
+  p.epilogue.scatter_bits = shape.groups > 1 && shape.group_outputs % kWordBits != 0;
+  p.n_classes = plan.n_classes;
+  p.split = plan.split;
+  if (plan.needs_terms) p.column_terms = scratch;
+  if (plan.pixel_count_words) p.pixel_counts = scratch + plan.column_term_words;
+  if (plan.split.n_slices > 1) {
+    p.partial = scratch + plan.zero_begin();
+    p.arrivals = reinterpret_cast<uint32_t*>(scratch + plan.zero_begin() + plan.partial_words);
+  }
+  return p;
+}
+
+}  // namespace bop2nd::cuda

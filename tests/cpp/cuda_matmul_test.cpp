@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bodies of the CUDA product kernels, executed by emulated blocks and compared with plain loops over
+// elements: whole matrix and convolution tiles, every kind of arithmetic, padding value, split of k, output.
+#include <memory>
+
+#include "../../csrc/cuda/binary_plan.h"
+#include "cuda_host_block.h"
+#include "cuda_random.h"
+
+using namespace bop2nd;
+using namespace bop2nd::cuda;
+
+namespace {
+
+struct Operands {
+  ConvShape shape;
+  int padding_value;
+  std::vector<uint32_t> x, w;
+  std::vector<int32_t> threshold;
+  std::vector<float> scale, shift, residual;
+
+  Operands(const ConvShape& s, int padding_value_, uint64_t seed) : shape(s), padding_value(padding_value_) {
+    Random random(seed);
+    x = random.words(static_cast<size_t>(s.n_images) * s.vertical.size * s.horizontal.size * s.pixel_words());
+    w = random.words(static_cast<size_t>(s.n_outputs()) * s.k_words());
+    clear_tails(&x);
+    clear_tails(&w);
+    for (int o = 0; o < s.n_outputs(); ++o) {
+      threshold.push_back(random.below(21) - 10);
+      scale.push_back(random.uniform());
+      shift.push_back(random.uniform() * 4);
+    }
+    for (int64_t i = 0; i < static_cast<int64_t>(s.n_rows()) * s.n_outputs(); ++i)
+      residual.push_back(random.uniform() * 8);
+  }
+  void clear_tails(std::vector<uint32_t>* words) const {
+    for (size_t i = 0; i < words->size(); ++i) {
+      int word = static_cast<int>(i % static_cast<size_t>(shape.group_words));
+      (*words)[i] &= low_bits(BitLayout{shape.group_channels}.elements_in(word));
+    }
+  }
+  static int sign(const std::vector<uint32_t>& words, size_t first, int element) {
+    return (words[first + static_cast<size_t>(element / 32)] >> (element % 32)) & 1 ? -1 : 1;
+  }
+  // Straight from the definition, element by element.
+  int dot(int row, int output) const {
+    const ConvShape& s = shape;
+    int group = output / s.group_outputs, sum = 0;
+    int image = row / (s.vertical.out * s.horizontal.out), rest = row % (s.vertical.out * s.horizontal.out);
+    for (int ky = 0; ky < s.vertical.kernel; ++ky)
+      for (int kx = 0; kx < s.horizontal.kernel; ++kx) {
+        int y = rest / s.horizontal.out * s.vertical.stride - s.vertical.padding + ky * s.vertical.dilation;
+        int x_at =
+            rest % s.horizontal.out * s.horizontal.stride - s.horizontal.padding + kx * s.horizontal.dilation;
+        bool inside = y >= 0 && y < s.vertical.size && x_at >= 0 && x_at < s.horizontal.size;
+        int64_t pixel = (static_cast<int64_t>(image) * s.vertical.size + y) * s.horizontal.size + x_at;
+        size_t x_first = inside ? static_cast<size_t>((pixel * s.groups + group) * s.group_words) : 0;
+        size_t w_first =
+            static_cast<size_t>(output * s.k_words() + (ky * s.horizontal.kernel + kx) * s.group_words);
+        for (int c = 0; c < s.group_channels; ++c) {
+          sum += (inside ? sign(x, x_first, c) : padding_value) * sign(w, w_first, c);
+        }
+      }
+    return sum;
+  }
+};
+
+template <class Tile, Math math, int kVector>
+void run_tiles(const MatmulProblem& p, const MatmulPlan& plan) {
+  for (int64_t i = 0; i < plan.n_blocks(); ++i) {
+    auto block = std::make_unique<HostBlock>(Tile::kSharedBytes);
+    MatmulBlock<Tile, math, kVector, HostBlock> work(*block, p, static_cast<int>(i % plan.n_tiles),
+                                                     static_cast<int>(i / plan.n_tiles));
+    work.run();
+  }
+}
+
+template <class Tile, Math math>
+void run_vector(const MatmulProblem& p, const MatmulPlan& plan) {
+  if (plan.vector_words == 4) return run_tiles<Tile, math, 4>(p, plan);
+  if (plan.vector_words == 2) return run_tiles<Tile, math, 2>(p, plan);
+  run_tiles<Tile, math, 1>(p, plan);
+}
+
+template <class Tile>
+void run_math(const MatmulProblem& p, const MatmulPlan& plan) {
+  if (plan.math == Math::kXorBits) return run_vector<Tile, Math::kXorBits>(p, plan);
+  if (plan.math == Math::kAndBits) return run_vector<Tile, Math::kAndBits>(p, plan);
+  run_vector<Tile, Math::kAndBytes>(p, plan);
+}
+
+void run_plan(const MatmulProblem& p, const TermsProblem& terms, const MatmulPlan& plan) {
+  if (plan.needs_terms) {
+    for (int64_t i = 0; i < terms.n_blocks(); ++i) {
+      HostBlock block(terms.shared_bytes());
+      terms_block(block, terms, i);
+    }
+  }
+  if (plan.kernel == Kernel::kSkinny) {
+    for (int64_t i = 0; i < plan.n_tiles; ++i) {
+      HostBlock block(SkinnyTile::kSharedBytes);
+      if (plan.vector_words == 4) {
+        skinny_block<4>(block, p, static_cast<int>(i));
+      } else {
+        skinny_block<1>(block, p, static_cast<int>(i));
+      }
+    }
+  } else if (plan.kernel == Kernel::kLargeTile) {
+    run_math<LargeTile>(p, plan);
+  } else {
+    run_math<SmallTile>(p, plan);
+  }
+}
+
+// All outputs of one problem, checked against the definition. `n_multiprocessors` steers tile and split.
+void check(const ConvShape& shape, int padding_value, Math math, int n_multiprocessors, Value type,
+           bool fused, uint64_t seed) {
+  Operands operands(shape, padding_value, seed);
+  MatmulPlan plan = plan_matmul(shape, padding_value, math, n_multiprocessors);
+  std::vector<int32_t> scratch(static_cast<size_t>(plan.scratch_words()) + 4, -77);
+  for (int64_t i = plan.zero_begin(); i < plan.scratch_words(); ++i) scratch[static_cast<size_t>(i)] = 0;
+  size_t n = operands.residual.size(), row_words = static_cast<size_t>(words_for(shape.n_outputs()));
+  bool half = type != Value::kFloat32;
+  std::vector<float> values(n, -12345.0f), residual = operands.residual;
+  std::vector<uint16_t> halves(n, 0xDEAD), half_residual(n);
+  for (size_t i = 0; i < n; ++i) {
+    if (half) residual[i] = value_of_half(half_residual[i] = half_of_value(residual[i], type), type);
+  }
+  bool scatter = shape.groups > 1 && shape.group_outputs % 32 != 0;
+  std::vector<uint32_t> bits(row_words * static_cast<size_t>(shape.n_rows()), scatter ? 0 : 0xDEADBEEFu);
+  Epilogue e;
+  e.values = half ? static_cast<void*>(halves.data()) : values.data();
+  e.value_type = type;
+  e.bits = bits.data();
+  e.bit_row_words = static_cast<int>(row_words);
+  if (fused) {
+    e.scale = operands.scale.data();
+    e.shift = operands.shift.data();
+    e.residual = half ? static_cast<const void*>(half_residual.data()) : residual.data();
+  } else {
+    e.threshold = operands.threshold.data();
+  }
+  MatmulProblem p = problem_of(plan, shape, operands.x.data(), operands.w.data(), scratch.data(), e);
+  run_plan(p, terms_of(plan, shape, padding_value, p.x, p.w, scratch.data()), plan);
+
+  for (int row = 0; row < shape.n_rows(); ++row) {
+    std::vector<uint32_t> expected_bits(row_words, 0);
+    for (int o = 0; o < shape.n_outputs(); ++o) {
+      size_t i = static_cast<size_t>(row) * static_cast<size_t>(shape.n_outputs()) + static_cast<size_t>(o);
+      int dot = operands.dot(row, o);
+      volatile float x = static_cast<float>(dot);
+      if (fused) {
+        x = x * operands.scale[static_cast<size_t>(o)];
+        x = x + operands.shift[static_cast<size_t>(o)];
+        x = x + residual[i];
+      }
+      bool negative = fused ? x < 0.0f : dot < operands.threshold[static_cast<size_t>(o)];
+      if (negative) expected_bits[static_cast<size_t>(o / 32)] |= 1u << (o % 32);
+      if (half) {
+        CHECK(halves[i] == half_of_value(x, type));
+      } else {
+        CHECK(values[i] == x);
+      }
+    }
+    for (size_t word = 0; word < row_words; ++word) {
+      CHECK(bits[static_cast<size_t>(row) * row_words + word] == expected_bits[word]);
+    }
+  }
+}
+
+constexpr Math kMaths[] = {Math::kXorBits, Math::kAndBits, Math::kAndBytes};
+
+void test_linear() {
+  uint64_t seed = 0;
+  for (Math math : kMaths) {
+    check(ConvShape::linear(9, 1, 1), 1, math, 132, Value::kFloat32, false, ++seed);
+    check(ConvShape::linear(17, 33, 65), 1, math, 132, Value::kBFloat16, false, ++seed);
+    check(ConvShape::linear(64, 512, 64), 1, math, 1, Value::kFloat32, true, ++seed);
+    check(ConvShape::linear(70, 1023, 70), 1, math, 1, Value::kFloat16, false, ++seed);
+    check(ConvShape::linear(129, 640, 132), 1, math, 1, Value::kBFloat16, true, ++seed);   // large tile
+    check(ConvShape::linear(20, 8192, 40), 1, math, 132, Value::kFloat32, false, ++seed);  // split k
+    check(ConvShape::linear(65, 5000, 33), 1, math, 132, Value::kFloat32, true, ++seed);
+  }
+}
+
+void test_skinny() {
+  uint64_t seed = 100;
+  for (int rows : {1, 3, 8})
+    for (int features : {1, 31, 64, 128, 4096 + 128, 5000})
+      for (int outputs : {1, 32, 45}) {
+        ConvShape shape = ConvShape::linear(rows, features, outputs);
+        CHECK(plan_matmul(shape, 1, Math::kAndBits, 132).kernel == Kernel::kSkinny);
+        check(shape, 1, Math::kAndBits, 132, rows == 3 ? Value::kFloat16 : Value::kFloat32, outputs == 45,
+              ++seed);
+      }
+}
+
+void test_conv() {
+  uint64_t seed = 200;
+  for (Math math : kMaths)
+    for (int padding_value : {0, 1, -1}) {
+      // kernel, stride, padding, dilation and groups; channels not a multiple of 32; vectors of 4, 2 and 1
+      check(ConvShape(2, Axis(6, 3, 1, 1, 1), Axis(7, 3, 1, 1, 1), 1, 128, 40), padding_value, math, 1,
+            Value::kFloat32, false, ++seed);
+      check(ConvShape(1, Axis(9, 3, 2, 1, 1), Axis(8, 3, 2, 1, 1), 1, 64, 33), padding_value, math, 132,
+            Value::kBFloat16, true, ++seed);
+      check(ConvShape(2, Axis(7, 3, 1, 2, 2), Axis(5, 1, 1, 0, 1), 1, 33, 12), padding_value, math, 132,
+            Value::kFloat32, true, ++seed);
+      check(ConvShape(1, Axis(5, 5, 3, 4, 1), Axis(4, 2, 1, 3, 3), 2, 20, 6), padding_value, math, 132,
+            Value::kFloat32, false, ++seed);
+      check(ConvShape(2, Axis(4, 3, 1, 1, 1), Axis(4, 3, 1, 1, 1), 3, 1, 1), padding_value, math, 132,
+            Value::kFloat16, false, ++seed);
+      check(ConvShape(1, Axis(5, 3, 1, 1, 1), Axis(5, 3, 1, 1, 1), 2, 96, 64), padding_value, math, 132,
+            Value::kFloat32, true, ++seed);
+      check(ConvShape(1, Axis(7, 3, 1, 1, 1), Axis(7, 3, 1, 1, 1), 1, 512, 70), padding_value, math, 132,
+            Value::kFloat32, false, ++seed);
+    }
+  // A whole large tile: 128 pixels and more x 128 outputs and more.
+  for (Math math : kMaths)
+    check(ConvShape(1, Axis(12, 3, 1, 1, 1), Axis(11, 3, 1, 1, 1), 1, 128, 136), 0, math, 1, Value::kFloat32,
+          false, ++seed);
+}
+
+void test_plans() {
+  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, Math::kXorBits, 132).kernel ==
+        Kernel::kLargeTile);
+  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, Math::kXorBits, 132).scratch_words() == 0);
+  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, Math::kAndBits, 132).scratch_words() == 16384);
+  CHECK(plan_matmul(ConvShape::linear(9, 8192, 64), 1, Math::kXorBits, 132).split.n_slices == 4);
+  ConvShape conv(256, Axis(56, 3, 1, 1, 1), Axis(56, 3, 1, 1, 1), 1, 64, 64);
+  CHECK(plan_matmul(conv, 0, Math::kXorBits, 132).n_classes == 9);
+  CHECK(plan_matmul(conv, 1, Math::kXorBits, 132).needs_terms == false);
+  CHECK(plan_matmul(conv, 0, Math::kXorBits, 132).vector_words == 2);
+}
+
+}  // namespace
+
+int main() {
+  test_plans();
+  test_linear();
+  test_skinny();
+  test_conv();
+  return report("cuda products, emulated");
+}
