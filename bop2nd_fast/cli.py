@@ -142,9 +142,9 @@ def train_command(
         "seed": seed,
     }
     checkpoint = out_dir / "checkpoint.pt"
-    with user_errors(ValueError, OSError, ModuleNotFoundError, RuntimeError):
+    with user_errors(ValueError, OSError, ModuleNotFoundError, train.TrainingError):
+        target = _device(device)
         settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v is not None})
-        target = torch.empty(0, device=device).device
         dataset = _load_data(data_name, data_dir)
         spec = train.ModelSpec.for_dataset(dataset, model, default_width if width is None else width)
         trainer = train.Trainer(spec.build(settings.seed), dataset, settings, target, spec)
@@ -207,6 +207,16 @@ def run_with_progress(trainer: train.Trainer, checkpoint: Path | None = None) ->
             )
 
         return trainer.run(on_progress, on_epoch, checkpoint)
+
+
+def _device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (index.isdigit() or name == kind):
+        raise ValueError(f"unknown device {name!r}; allowed are cpu, cuda, cuda:0, cuda:1, ...")
+    n_gpus = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= n_gpus:
+        raise ValueError(f"device {name!r} is not there: torch sees {n_gpus} CUDA devices")
+    return torch.device(name)
 
 
 def _load_data(name: DataName, folder: Path | None) -> data.Dataset:

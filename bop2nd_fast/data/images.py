@@ -47,7 +47,7 @@ def _decode(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             grey = picture.mode in ("1", "L", "LA", "I;16")
-            array = np.asarray(picture.convert("L" if grey else "RGB"))
+            array = np.array(picture.convert("L" if grey else "RGB"))  # a copy: torch wants to own it
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture that Pillow can read, nor a .npy file") from error
-    return array if grey else array.transpose(2, 0, 1)[None].copy()
+    return array if grey else array.transpose(2, 0, 1)[None]

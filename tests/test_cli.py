@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import bop2nd_fast as bf
+from bop2nd_fast import backends, cli, data, inference, train
+
+TINY = ["train", "--epochs", "1", "--width", "2", "--batch-size", "256", "--seed", "3"]
+
+
+class Result:
+    def __init__(self, *arguments: object) -> None:
+        done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], prog_name="bop2nd")
+        self.status, self.out, self.err = done.exit_code, done.stdout, done.stderr
+        self.error = done.exception
+
+    def ok(self) -> Result:
+        assert self.status == 0, (self.out, self.err, self.error)
+        return self
+
+    def fails(self, *words: str, status: int = 2) -> None:
+        """Ended with one short message that contains ``words``, and no traceback."""
+        assert self.status == status and isinstance(self.error, SystemExit), (self.out, self.err, self.error)
+        assert all(word in self.err for word in words), self.err
+        assert "Traceback" not in self.err and self.err.count("\n") <= 12
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "run"
+    Result(*TINY, "--out", folder).ok()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed_file(run_folder, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pack") / "model.safetensors"
+    Result("pack", run_folder / "checkpoint.pt", "-o", path).ok()
+    return path
+
+
+# ----------------------------------------------------------------------------------------- info and help
+
+
+def test_info_lists_every_backend_and_why_some_are_missing():
+    text = " ".join(Result("info").ok().out.split())
+    for status in backends.report():
+        assert status.name in text
+    assert torch.__version__ in text and bf.__version__ in text and "in use" in text
+    for status in backends.report():
+        if not status.available:
+            assert status.note.split()[0] in text
+
+
+@pytest.mark.parametrize("command", ["info", "train", "pack", "predict", "bench"])
+def test_every_command_explains_itself(command):
+    assert "Usage" in Result(command, "--help").ok().out
+
+
+def test_version():
+    assert Result("--version").ok().out.strip() == bf.__version__
+
+
+def test_the_installed_command_reaches_the_application():
+    command = [
+        sys.executable,
+        "-m",
+        "bop2nd_fast",
+        "predict",
+        "/nowhere/model.safetensors",
+        "--data",
+        "digits",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "there is no file /nowhere/model.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ train
+
+
+def test_train_writes_checkpoint_history_and_picture(run_folder):
+    history = json.loads((run_folder / "history.json").read_text())
+    assert history["model"]["width"] == 2 and history["settings"]["seed"] == 3
+    assert [entry["epoch"] for entry in history["epochs"]] == [1]
+    assert history["settings"]["gamma"] == train.RECIPES["digits"][1].gamma
+    assert (run_folder / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert train.read_checkpoint(run_folder / "checkpoint.pt")["dataset"] == "digits"
+
+
+def test_train_shows_progress_and_continues_where_it_stopped(tmp_path):
+    text = Result(*TINY, "--out", tmp_path).ok().out
+    for word in ("loss", "acc", "flips", "steps/s", "5/5"):
+        assert word in text
+    Result(*TINY, "--out", tmp_path).fails("exists; continue it with --resume")
+    more = [*TINY[:2], "2", *TINY[3:]]
+    assert "epoch   2" in Result(*more, "--out", tmp_path, "--resume").ok().out
+    assert len(json.loads((tmp_path / "history.json").read_text())["epochs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--gamma", "0"], ["gamma", "(0, 1]"]),
+        (["--sigma", "1.5"], ["sigma", "(0, 1]"]),
+        (["--threshold", "-1"], ["threshold", ">= 0"]),
+        (["--threshold", "nan"], ["threshold"]),
+        (["--lr", "-1"], ["lr"]),
+        (["--epochs", "0"], ["epochs"]),
+        (["--batch-size", "100000"], ["batch_size"]),
+        (["--width", "0"], ["out_channels"]),
+        (["--model", "lenet"], ["lenet", "binarynet"]),
+        (["--data", "imagenet"], ["imagenet", "cifar10"]),
+        (["--bias-correction", "some"], ["some", "reference"]),
+        (["--device", "tpu"], ["tpu", "cpu"]),
+        (["--device", "cuda:99"], ["cuda:99", "not there"]),
+        (["--data", "cifar10"], ["--data-dir"]),
+        (["--data", "cifar10", "--data-dir", "/nowhere"], ["/nowhere", "data_batch_1.bin"]),
+        (["--resume"], ["there is no file", "checkpoint.pt"]),
+    ],
+)
+def test_train_refuses_impossible_options_and_leaves_nothing(tmp_path, options, words):
+    out = tmp_path / "out"
+    Result(*TINY, "--out", out, *options).fails(*words)
+    assert not out.exists()
+
+
+def test_train_refuses_to_resume_another_run(run_folder):
+    before = (run_folder / "checkpoint.pt").read_bytes()
+    Result(*TINY, "--out", run_folder, "--resume", "--gamma", "0.5").fails("gamma was 0.001, is now 0.5")
+    assert (run_folder / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_run_that_fails_by_itself_ends_with_one(tmp_path, monkeypatch):
+    def diverge(*_: object) -> None:
+        raise train.TrainingError("the loss became nan within the steps up to 10")
+
+    monkeypatch.setattr(train.Trainer, "run", diverge)
+    Result(*TINY, "--out", tmp_path).fails("the loss became nan", status=1)
+
+
+# ------------------------------------------------------------------------------------- pack and predict
+
+
+def test_pack_prints_sizes_and_the_packed_file_predicts_the_same(run_folder, packed_file, tmp_path):
+    text = " ".join(
+        Result("pack", run_folder / "checkpoint.pt", "-o", tmp_path / "m.safetensors").ok().out.split()
+    )
+    n_bytes = (tmp_path / "m.safetensors").stat().st_size
+    assert cli._bytes(n_bytes) in text and "in fp32" in text
+    model, _ = train.model_from_checkpoint(run_folder / "checkpoint.pt")
+    images = data.digits().test_images
+    packed = inference.load(packed_file)
+    assert torch.equal(train.logits_of(packed, images), train.logits_of(model, images))
+
+
+def test_predict_prints_the_accuracy_of_the_trained_model(run_folder, packed_file):
+    text = Result("predict", packed_file, "--data", "digits").ok().out
+    history = json.loads((run_folder / "history.json").read_text())
+    assert f"accuracy {history['epochs'][-1]['test_accuracy']:.2%} on 450 test images" in text
+    assert text.count("%") == 11  # ten classes and the total
+
+
+def test_predict_reads_arrays_and_pictures(packed_file, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "many.npy", pixels)
+    np.save(tmp_path / "one.npy", (pixels[1] / 127.5 - 1).astype(np.float32))
+    Image.fromarray(pixels[1]).save(tmp_path / "one.png")
+    names = ["many.npy", "one.npy", "one.png"]
+    options = [option for name in names for option in ("--images", tmp_path / name)]
+    rows = [
+        line.split("│")
+        for line in Result("predict", packed_file, *options).ok().out.splitlines()
+        if "│" in line
+    ]
+    answers = [tuple(cell.strip() for cell in row[2:5]) for row in rows if row[2].strip().isdigit()]
+    assert [answer[0] for answer in answers] == ["0", "1", "2", "0", "0"]
+    assert answers[1][1:] == answers[3][1:] == answers[4][1:]
+
+
+def test_pictures_are_read_with_their_channels_and_scale(tmp_path):
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    pixels[1, 2] = (255, 51, 0)
+    Image.fromarray(pixels).save(tmp_path / "colour.png")
+    image = data.read_images(tmp_path / "colour.png")
+    assert image.shape == (1, 3, 4, 5)
+    torch.testing.assert_close(image[0, :, 1, 2], torch.tensor([1.0, 51 / 127.5 - 1, -1.0]))
+    np.save(tmp_path / "batch.npy", np.stack([pixels.transpose(2, 0, 1)] * 2))
+    assert torch.equal(data.read_images(tmp_path / "batch.npy"), torch.cat([image, image]))
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(4, np.uint8), ["has shape (4,)"]),
+        (np.zeros((8, 8), np.int32), ["int32", "uint8"]),
+        (np.full((8, 8), 2.0), ["outside [-1, 1]"]),
+        (np.full((8, 8), np.nan), ["outside [-1, 1]"]),
+        (np.zeros((1, 3, 8, 8), np.uint8), ["[N, 1, H, W]"]),
+        (np.zeros((2, 1, 32, 32), np.uint8), []),
+    ],
+)
+def test_predict_refuses_images_that_do_not_fit(packed_file, tmp_path, array, words):
+    np.save(tmp_path / "a.npy", array)
+    Result("predict", packed_file, "--images", tmp_path / "a.npy").fails(*words)
+
+
+def test_predict_refuses_what_is_not_there_or_not_readable(packed_file, tmp_path):
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    Result("predict", packed_file, "--images", text).fails("not a picture")
+    Result("predict", packed_file, "--images", tmp_path / "none.npy").fails("there is no file")
+    Result("predict", packed_file, "--images", tmp_path / "none.png").fails("there is no file")
+    Result("predict", packed_file).fails("either --images or --data")
+    Result("predict", tmp_path / "none.safetensors", "--data", "digits").fails("there is no file")
+    Result("predict", text, "--data", "digits").fails("not a packed model")
+    damaged = tmp_path / "half.safetensors"
+    damaged.write_bytes(packed_file.read_bytes()[:-100])
+    Result("predict", damaged, "--data", "digits").fails("damaged")
+
+
+def test_pack_refuses_what_is_no_checkpoint_and_writes_nothing(run_folder, tmp_path):
+    output = tmp_path / "m.safetensors"
+    half = tmp_path / "half.pt"
+    half.write_bytes((run_folder / "checkpoint.pt").read_bytes()[:1000])
+    Result("pack", half, "-o", output).fails("not a checkpoint, or it is damaged")
+    Result("pack", tmp_path / "none.pt", "-o", output).fails("there is no file")
+    assert not output.exists()
+    Result("pack", run_folder / "checkpoint.pt", "-o", tmp_path / "no" / "folder").fails("there is no file")
+
+
+# ------------------------------------------------------------------------------------------------ bench
+
+
+def test_bench_passes_its_arguments_on_and_returns_the_status():
+    command = [sys.executable, "-m", "bop2nd_fast", "bench"]
+    helped = subprocess.run([*command, "--", "--help"], capture_output=True, text=True, check=False)
+    assert helped.returncode == 0 and "--quick" in helped.stdout, helped.stderr
+    wrong = subprocess.run([*command, "--suite", "nonsense"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and "nonsense" in wrong.stderr
+
+
+def test_bench_of_an_installed_package_says_where_benchmarks_live(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "bop2nd_fast" / "cli.py"))
+    Result("bench").fails("source checkout")
