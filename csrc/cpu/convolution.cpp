@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plans a binary convolution: which pixels see which taps, and who computes them.
+//
+// Zero padding leaves taps out of the sum, so pixels are grouped into rectangles that see the same taps
+// (interior, edges, corners) and every rectangle gets its own list of words: a border pixel costs less than
+// an inner one and nothing is corrected afterwards. Padding with +1 or -1 copies the packed image into a
+// padded one (1/32 of the real image); then all pixels are inner pixels.
+#include <algorithm>
+
+#include "../core/bit_layout.h"
+#include "dispatch.h"
+#include "operators.h"
+#include "parallel.h"
+
+namespace bop2nd {
+
+int64_t ConvShape::out_size(int axis) const {
+  int64_t size = axis == 0 ? height : width;
+  int64_t span = dilation[axis] * (kernel[axis] - 1) + 1;
+  int64_t room = size + 2 * padding[axis] - span;
+  return room < 0 ? 0 : room / stride[axis] + 1;
+}
+
+void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words, uint32_t* blocked) {
+  int64_t per_group = out_channels / groups, n_blocks = (per_group + 15) / 16;
+  auto lay = [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      int64_t g = block / n_blocks, first = (block - g * n_blocks) * 16;
+      int lanes = static_cast<int>(std::min<int64_t>(16, per_group - first));
+      const uint32_t* from = words + (g * per_group + first) * row_words;
+      uint32_t* to = blocked + block * row_words * 16;
+      for (int64_t k = 0; k < row_words; ++k, to += 16) {
+        for (int lane = 0; lane < lanes; ++lane) to[lane] = from[lane * row_words + k];
+        for (int lane = lanes; lane < 16; ++lane) to[lane] = 0;
+      }
+    }
+  };
+  parallel_ranges(groups * n_blocks, std::max<int64_t>(1, 1024 / std::max<int64_t>(1, row_words)), lay);
+}
+
+namespace {
+
+constexpr int64_t kTilePixels = 64;
+// Below this many products of a word with 16 outputs the work is not worth a second thread.
+constexpr int64_t kSerialWork = 4096;
+
+// Output positions first..last-1 of one axis see kernel positions tap_first..tap_last-1.
+struct Interval {
+  int64_t first, last, tap_first, tap_last;
+};
+
+std::vector<Interval> intervals(const ConvShape& s, int axis, bool padded) {
+  std::vector<Interval> all;
+  int64_t size = axis == 0 ? s.height : s.width, d = s.dilation[axis];
+  for (int64_t o = 0, n = s.out_size(axis); o < n; ++o) {
+    int64_t at = o * s.stride[axis] - s.padding[axis];
+    int64_t begin = at >= 0 ? 0 : (-at + d - 1) / d;
+    int64_t end = at >= size ? 0 : (size - 1 - at) / d + 1;
+    if (padded) begin = 0, end = s.kernel[axis];
+    begin = std::min(begin, s.kernel[axis]);
+    end = std::max(begin, std::min(end, s.kernel[axis]));
+    if (!all.empty() && all.back().tap_first == begin && all.back().tap_last == end) {
+      all.back().last = o + 1;
+    } else {
+      all.push_back({o, o + 1, begin, end});
+    }
+  }
+  return all;
+}
+
+// A rectangle of output pixels with the same taps, in every image of the batch.
+struct Rectangle {
+  Interval rows, columns;
+  std::vector<int32_t> x_offset, w_offset;
+  int32_t bias;
+  int64_t n_pixels;
+};
+
+struct Image {  // of packed activations
+  const uint32_t* words;
+  int64_t height, width, pixel_words;
+};
+
+Rectangle rectangle(const ConvShape& s, const Image& image, const Interval& rows, const Interval& columns) {
+  Rectangle r{rows, columns, {}, {}, 0, s.batch * (rows.last - rows.first) * (columns.last - columns.first)};
+  int64_t words = s.group_words();
+  for (int64_t i = rows.tap_first; i < rows.tap_last; ++i) {
+    for (int64_t j = columns.tap_first; j < columns.tap_last; ++j) {
+      int64_t x = (i * s.dilation[0] * image.width + j * s.dilation[1]) * image.pixel_words;
+      int64_t w = (i * s.kernel[1] + j) * words;
+      for (int64_t k = 0; k < words; ++k) {
+        r.x_offset.push_back(static_cast<int32_t>(x + k));
+        r.w_offset.push_back(static_cast<int32_t>((w + k) * 16));
+      }
+      r.bias += static_cast<int32_t>(s.group_channels());
+    }
+  }
+  return r;
+}
+
+// The image with its border written out. Bits that hold no channel stay 0.
+std::vector<uint32_t> with_border(const ConvShape& s, const Image& from, int64_t height, int64_t width) {
+  std::vector<uint32_t> pixel(static_cast<size_t>(from.pixel_words), 0);
+  if (s.padding_value < 0) {
+    BitLayout row{s.group_channels()};
+    for (int64_t i = 0; i < from.pixel_words; ++i) {
+      pixel[static_cast<size_t>(i)] = low_bits(row.elements_in(i % s.group_words()));
+    }
+  }
+  int64_t line = width * from.pixel_words, image = height * line;
+  std::vector<uint32_t> words(static_cast<size_t>(s.batch * image));
+  parallel_ranges(s.batch * height, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, line)), [&](int64_t b, int64_t e) {
+    for (int64_t r = b; r < e; ++r) {
+      int64_t n = r / height, y = r - n * height - s.padding[0];
+      uint32_t* to = words.data() + r * line;
+      bool inside = y >= 0 && y < from.height;
+      for (int64_t x = 0; x < width; ++x, to += from.pixel_words) {
+        int64_t column = x - s.padding[1];
+        const uint32_t* source = pixel.data();
+        if (inside && column >= 0 && column < from.width) {
+          source = from.words + ((n * from.height + y) * from.width + column) * from.pixel_words;
+        }
+        std::copy(source, source + from.pixel_words, to);
+      }
+    }
+  });
+  return words;
+}
+
+struct Plan {
+  const ConvShape& shape;
+  Image image;
+  int64_t origin[2];  // input position of output pixel 0, tap 0
+  std::vector<Rectangle> rectangles;
+};
+
+struct Task {
+  const Rectangle* rectangle;
+  int64_t first_pixel, group, first_block, last_block;
+};
+
+// Every task is one tile of pixels times some blocks of one group.
+std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
+  int64_t n_tiles = 0;
+  *work = 0;
+  for (const Rectangle& r : plan.rectangles) {
+    n_tiles += (r.n_pixels + kTilePixels - 1) / kTilePixels;
+    *work += r.n_pixels * static_cast<int64_t>(r.x_offset.size());
+  }
+  int64_t blocks = plan.shape.group_blocks(), groups = plan.shape.groups;
+  *work *= blocks * groups;
+  int64_t wanted = 8 * pool().n_threads();
+  int64_t parts = std::min(blocks, std::max<int64_t>(1, wanted / std::max<int64_t>(1, n_tiles * groups)));
+  std::vector<Task> tasks;
+  for (const Rectangle& r : plan.rectangles) {
+    for (int64_t p = 0; p < r.n_pixels; p += kTilePixels) {
+      for (int64_t g = 0; g < groups; ++g) {
+        for (int64_t i = 0; i < parts; ++i) {
+          tasks.push_back({&r, p, g, i * blocks / parts, (i + 1) * blocks / parts});
+        }
+      }
+    }
+  }
+  return tasks;
+}
+
+struct Destination {
+  Emit emit;
+  const int32_t* threshold;
+  char* out;
+  int64_t pixel_items, item_bytes;  // per output pixel, in what MatmulTile::out_offset counts
+};
+
+void run_task(const KernelTable& table, const Plan& plan, const Task& task, const uint32_t* blocked,
+              const Destination& to) {
+  const ConvShape& s = plan.shape;
+  const Rectangle& r = *task.rectangle;
+  int64_t x_base[kTilePixels], out_offset[kTilePixels];
+  int64_t rows = r.rows.last - r.rows.first, columns = r.columns.last - r.columns.first;
+  int64_t out_height = s.out_size(0), out_width = s.out_size(1);
+  int64_t n = std::min(kTilePixels, r.n_pixels - task.first_pixel);
+  int64_t column = task.first_pixel % columns, line = task.first_pixel / columns;
+  int64_t image = line / rows, row = line % rows;
+  for (int64_t p = 0; p < n; ++p) {
+    int64_t oy = r.rows.first + row, ox = r.columns.first + column;
+    int64_t y = image * plan.image.height + oy * s.stride[0] + plan.origin[0];
+    int64_t x = ox * s.stride[1] + plan.origin[1];
+    x_base[p] = (y * plan.image.width + x) * plan.image.pixel_words + task.group * s.group_words();
+    out_offset[p] = ((image * out_height + oy) * out_width + ox) * to.pixel_items;
+    if (++column == columns) {
+      column = 0;
+      if (++row == rows) row = 0, ++image;
+    }
+  }
+  int64_t block_words = s.taps() * s.group_words() * 16;
+  for (int64_t b = task.first_block; b < task.last_block; ++b) {
+    int64_t first = task.group * s.group_outputs() + b * 16;
+    MatmulTile t{};
+    t.x = plan.image.words;
+    t.x_base = x_base;
+    t.n_pixels = n;
+    t.w = blocked + (task.group * s.group_blocks() + b) * block_words;
+    t.taps = {r.x_offset.data(), r.w_offset.data(), static_cast<int64_t>(r.x_offset.size()), r.bias};
+    t.out = to.out + (to.emit == Emit::kBits ? first / 16 : first) * to.item_bytes;
+    t.out_offset = out_offset;
+    t.n_outputs = static_cast<int>(std::min<int64_t>(16, s.group_outputs() - b * 16));
+    t.threshold = to.threshold ? to.threshold + first : nullptr;
+    t.pad_half = first / 16 + 1 == (s.out_channels + 15) / 16 && (first / 16) % 2 == 0;
+    table.matmul(t, to.emit);
+  }
+}
+
+void conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const uint32_t* blocked, Emit emit,
+          const int32_t* threshold, void* out) {
+  bool padded = s.padding_value != 0 && (s.padding[0] > 0 || s.padding[1] > 0);
+  Plan plan{s, {x, s.height, s.width, s.groups * s.group_words()}, {-s.padding[0], -s.padding[1]}, {}};
+  std::vector<uint32_t> border;
+  if (padded) {
+    int64_t height = s.height + 2 * s.padding[0], width = s.width + 2 * s.padding[1];
+    border = with_border(s, plan.image, height, width);
+    plan.image = {border.data(), height, width, plan.image.pixel_words};
+    plan.origin[0] = plan.origin[1] = 0;
+  }
+  for (const Interval& rows : intervals(s, 0, padded)) {
+    for (const Interval& columns : intervals(s, 1, padded)) {
+      plan.rectangles.push_back(rectangle(s, plan.image, rows, columns));
+    }
+  }
+  int64_t item_bytes = emit == Emit::kFloat32 ? 4 : 2;
+  int64_t pixel_items = emit == Emit::kBits ? 2 * words_for(s.out_channels) : s.out_channels;
+  Destination to{emit, threshold, static_cast<char*>(out), pixel_items, item_bytes};
+  int64_t work;
+  std::vector<Task> tasks = tasks_of(plan, &work);
+  parallel_tasks(static_cast<int64_t>(tasks.size()), work < kSerialWork,
+                 [&](int64_t i) { run_task(table, plan, tasks[static_cast<size_t>(i)], blocked, to); });
+}
+
+// Sign words where groups do not end on a block of 16 outputs: by way of the dots.
+void conv_bits_across_groups(const KernelTable& table, const ConvShape& s, const uint32_t* x,
+                             const uint32_t* blocked, const int32_t* threshold, uint32_t* out) {
+  int64_t n_pixels = s.batch * s.out_size(0) * s.out_size(1), n_words = words_for(s.out_channels);
+  std::vector<float> dots(static_cast<size_t>(n_pixels * s.out_channels));
+  conv(table, s, x, blocked, Emit::kFloat32, nullptr, dots.data());
+  parallel_ranges(n_pixels, std::max<int64_t>(1, 1024 / n_words), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      std::fill(out + p * n_words, out + (p + 1) * n_words, 0u);
+      for (int64_t o = 0; o < s.out_channels; ++o) {
+        bool negative = dots[static_cast<size_t>(p * s.out_channels + o)] < static_cast<float>(threshold[o]);
+        out[p * n_words + BitLayout::word_of(o)] |= (negative ? 1u : 0u) << BitLayout::bit_of(o);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void binary_conv(const ConvShape& s, const uint32_t* x, const uint32_t* blocked, Emit emit,
+                 const int32_t* threshold, void* out) {
+  const KernelTable& table = count_call();
+  if (emit == Emit::kBits && s.groups > 1 && s.group_outputs() % 16 != 0) {
+    return conv_bits_across_groups(table, s, x, blocked, threshold, static_cast<uint32_t*>(out));
+  }
+  conv(table, s, x, blocked, emit, threshold, out);
+}
+
+}  // namespace bop2nd

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dispatch.h"
+
+#include <atomic>
+
+#include "isa_tables.h"
+#include "target.h"
+
+#if BOP2ND_X86
+#include <cpuid.h>
+#endif
+
+#define BOP2ND_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace bop2nd {
+namespace {
+
+enum Feature : uint32_t {
+  kAvx2 = 1u << 0,      // AVX2, F16C, POPCNT, BMI, BMI2 and the operating system saves ymm registers
+  kAvx512 = 1u << 1,    // F, BW, VL, DQ and the operating system saves zmm registers
+  kVpopcntdq = 1u << 2,
+};
+
+#if BOP2ND_X86
+uint64_t saved_registers() {
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+bool has(uint32_t flags, uint32_t bits) { return (flags & bits) == bits; }
+
+uint32_t detect() {
+  uint32_t a, b, c, d, b7, c7;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+  constexpr uint32_t kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29, kPopcnt = 1u << 23;
+  if (!has(c, kOsxsave | kAvx | kF16c | kPopcnt)) return 0;
+  if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d)) return 0;
+  uint64_t saved = saved_registers();
+  constexpr uint32_t kBmi = 1u << 3, kAvx2Bit = 1u << 5, kBmi2 = 1u << 8;
+  if ((saved & 0x6) != 0x6 || !has(b7, kBmi | kAvx2Bit | kBmi2)) return 0;
+  uint32_t features = kAvx2;
+  constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
+  if ((saved & 0xE6) != 0xE6 || !has(b7, kF | kDq | kBw | kVl)) return features;
+  features |= kAvx512;
+  if (has(c7, 1u << 14)) features |= kVpopcntdq;
+  return features;
+}
+#else
+uint32_t detect() { return 0; }
+#endif
+
+struct Isa {
+  const char* name;
+  const char* requires_text;
+  uint32_t needs;
+  const KernelTable* table;
+};
+
+KernelTable overlay(KernelTable base, const KernelTable& over) {
+  if (over.step) base.step = over.step;
+  if (over.pack_rows) base.pack_rows = over.pack_rows;
+  if (over.pack_columns) base.pack_columns = over.pack_columns;
+  if (over.unpack_rows) base.unpack_rows = over.unpack_rows;
+  if (over.matmul) base.matmul = over.matmul;
+  if (over.stream) base.stream = over.stream;
+  if (over.register_loop) base.register_loop = over.register_loop;
+  return base;
+}
+
+// From the plainest to the best; the best supported one is the default.
+const Isa kIsas[] = {
+    {"scalar", "any CPU", 0, &kScalarTable},
+#if BOP2ND_X86
+    {"avx2", "AVX2, F16C, POPCNT, BMI, BMI2", kAvx2, &kAvx2Table},
+    {"avx512", "AVX-512 F, BW, VL, DQ", kAvx512, &kAvx512Table},
+    {"avx512_vpopcntdq", "AVX-512 F, BW, VL, DQ, VPOPCNTDQ", kAvx512 | kVpopcntdq, &kAvx512VpopcntdqTable},
+#else
+    {"avx2", "x86-64 with AVX2, F16C, POPCNT, BMI, BMI2", 0, nullptr},
+    {"avx512", "x86-64 with AVX-512 F, BW, VL, DQ", 0, nullptr},
+    {"avx512_vpopcntdq", "x86-64 with AVX-512 F, BW, VL, DQ, VPOPCNTDQ", 0, nullptr},
+#endif
+};
+constexpr int kCount = static_cast<int>(sizeof(kIsas) / sizeof(kIsas[0]));
+
+std::atomic<int> forced{-1};
+std::atomic<int64_t> calls[kCount];
+
+bool known(int id) { return id >= 0 && id < kCount; }
+
+bool supported(int id) {
+  static const uint32_t features = detect();
+  return known(id) && kIsas[id].table && (features & kIsas[id].needs) == kIsas[id].needs;
+}
+
+int active() {
+  int id = forced.load(std::memory_order_relaxed);
+  if (id >= 0) return id;
+  static const int best = [] {
+    int last = 0;
+    for (int i = 0; i < kCount; ++i) last = supported(i) ? i : last;
+    return last;
+  }();
+  return best;
+}
+
+}  // namespace
+
+const KernelTable* table_of(int id) {
+  if (!supported(id)) return nullptr;
+#if BOP2ND_X86
+  static const KernelTable vpopcntdq = overlay(kAvx512Table, kAvx512VpopcntdqTable);
+  if (kIsas[id].table == &kAvx512VpopcntdqTable) return &vpopcntdq;
+#endif
+  return kIsas[id].table;
+}
+
+const KernelTable& count_call() {
+  int id = active();
+  calls[id].fetch_add(1, std::memory_order_relaxed);
+  return *table_of(id);
+}
+
+}  // namespace bop2nd
+
+BOP2ND_EXPORT int bop2nd_isa_count(void) { return bop2nd::kCount; }
+
+BOP2ND_EXPORT const char* bop2nd_isa_name(int id) {
+  return bop2nd::known(id) ? bop2nd::kIsas[id].name : nullptr;
+}
+
+BOP2ND_EXPORT int bop2nd_isa_supported(int id) { return bop2nd::supported(id) ? 1 : 0; }
+
+BOP2ND_EXPORT const char* bop2nd_isa_requires(int id) {
+  return bop2nd::known(id) ? bop2nd::kIsas[id].requires_text : nullptr;
+}
+
+BOP2ND_EXPORT int bop2nd_isa_active(void) { return bop2nd::active(); }
+
+BOP2ND_EXPORT int bop2nd_isa_force(int id) {
+  if (id != -1 && !bop2nd::supported(id)) return -1;
+  bop2nd::forced.store(id, std::memory_order_relaxed);
+  return 0;
+}
+
+BOP2ND_EXPORT int64_t bop2nd_isa_calls(int id) {
+  return bop2nd::known(id) ? bop2nd::calls[id].load(std::memory_order_relaxed) : 0;
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "isa_tables.h"
+#include "target.h"
+
+#if BOP2ND_X86
+#include <immintrin.h>
+
+#include <cstring>
+#include <type_traits>
+
+BOP2ND_TARGET_BEGIN("avx2,f16c,popcnt,bmi,bmi2")
+#include "vocabulary_avx2.h"
+#include "../core/bop_rule.h"
+
+namespace bop2nd {
+namespace {
+
+#include "step.inl"
+#include "pack.inl"
+#include "matmul.inl"
+#include "yardsticks.inl"
+
+}  // namespace
+
+const KernelTable kAvx2Table = {step<Avx2Lanes>,
+                                pack_rows<Avx2Lanes>,
+                                pack_columns<Avx2Lanes>,
+                                unpack_rows<Avx2Lanes>,
+                                matmul<Avx2Count, CarrySaveCount>,
+                                stream<Avx2Lanes>,
+                                register_loop<Avx2Count, CarrySaveCount>};
+
+}  // namespace bop2nd
+BOP2ND_TARGET_END
+#endif

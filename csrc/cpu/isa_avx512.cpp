@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "isa_tables.h"
+#include "target.h"
+
+#if BOP2ND_X86
+#include <immintrin.h>
+
+#include <cstring>
+#include <type_traits>
+
+BOP2ND_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,f16c,popcnt,bmi,bmi2")
+#include "vocabulary_avx512.h"
+#include "../core/bop_rule.h"
+
+namespace bop2nd {
+namespace {
+
+#include "step.inl"
+#include "pack.inl"
+#include "matmul.inl"
+#include "yardsticks.inl"
+
+}  // namespace
+
+const KernelTable kAvx512Table = {step<Avx512Lanes>,
+                                  pack_rows<Avx512Lanes>,
+                                  pack_columns<Avx512Lanes>,
+                                  unpack_rows<Avx512Lanes>,
+                                  matmul<Avx512Count, CarrySaveCount>,
+                                  stream<Avx512Lanes>,
+                                  register_loop<Avx512Count, CarrySaveCount>};
+
+}  // namespace bop2nd
+BOP2ND_TARGET_END
+#endif

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "isa_tables.h"
+
+#include <cstring>
+#include <type_traits>
+
+#include "vocabulary_scalar.h"
+#include "../core/bop_rule.h"
+
+namespace bop2nd {
+namespace {
+
+#include "step.inl"
+#include "pack.inl"
+#include "matmul.inl"
+#include "yardsticks.inl"
+
+}  // namespace
+
+const KernelTable kScalarTable = {step<ScalarLanes>,
+                                  pack_rows<ScalarLanes>,
+                                  pack_columns<ScalarLanes>,
+                                  unpack_rows<ScalarLanes>,
+                                  matmul<ScalarCount, CarrySaveCount>,
+                                  stream<ScalarLanes>,
+                                  register_loop<ScalarCount, CarrySaveCount>};
+
+}  // namespace bop2nd

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels.h"
+
+namespace bop2nd {
+
+extern const KernelTable kScalarTable;
+extern const KernelTable kAvx2Table;
+extern const KernelTable kAvx512Table;
+extern const KernelTable kAvx512VpopcntdqTable;  // null where the AVX-512 loop serves
+
+}  // namespace bop2nd

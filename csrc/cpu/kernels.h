@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an instruction set has to provide: a table of loops over plain memory. No torch, no intrinsics.
+#pragma once
+
+#include <cstdint>
+
+namespace bop2nd {
+
+enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kPacked };
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// One parameter of the step, in walk order. Packed weights: `rows` rows of `length` elements, each padded
+// to whole words. Dense weights: one row. State and gradient are contiguous and not padded.
+struct StepTensor {
+  void* weight;
+  const void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;  // null for Bop
+  Dtype weight_dtype, grad_dtype, state_dtype;
+  int64_t rows, length;
+  uint32_t key;  // rounding_key of this tensor, for bf16 state
+};
+
+struct StepHyper {
+  float gamma, sigma, a, b;
+  float grad_scale;  // inv_scale, negated to maximize: g * (-s) and -(g * s) are the same number
+};
+
+struct StepCounts {
+  int64_t candidates, flips;
+};
+
+// A tensor seen as [outer, groups, length, inner] with element strides; it is packed along `length`.
+struct PackShape {
+  Dtype dtype;
+  int64_t n_outer, outer_stride;
+  int64_t n_groups, group_stride;
+  int64_t length, length_stride;
+  int64_t n_inner, inner_stride;
+};
+
+// Pixels that see the same kernel taps. Words k = 0..n_words-1: x_offset[k] from the pixel's first word,
+// w_offset[k] from the block's first word. bias = number of elements in the sum.
+struct TapList {
+  const int32_t* x_offset;
+  const int32_t* w_offset;
+  int64_t n_words;
+  int32_t bias;
+};
+
+enum class Emit : int { kFloat32, kBFloat16, kFloat16, kBits };
+
+// n_pixels x 16 outputs: dot = bias - 2 * sum_k popcount(x[k] ^ w[k]).
+// `out` points at output 0 of this block; pixel p writes at out + out_offset[p] (in elements; for kBits in
+// 16-bit halves). n_outputs in 1..16. With kBits, `pad_half` clears the half after this one.
+struct MatmulTile {
+  const uint32_t* x;
+  const int64_t* x_base;
+  int64_t n_pixels;
+  const uint32_t* w;
+  TapList taps;
+  void* out;
+  const int64_t* out_offset;
+  int n_outputs;
+  const int32_t* threshold;
+  bool pad_half;
+};
+
+struct KernelTable {
+  // Words [first_word, first_word + n_words) of one tensor (dense: blocks of 32 elements); adds to `counts`.
+  void (*step)(const StepTensor&, const StepHyper&, int64_t first_word, int64_t n_words, StepCounts* counts);
+  // `length_stride == 1`: rows [begin, end) of n_outer * n_inner. `mask` may be null.
+  void (*pack_rows)(const PackShape&, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin, int64_t end);
+  // `inner_stride == 1`: pixels [begin, end) of n_outer * n_inner.
+  void (*pack_columns)(const PackShape&, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin,
+                       int64_t end);
+  // Rows [begin, end) of `length` elements each.
+  void (*unpack_rows)(const uint32_t* words, int64_t length, Dtype dtype, void* out, int64_t begin, int64_t end);
+  void (*matmul)(const MatmulTile&, Emit);
+  // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.
+  void (*stream)(const float* grad, float* m, float* v, uint32_t* words, int64_t first_word, int64_t n_words);
+  // The instructions of `matmul` without its memory accesses; returns the multiply-accumulates it stands for.
+  double (*register_loop)(int64_t iterations);
+};
+
+}  // namespace bop2nd

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parallel loops through a pool that the host program installs (torch's, when loaded by torch). Without one
+// they run on the calling thread. Bodies must not throw and must write disjoint memory, or integers by
+// atomic addition, so that results do not depend on the number of threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace bop2nd {
+
+struct ThreadPool {
+  // Calls body(begin, end, context) for parts of [0, n), each of at least `grain` iterations where possible.
+  void (*parallel_for)(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+  int (*n_threads)();
+};
+
+void install_pool(const ThreadPool& pool);
+const ThreadPool& pool();
+
+// body(begin, end) over static parts of [0, n).
+template <class Body>
+void parallel_ranges(int64_t n, int64_t grain, const Body& body) {
+  if (n <= 0) return;
+  if (n <= grain || pool().n_threads() == 1) return body(int64_t{0}, n);
+  auto call = [](int64_t begin, int64_t end, void* context) {
+    (*static_cast<const Body*>(context))(begin, end);
+  };
+  pool().parallel_for(n, grain, call, const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// body(task) for tasks of unequal cost: every thread takes the next one. With `serial`, on this thread.
+template <class Body>
+void parallel_tasks(int64_t n, bool serial, const Body& body) {
+  int n_threads = serial ? 1 : pool().n_threads();
+  if (n_threads == 1 || n <= 1) {
+    for (int64_t i = 0; i < n; ++i) body(i);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  parallel_ranges(n_threads < n ? n_threads : n, 1, [&](int64_t begin, int64_t end) {
+    (void)begin, (void)end;
+    for (int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) body(i);
+  });
+}
+
+}  // namespace bop2nd

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vocabulary in AVX2 and F16C. Include inside a target region, after <immintrin.h> and <cstring>.
+#pragma once
+
+#include "../core/rounding.h"
+#include "kernels.h"
+#include "target.h"
+
+namespace bop2nd {
+
+struct Avx2Lanes {
+  static constexpr int kLanes = 8;
+  using F = __m256;
+  using I = __m256i;
+  using M = __m256i;  // all ones or all zeros per lane
+
+  BOP2ND_INLINE static F setf(float x) { return _mm256_set1_ps(x); }
+  BOP2ND_INLINE static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  BOP2ND_INLINE static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  BOP2ND_INLINE static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  BOP2ND_INLINE static F sqrt(F a) { return _mm256_sqrt_ps(a); }
+  BOP2ND_INLINE static F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  BOP2ND_INLINE static F flip_sign(F a, M m) {
+    return _mm256_xor_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(m, 31)));
+  }
+  BOP2ND_INLINE static M less_zero(F a) { return compare<_CMP_LT_OQ>(a, _mm256_setzero_ps()); }
+  BOP2ND_INLINE static M greater(F a, F b) { return compare<_CMP_GT_OQ>(a, b); }
+  BOP2ND_INLINE static M at_most(F a, F b) { return compare<_CMP_LE_OQ>(a, b); }
+  BOP2ND_INLINE static M same(M a, M b) { return _mm256_cmpeq_epi32(a, b); }
+  BOP2ND_INLINE static M both(M a, M b) { return _mm256_and_si256(a, b); }
+  BOP2ND_INLINE static uint32_t bits(M a) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(a)));
+  }
+  BOP2ND_INLINE static M from_bits(uint32_t bits) {
+    I lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(set1(bits), lane), lane);
+  }
+
+  BOP2ND_INLINE static I set1(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  BOP2ND_INLINE static I iota() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+  BOP2ND_INLINE static I load_int(const uint32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  BOP2ND_INLINE static void store_int(uint32_t* p, I a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
+  }
+  BOP2ND_INLINE static I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
+  BOP2ND_INLINE static I mul_int(I a, I b) { return _mm256_mullo_epi32(a, b); }
+  BOP2ND_INLINE static I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
+  BOP2ND_INLINE static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
+  BOP2ND_INLINE static I bit_or(I a, I b) { return _mm256_or_si256(a, b); }
+  template <int n>
+  BOP2ND_INLINE static I shift_right(I a) {
+    return _mm256_srli_epi32(a, n);
+  }
+  BOP2ND_INLINE static M equal(I a, I b) { return _mm256_cmpeq_epi32(a, b); }
+  BOP2ND_INLINE static I select(M m, I yes, I no) { return _mm256_blendv_epi8(no, yes, m); }
+  BOP2ND_INLINE static I as_int(F a) { return _mm256_castps_si256(a); }
+
+  // n <= 0 reads nothing, n >= 8 reads all lanes; lanes not read are 0.
+  BOP2ND_INLINE static F load(const float* p, int n) {
+    if (n >= kLanes) return _mm256_loadu_ps(p);
+    return _mm256_maskload_ps(p, first(n));
+  }
+  BOP2ND_INLINE static F load(const BFloat16* p, int n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p, n)), 16));
+  }
+  BOP2ND_INLINE static F load(const Float16* p, int n) { return _mm256_cvtph_ps(load16(p, n)); }
+  BOP2ND_INLINE static void store(float* p, F a, int n) {
+    if (n >= kLanes) return _mm256_storeu_ps(p, a);
+    _mm256_maskstore_ps(p, first(n), a);
+  }
+  BOP2ND_INLINE static void store(BFloat16* p, F a, int n) {
+    I bits = as_int(a);
+    I odd = bit_and(shift_right<16>(bits), set1(1));
+    I rounded = add_int(bits, add_int(odd, set1(0x7FFF)));
+    M nan = compare<_CMP_UNORD_Q>(a, a);
+    store_low16(p, shift_right<16>(select(nan, bit_or(bits, set1(0x00400000u)), rounded)), n);
+  }
+  BOP2ND_INLINE static void store(Float16* p, F a, int n) {
+    store16(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), n);
+  }
+  BOP2ND_INLINE static void store_low16(BFloat16* p, I a, int n) {
+    __m128i low = _mm256_castsi256_si128(a), high = _mm256_extracti128_si256(a, 1);
+    __m128i mask = _mm_set1_epi32(0xFFFF);
+    store16(p, _mm_packus_epi32(_mm_and_si128(low, mask), _mm_and_si128(high, mask)), n);
+  }
+
+ private:
+  template <int predicate>
+  BOP2ND_INLINE static M compare(F a, F b) {
+    return _mm256_castps_si256(_mm256_cmp_ps(a, b, predicate));
+  }
+  BOP2ND_INLINE static M first(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), iota()); }
+  BOP2ND_INLINE static __m128i load16(const void* p, int n) {
+    if (n >= kLanes) return _mm_loadu_si128(static_cast<const __m128i*>(p));
+    __m128i a = _mm_setzero_si128();
+    if (n > 0) std::memcpy(&a, p, 2 * static_cast<unsigned>(n));
+    return a;
+  }
+  BOP2ND_INLINE static void store16(void* p, __m128i a, int n) {
+    if (n >= kLanes) return _mm_storeu_si128(static_cast<__m128i*>(p), a);
+    if (n > 0) std::memcpy(p, &a, 2 * static_cast<unsigned>(n));
+  }
+};
+
+struct Avx2Count {
+  using I = __m256i;
+  static constexpr int kLanes = 8;
+  static constexpr int kPixels = 1;
+
+  BOP2ND_INLINE static I set1(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  BOP2ND_INLINE static I load(const uint32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  BOP2ND_INLINE static I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
+  BOP2ND_INLINE static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
+  BOP2ND_INLINE static I xor_word(I a, const uint32_t* x) { return bit_xor(a, set1(*x)); }
+  BOP2ND_INLINE static I sum3(I a, I b, I c) { return bit_xor(bit_xor(a, b), c); }
+  BOP2ND_INLINE static I majority(I a, I b, I c) {
+    return _mm256_or_si256(bit_and(a, b), bit_and(bit_xor(a, b), c));
+  }
+  BOP2ND_INLINE static I byte_counts(I a) {
+    I table = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    I low = _mm256_set1_epi8(15);
+    I high = bit_and(_mm256_srli_epi32(a, 4), low);
+    return _mm256_add_epi8(_mm256_shuffle_epi8(table, bit_and(a, low)), _mm256_shuffle_epi8(table, high));
+  }
+  BOP2ND_INLINE static I add_bytes(I a, I b) { return _mm256_add_epi8(a, b); }
+  BOP2ND_INLINE static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  BOP2ND_INLINE static I add_up(I sixteens, I ones) {
+    I pairs = _mm256_add_epi16(_mm256_maddubs_epi16(sixteens, _mm256_set1_epi8(16)),
+                               _mm256_maddubs_epi16(ones, _mm256_set1_epi8(1)));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  }
+  BOP2ND_INLINE static I dot(I bias, I count) { return _mm256_sub_epi32(bias, add(count, count)); }
+  template <class T>
+  BOP2ND_INLINE static void store(T* p, I a, int n) {
+    if (n > 0) Avx2Lanes::store(p, _mm256_cvtepi32_ps(a), n);
+  }
+  BOP2ND_INLINE static uint32_t less(I a, const int32_t* threshold, int n) {
+    I lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), Avx2Lanes::iota());
+    I below = _mm256_cmpgt_epi32(_mm256_maskload_epi32(threshold, lanes), a);
+    return Avx2Lanes::bits(_mm256_and_si256(below, lanes));
+  }
+  BOP2ND_INLINE static void keep_in_register(I& a) { asm volatile("" : "+x"(a)); }
+};
+
+}  // namespace bop2nd

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vocabulary in AVX-512 F, BW, VL, DQ. Include inside a target region, after <immintrin.h>.
+#pragma once
+
+#include "../core/rounding.h"
+#include "kernels.h"
+#include "target.h"
+
+namespace bop2nd {
+
+struct Avx512Lanes {
+  static constexpr int kLanes = 16;
+  using F = __m512;
+  using I = __m512i;
+  using M = __mmask16;
+
+  BOP2ND_INLINE static F setf(float x) { return _mm512_set1_ps(x); }
+  BOP2ND_INLINE static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  BOP2ND_INLINE static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  BOP2ND_INLINE static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  BOP2ND_INLINE static F sqrt(F a) { return _mm512_sqrt_ps(a); }
+  BOP2ND_INLINE static F abs(F a) { return _mm512_abs_ps(a); }
+  BOP2ND_INLINE static F flip_sign(F a, M m) {
+    return _mm512_mask_xor_ps(a, m, a, _mm512_set1_ps(-0.0f));
+  }
+  BOP2ND_INLINE static M less_zero(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_LT_OQ); }
+  BOP2ND_INLINE static M greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  BOP2ND_INLINE static M at_most(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+  BOP2ND_INLINE static M same(M a, M b) { return static_cast<M>(~(a ^ b)); }
+  BOP2ND_INLINE static M both(M a, M b) { return a & b; }
+  BOP2ND_INLINE static uint32_t bits(M a) { return a; }
+  BOP2ND_INLINE static M from_bits(uint32_t bits) { return static_cast<M>(bits); }
+
+  BOP2ND_INLINE static I set1(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  BOP2ND_INLINE static I iota() {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+  BOP2ND_INLINE static I load_int(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  BOP2ND_INLINE static void store_int(uint32_t* p, I a) { _mm512_storeu_si512(p, a); }
+  BOP2ND_INLINE static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+  BOP2ND_INLINE static I mul_int(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  BOP2ND_INLINE static I bit_xor(I a, I b) { return _mm512_xor_si512(a, b); }
+  BOP2ND_INLINE static I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
+  BOP2ND_INLINE static I bit_or(I a, I b) { return _mm512_or_si512(a, b); }
+  template <int n>
+  BOP2ND_INLINE static I shift_right(I a) {
+    return _mm512_srli_epi32(a, n);
+  }
+  BOP2ND_INLINE static M equal(I a, I b) { return _mm512_cmpeq_epi32_mask(a, b); }
+  BOP2ND_INLINE static I select(M m, I yes, I no) { return _mm512_mask_mov_epi32(no, m, yes); }
+  BOP2ND_INLINE static I as_int(F a) { return _mm512_castps_si512(a); }
+
+  // n <= 0 reads nothing, n >= 16 reads all lanes; lanes not read are 0.
+  BOP2ND_INLINE static F load(const float* p, int n) {
+    if (n >= kLanes) return _mm512_loadu_ps(p);
+    return _mm512_maskz_loadu_ps(first(n), p);
+  }
+  BOP2ND_INLINE static F load(const BFloat16* p, int n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load16(p, n)), 16));
+  }
+  BOP2ND_INLINE static F load(const Float16* p, int n) { return _mm512_cvtph_ps(load16(p, n)); }
+  BOP2ND_INLINE static void store(float* p, F a, int n) {
+    if (n >= kLanes) return _mm512_storeu_ps(p, a);
+    _mm512_mask_storeu_ps(p, first(n), a);
+  }
+  BOP2ND_INLINE static void store(BFloat16* p, F a, int n) {
+    I bits = as_int(a);
+    I odd = bit_and(shift_right<16>(bits), set1(1));
+    I rounded = add_int(bits, add_int(odd, set1(0x7FFF)));
+    M nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    store_low16(p, shift_right<16>(select(nan, bit_or(bits, set1(0x00400000u)), rounded)), n);
+  }
+  BOP2ND_INLINE static void store(Float16* p, F a, int n) {
+    store16(p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), n);
+  }
+  BOP2ND_INLINE static void store_low16(BFloat16* p, I a, int n) { store16(p, _mm512_cvtepi32_epi16(a), n); }
+
+ private:
+  BOP2ND_INLINE static __mmask16 first(int n) {
+    return n >= kLanes ? 0xFFFF : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1u);
+  }
+  BOP2ND_INLINE static __m256i load16(const void* p, int n) {
+    if (n >= kLanes) return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    return _mm256_maskz_loadu_epi16(first(n), p);
+  }
+  BOP2ND_INLINE static void store16(void* p, __m256i a, int n) {
+    if (n >= kLanes) return _mm256_storeu_si256(static_cast<__m256i*>(p), a);
+    _mm256_mask_storeu_epi16(p, first(n), a);
+  }
+};
+
+struct Avx512Count {
+  using I = __m512i;
+  static constexpr int kLanes = 16;
+  static constexpr int kPixels = 2;
+
+  BOP2ND_INLINE static I set1(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  BOP2ND_INLINE static I load(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  BOP2ND_INLINE static I bit_xor(I a, I b) { return _mm512_xor_si512(a, b); }
+  BOP2ND_INLINE static I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
+  BOP2ND_INLINE static I xor_word(I a, const uint32_t* x) { return bit_xor(a, set1(*x)); }
+  BOP2ND_INLINE static I sum3(I a, I b, I c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
+  BOP2ND_INLINE static I majority(I a, I b, I c) { return _mm512_ternarylogic_epi32(a, b, c, 0xE8); }
+  BOP2ND_INLINE static I byte_counts(I a) {
+    I table = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    I low = _mm512_set1_epi8(15);
+    I high = bit_and(_mm512_srli_epi32(a, 4), low);
+    return _mm512_add_epi8(_mm512_shuffle_epi8(table, bit_and(a, low)), _mm512_shuffle_epi8(table, high));
+  }
+  BOP2ND_INLINE static I add_bytes(I a, I b) { return _mm512_add_epi8(a, b); }
+  BOP2ND_INLINE static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  BOP2ND_INLINE static I add_up(I sixteens, I ones) {
+    I pairs = _mm512_add_epi16(_mm512_maddubs_epi16(sixteens, _mm512_set1_epi8(16)),
+                               _mm512_maddubs_epi16(ones, _mm512_set1_epi8(1)));
+    return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+  }
+  BOP2ND_INLINE static I dot(I bias, I count) { return _mm512_sub_epi32(bias, add(count, count)); }
+  template <class T>
+  BOP2ND_INLINE static void store(T* p, I a, int n) {
+    Avx512Lanes::store(p, _mm512_cvtepi32_ps(a), n);
+  }
+  BOP2ND_INLINE static uint32_t less(I a, const int32_t* threshold, int n) {
+    __mmask16 lanes = n >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << n) - 1u);
+    return _mm512_mask_cmplt_epi32_mask(lanes, a, _mm512_maskz_loadu_epi32(lanes, threshold));
+  }
+  BOP2ND_INLINE static void keep_in_register(I& a) { asm volatile("" : "+v"(a)); }
+};
+
+}  // namespace bop2nd

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plain C symbols for benchmarks and tests (ctypes). The loops only run; the caller takes the time.
+#include <atomic>
+
+#include "dispatch.h"
+#include "parallel.h"
+
+#define BOP2ND_EXPORT extern "C" __attribute__((visibility("default")))
+
+// 1 if a parallel loop is shared by as many threads as the pool has (so always with one thread): the threads
+// of a probe wait for each other for up to about 0.1 s.
+BOP2ND_EXPORT int bop2nd_openmp(void) {
+  int n_threads = bop2nd::pool().n_threads();
+  std::atomic<int> arrived{0};
+  std::atomic<bool> alone{false};
+  bop2nd::parallel_ranges(n_threads, 1, [&](int64_t, int64_t) {
+    arrived.fetch_add(1);
+    for (int64_t spin = 0; arrived.load() < n_threads && spin < 100000000; ++spin) {
+      if (alone.load()) return;
+    }
+    if (arrived.load() < n_threads) alone.store(true);
+  });
+  return arrived.load() == n_threads ? 1 : 0;
+}
+
+// Runs the counting of instruction set `id` on register operands, on the calling thread. Returns the number of
+// binary multiply-accumulates done, 0 if this CPU cannot run it.
+BOP2ND_EXPORT double bop2nd_register_loop(int id, int64_t iterations) {
+  const bop2nd::KernelTable* table = bop2nd::table_of(id);
+  return table ? table->register_loop(iterations) : 0.0;
+}
+
+// Reads grad, m, v [n] and words [n / 32] and writes m, v and words, on all threads. n is a multiple of 32.
+// Returns the bytes moved: 20.25 n.
+BOP2ND_EXPORT double bop2nd_bandwidth_loop(const float* grad, float* m, float* v, int32_t* words, int64_t n) {
+  const bop2nd::KernelTable& table = *bop2nd::table_of(bop2nd_isa_active());
+  uint32_t* bits = reinterpret_cast<uint32_t*>(words);
+  bop2nd::parallel_ranges(n / 32, 1024, [&](int64_t begin, int64_t end) {
+    table.stream(grad, m, v, bits, begin, end - begin);
+  });
+  return 20.25 * static_cast<double>(n / 32 * 32);
+}

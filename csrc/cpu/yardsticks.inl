@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the loops are measured against: the same work without its memory accesses, the same memory accesses
+// without the work.
+//
+// Include inside a target region and an anonymous namespace within bop2nd, after matmul.inl.
+
+// The yardstick of matmul: the same counting on operands that stay in the first cache lines, so that what is
+// left is the arithmetic. Returns binary multiply-accumulates (one bit each).
+
+template <class C, template <class, int> class Counter>
+double register_loop(int64_t iterations) {
+  constexpr int kWords = 16 * 31;
+  constexpr int P = C::kPixels;
+  static int32_t x_offset[kWords];  // all zero: every word is the first one
+  static int32_t w_offset[kWords];
+  alignas(64) uint32_t x_word[P], w_words[16];
+  const uint32_t* x[P];
+  for (int p = 0; p < P; ++p) x_word[p] = 0x01234567u * static_cast<uint32_t>(p + 1), x[p] = x_word + p;
+  for (int i = 0; i < 16; ++i) w_words[i] = 0x89ABCDEFu * static_cast<uint32_t>(i + 1);
+  TapList taps{x_offset, w_offset, kWords, 0};
+  typename C::I count[P];
+  for (int64_t i = 0; i < iterations; ++i) {
+    Counter<C, P>::accumulate(x, w_words, taps, count);
+    for (int p = 0; p < P; ++p) C::keep_in_register(count[p]);
+  }
+  return static_cast<double>(iterations) * kWords * P * C::kLanes * 32;
+}
+
+// The yardstick of the step: reads gradient, moments and words, writes moments and words.
+template <class V>
+void stream(const float* grad, float* m, float* v, uint32_t* words, int64_t first_word, int64_t n_words) {
+  for (int64_t w = first_word; w < first_word + n_words; ++w) {
+    uint32_t word = words[w];
+#pragma GCC unroll 4
+    for (int64_t e = w * kWordBits; e < (w + 1) * kWordBits; e += V::kLanes) {
+      typename V::F g = V::load(grad + e, V::kLanes);
+      V::store(m + e, V::add(V::load(m + e, V::kLanes), g), V::kLanes);
+      V::store(v + e, V::add(V::load(v + e, V::kLanes), g), V::kLanes);
+    }
+    words[w] = ~word;
+  }
+}

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU implementations of torch.ops.bop2nd.*: from tensors to plain memory. The only file here that knows
+// torch, through its stable ABI. Schemas live in bop2nd_fast/ops; users' mistakes are reported there, the
+// checks here only guard memory.
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030A0000
+#endif
+#include <Python.h>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "core/bit_layout.h"
+#include "core/rounding.h"
+#include "cpu/dispatch.h"
+#include "cpu/operators.h"
+#include "cpu/parallel.h"
+
+namespace {
+
+using bop2nd::Dtype;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using Ints = std::vector<int64_t>;
+using MaybeTensor = std::optional<Tensor>;
+
+// ------------------------------------------------------------------------------------------ tensors
+
+Dtype real_dtype(const Tensor& t, const char* what) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Half: return Dtype::kFloat16;
+    default: STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
+  }
+}
+
+void check_words(const Tensor& t, const char* what) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Int, what, " must be int32 words");
+}
+
+Tensor compact(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+Tensor new_tensor(const Tensor& like, const Ints& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+uint32_t* words_of(const Tensor& t) { return static_cast<uint32_t*>(t.mutable_data_ptr()); }
+const uint32_t* const_words_of(const Tensor& t) { return static_cast<const uint32_t*>(t.const_data_ptr()); }
+
+Ints sizes_of(const Tensor& t) {
+  auto sizes = t.sizes();
+  return Ints(sizes.begin(), sizes.end());
+}
+
+int64_t normal_dim(int64_t dim, int64_t n_dims) {
+  STD_TORCH_CHECK(dim >= -n_dims && dim < n_dims, "dim ", dim, " does not exist in a tensor of ", n_dims, " axes");
+  return dim < 0 ? dim + n_dims : dim;
+}
+
+Tensor move_last_axis_to(const Tensor& t, int64_t dim) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(t), torch::stable::detail::from(int64_t{-1}),
+                                    torch::stable::detail::from(dim)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::movedim", "int", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// ---------------------------------------------------------------------------------------------- step
+
+float scalar_of(const Tensor& t, const char* what) {
+  STD_TORCH_CHECK(t.numel() == 1 && t.scalar_type() == ScalarType::Float, what, " must be one float32 number");
+  return *static_cast<const float*>(t.const_data_ptr());
+}
+
+bop2nd::StepTensor step_tensor(const Tensor& weight, const Tensor& grad, const Tensor& m, const Tensor* v) {
+  bop2nd::StepTensor t{};
+  bool packed = weight.scalar_type() == ScalarType::Int;
+  t.weight_dtype = packed ? Dtype::kPacked : real_dtype(weight, "a dense weight");
+  t.grad_dtype = real_dtype(grad, "a gradient");
+  t.state_dtype = real_dtype(m, "exp_avg");
+  STD_TORCH_CHECK(t.state_dtype != Dtype::kFloat16, "moments must be float32 or bfloat16");
+  STD_TORCH_CHECK(weight.is_contiguous() && grad.is_contiguous() && m.is_contiguous(),
+                  "weights, gradients and moments must be contiguous in walk order");
+  STD_TORCH_CHECK(grad.numel() == m.numel(), "gradient and exp_avg differ in size");
+  if (v) {
+    STD_TORCH_CHECK(v->is_contiguous() && v->numel() == m.numel() && v->scalar_type() == m.scalar_type(),
+                    "exp_avg_sq must be like exp_avg");
+    t.exp_avg_sq = v->mutable_data_ptr();
+  }
+  t.rows = 1, t.length = grad.numel();
+  if (packed && t.length > 0) {
+    STD_TORCH_CHECK(grad.dim() > 0, "the gradient of a packed weight needs at least one axis");
+    t.length = grad.size(grad.dim() - 1);
+    t.rows = grad.numel() / t.length;
+    STD_TORCH_CHECK(weight.numel() == t.rows * bop2nd::words_for(t.length), "words do not fit the gradient");
+  } else if (!packed) {
+    STD_TORCH_CHECK(weight.numel() == t.length, "weight and gradient differ in size");
+  }
+  t.weight = weight.mutable_data_ptr();
+  t.grad = grad.const_data_ptr();
+  t.exp_avg = m.mutable_data_ptr();
+  return t;
+}
+
+void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avgs, const Tensors exp_avg_sqs,
+               const Tensor hyper, const Tensor counts, const MaybeTensor inv_scale, const MaybeTensor found_inf,
+               const MaybeTensor seed, bool maximize) {
+  size_t n = weights.size();
+  STD_TORCH_CHECK(grads.size() == n && exp_avgs.size() == n && (exp_avg_sqs.empty() || exp_avg_sqs.size() == n),
+                  "weights, grads and moments must be lists of one length");
+  STD_TORCH_CHECK(hyper.numel() == 4 && hyper.scalar_type() == ScalarType::Float && hyper.is_contiguous(),
+                  "hyper must be float32 [4]");
+  STD_TORCH_CHECK(counts.numel() == static_cast<int64_t>(2 * n) && counts.scalar_type() == ScalarType::Long &&
+                      counts.is_contiguous(),
+                  "counts must be int64 [n, 2]");
+  const float* h = static_cast<const float*>(hyper.const_data_ptr());
+  float scale = inv_scale ? scalar_of(*inv_scale, "inv_scale") : 1.0f;
+  bop2nd::StepHyper constants{h[0], h[1], h[2], h[3], maximize ? -scale : scale};
+  const int64_t* seeds = nullptr;
+  if (seed) {
+    STD_TORCH_CHECK(seed->numel() == 2 && seed->scalar_type() == ScalarType::Long && seed->is_contiguous(),
+                    "seed must be int64 [2]");
+    seeds = static_cast<const int64_t*>(seed->const_data_ptr());
+  }
+  std::vector<bop2nd::StepTensor> tensors;
+  for (size_t i = 0; i < n; ++i) {
+    tensors.push_back(step_tensor(weights[i], grads[i], exp_avgs[i], exp_avg_sqs.empty() ? nullptr : &exp_avg_sqs[i]));
+    if (tensors[i].state_dtype == Dtype::kFloat32) continue;
+    STD_TORCH_CHECK(seeds, "bfloat16 moments need a seed");
+    tensors[i].key = bop2nd::rounding_key(seeds[0], seeds[1], static_cast<int64_t>(i));
+  }
+  bool skip = found_inf && scalar_of(*found_inf, "found_inf") != 0.0f;
+  if (skip) {
+    for (bop2nd::StepTensor& t : tensors) t.rows = t.length = 0;
+  }
+  bop2nd::bop_step(tensors, constants, static_cast<int64_t*>(counts.mutable_data_ptr()));
+}
+
+// ------------------------------------------------------------------------------------------- packing
+
+struct Axes {  // some neighbouring axes seen as one
+  int64_t size = 1, stride = 1;
+  bool uniform = true;
+
+  void absorb(int64_t axis_size, int64_t axis_stride) {  // the next axis inwards
+    if (axis_size == 1) return;
+    if (size > 1 && stride != axis_size * axis_stride) uniform = false;
+    size *= axis_size;
+    stride = axis_stride;
+  }
+};
+
+// Describes x packed along `dim` and whether one of the two walks can read it as it lies in memory.
+bool describe(const Tensor& x, int64_t dim, int64_t groups, bop2nd::PackShape& s) {
+  Axes outer, inner;
+  for (int64_t i = 0; i < dim; ++i) outer.absorb(x.size(i), x.stride(i));
+  for (int64_t i = dim + 1; i < x.dim(); ++i) inner.absorb(x.size(i), x.stride(i));
+  s.n_outer = outer.size, s.outer_stride = outer.stride;
+  s.n_inner = inner.size, s.inner_stride = inner.stride;
+  s.length = x.size(dim) / groups, s.length_stride = x.stride(dim);
+  s.n_groups = groups, s.group_stride = s.length * s.length_stride;
+  if (s.length == 1) s.length_stride = 1;
+  return outer.uniform && inner.uniform && (s.length_stride == 1 || s.inner_stride == 1);
+}
+
+// Packs x along dim; returns (signs, mask or an empty tensor), the packed axis last.
+std::tuple<Tensor, Tensor> pack_tensor(const Tensor& input, int64_t dim, int64_t groups, bool with_mask) {
+  dim = normal_dim(dim, input.dim());
+  STD_TORCH_CHECK(groups > 0 && input.size(dim) % groups == 0, "groups must divide the packed axis");
+  bop2nd::PackShape shape{};
+  shape.dtype = real_dtype(input, "the tensor to pack");
+  Tensor x = input;
+  if (x.numel() > 0 && !describe(x, dim, groups, shape)) {
+    x = torch::stable::contiguous(input);
+    describe(x, dim, groups, shape);
+  }
+  Ints sizes = sizes_of(x);
+  int64_t n_words = groups * bop2nd::words_for(x.size(dim) / groups);
+  sizes.erase(sizes.begin() + dim);
+  sizes.push_back(n_words);
+  Tensor signs = new_tensor(x, sizes, ScalarType::Int);
+  Tensor mask = new_tensor(x, with_mask ? sizes : Ints{0}, ScalarType::Int);
+  bop2nd::pack(shape, x.const_data_ptr(), words_of(signs), with_mask ? words_of(mask) : nullptr);
+  return {signs, mask};
+}
+
+Tensor pack_bits(const Tensor input, int64_t dim) { return std::get<0>(pack_tensor(input, dim, 1, false)); }
+
+std::tuple<Tensor, Tensor> pack_bits_ste(const Tensor input, int64_t dim, int64_t groups) {
+  return pack_tensor(input, dim, groups, true);
+}
+
+Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType dtype) {
+  check_words(words, "words");
+  STD_TORCH_CHECK(words.dim() > 0 && length >= 0 && words.size(words.dim() - 1) == bop2nd::words_for(length),
+                  "length ", length, " does not fit the words");
+  Tensor w = compact(words);
+  bool direct = dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+  Ints sizes = sizes_of(w);
+  sizes.back() = length;
+  Tensor out = new_tensor(w, sizes, direct ? dtype : ScalarType::Float);
+  int64_t n_words = bop2nd::words_for(length);
+  int64_t n_rows = n_words > 0 ? w.numel() / n_words : 0;
+  bop2nd::unpack(const_words_of(w), n_rows, length, real_dtype(out, "dtype"), out.mutable_data_ptr());
+  if (!direct) out = torch::stable::to(out, dtype);
+  return normal_dim(dim, out.dim()) == out.dim() - 1 ? out : move_last_axis_to(out, dim);
+}
+
+// -------------------------------------------------------------------------------- linear, convolution
+
+Tensor block_weight(const Tensor weight, int64_t groups) {
+  check_words(weight, "weight");
+  int64_t outputs = weight.size(0);
+  STD_TORCH_CHECK(groups > 0 && outputs % groups == 0, "groups must divide the outputs");
+  Tensor w = compact(weight);
+  int64_t row_words = outputs > 0 ? w.numel() / outputs : 0;
+  int64_t n_blocks = (outputs / groups + 15) / 16;
+  Tensor blocked = new_tensor(w, {groups, n_blocks, row_words, 16}, ScalarType::Int);
+  if (w.numel() > 0) bop2nd::block_weight(const_words_of(w), outputs, groups, row_words, words_of(blocked));
+  return blocked;
+}
+
+Tensor blocked_or_new(const Tensor& weight, int64_t groups, const MaybeTensor& blocked) {
+  if (!blocked) return block_weight(weight, groups);
+  check_words(*blocked, "blocked");
+  int64_t row_words = weight.size(0) > 0 ? weight.numel() / weight.size(0) : 0;
+  int64_t n_blocks = (weight.size(0) / groups + 15) / 16;
+  STD_TORCH_CHECK(blocked->numel() == groups * n_blocks * row_words * 16, "blocked does not belong to this weight");
+  return compact(*blocked);
+}
+
+bop2nd::Emit emit_of(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? bop2nd::Emit::kFloat32
+         : dtype == Dtype::kBFloat16 ? bop2nd::Emit::kBFloat16
+                                     : bop2nd::Emit::kFloat16;
+}
+
+void compute(const bop2nd::ConvShape& s, const Tensor& x_words, const Tensor& weight, const MaybeTensor& blocked,
+             bop2nd::Emit emit, const int32_t* threshold, const Tensor& out) {
+  Tensor w = blocked_or_new(weight, s.groups, blocked);
+  bop2nd::binary_conv(s, const_words_of(x_words), const_words_of(w), emit, threshold, out.mutable_data_ptr());
+}
+
+bop2nd::ConvShape linear_shape(int64_t rows, int64_t in_features, const Tensor& weight) {
+  check_words(weight, "weight");
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == bop2nd::words_for(in_features),
+                  "weight words do not fit ", in_features, " input features");
+  return {rows, 1, 1, in_features, 1, weight.size(0), {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
+}
+
+bop2nd::ConvShape conv_shape(const Ints& nhw, int64_t channels, const Tensor& weight, const Ints& stride,
+                             const Ints& padding, const Ints& dilation, int64_t groups, int64_t padding_value) {
+  check_words(weight, "weight");
+  STD_TORCH_CHECK(weight.dim() == 4 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+                  "weight must be [O, kH, kW, words] and stride, padding, dilation two numbers");
+  STD_TORCH_CHECK(groups > 0 && channels % groups == 0 && weight.size(0) % groups == 0,
+                  "groups must divide input and output channels");
+  for (int i = 0; i < 2; ++i) {
+    STD_TORCH_CHECK(stride[i] > 0 && dilation[i] > 0 && padding[i] >= 0, "stride, dilation or padding out of range");
+  }
+  STD_TORCH_CHECK(padding_value >= -1 && padding_value <= 1, "padding_value must be 0, 1 or -1");
+  bop2nd::ConvShape s{nhw[0], nhw[1], nhw[2], channels, groups, weight.size(0), {weight.size(1), weight.size(2)},
+                      {stride[0], stride[1]}, {padding[0], padding[1]}, {dilation[0], dilation[1]},
+                      static_cast<int>(padding_value)};
+  STD_TORCH_CHECK(weight.size(3) == s.group_words(), "weight words do not fit the input channels");
+  return s;
+}
+
+std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tensor weight, bool ste_clip,
+                                                 const MaybeTensor blocked) {
+  STD_TORCH_CHECK(input.dim() > 0, "input needs at least one axis");
+  int64_t features = input.size(input.dim() - 1);
+  auto [signs, mask] = pack_tensor(input, -1, 1, ste_clip);
+  Ints sizes = sizes_of(input);
+  sizes.back() = weight.size(0);
+  Tensor out = new_tensor(input, sizes, input.scalar_type());
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
+  compute(linear_shape(rows, features, weight), signs, weight, blocked, emit_of(real_dtype(input, "input")), nullptr,
+          out);
+  return {out, signs, mask};
+}
+
+std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tensor weight, const Ints stride,
+                                                 const Ints padding, const Ints dilation, int64_t groups,
+                                                 int64_t padding_value, bool ste_clip, const MaybeTensor blocked) {
+  STD_TORCH_CHECK(input.dim() == 4, "input must be [N, C, H, W]");
+  auto s = conv_shape({input.size(0), input.size(2), input.size(3)}, input.size(1), weight, stride, padding, dilation,
+                      groups, padding_value);
+  auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
+  Ints sizes{s.batch, s.out_channels, s.out_size(0), s.out_size(1)};
+  Tensor out = torch::stable::empty(sizes, input.scalar_type(), std::nullopt, input.device(), std::nullopt,
+                                    torch::headeronly::MemoryFormat::ChannelsLast);
+  compute(s, signs, weight, blocked, emit_of(real_dtype(input, "input")), nullptr, out);
+  return {out, signs, mask};
+}
+
+// fp32 dots or, with a threshold, their sign words. `sizes` are those of the dots.
+Tensor packed_result(const bop2nd::ConvShape& s, Ints sizes, const Tensor& x, const Tensor& weight,
+                     const MaybeTensor& threshold, const MaybeTensor& blocked) {
+  if (!threshold) {
+    Tensor out = new_tensor(x, sizes, ScalarType::Float);
+    compute(s, x, weight, blocked, bop2nd::Emit::kFloat32, nullptr, out);
+    return out;
+  }
+  STD_TORCH_CHECK(threshold->scalar_type() == ScalarType::Int && threshold->numel() == s.out_channels,
+                  "threshold must be int32 with one value per output");
+  Tensor limits = compact(*threshold);
+  sizes.back() = bop2nd::words_for(s.out_channels);
+  Tensor out = new_tensor(x, sizes, ScalarType::Int);
+  compute(s, x, weight, blocked, bop2nd::Emit::kBits, static_cast<const int32_t*>(limits.const_data_ptr()), out);
+  return out;
+}
+
+Tensor binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_features, const MaybeTensor threshold,
+                            const MaybeTensor blocked) {
+  check_words(input, "input");
+  STD_TORCH_CHECK(input.dim() > 0 && input.size(input.dim() - 1) == bop2nd::words_for(in_features),
+                  "input words do not fit ", in_features, " features");
+  Ints sizes = sizes_of(input);
+  sizes.back() = weight.size(0);
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
+  return packed_result(linear_shape(rows, in_features, weight), sizes, compact(input), weight, threshold, blocked);
+}
+
+Tensor binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels, const Ints stride,
+                            const Ints padding, const Ints dilation, int64_t groups, int64_t padding_value,
+                            const MaybeTensor threshold, const MaybeTensor blocked) {
+  check_words(input, "input");
+  STD_TORCH_CHECK(input.dim() == 4, "input must be [N, H, W, words]");
+  auto s = conv_shape({input.size(0), input.size(1), input.size(2)}, in_channels, weight, stride, padding, dilation,
+                      groups, padding_value);
+  STD_TORCH_CHECK(input.size(3) == groups * s.group_words(), "input words do not fit ", in_channels, " channels");
+  return packed_result(s, {s.batch, s.out_size(0), s.out_size(1), s.out_channels}, compact(input), weight,
+                       threshold, blocked);
+}
+
+// --------------------------------------------------------------------------------------- torch's threads
+
+void torch_parallel_for(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  STABLE_TORCH_ERROR_CODE_CHECK(::torch_parallel_for(0, n, grain, body, context));
+}
+
+int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
+  m.impl("bop_step_", TORCH_BOX(&bop_step_));
+  m.impl("pack_bits", TORCH_BOX(&pack_bits));
+  m.impl("pack_bits_ste", TORCH_BOX(&pack_bits_ste));
+  m.impl("unpack_bits", TORCH_BOX(&unpack_bits));
+  m.impl("block_weight", TORCH_BOX(&block_weight));
+  m.impl("binary_linear", TORCH_BOX(&binary_linear));
+  m.impl("binary_conv2d", TORCH_BOX(&binary_conv2d));
+  m.impl("binary_linear_packed", TORCH_BOX(&binary_linear_packed));
+  m.impl("binary_conv2d_packed", TORCH_BOX(&binary_conv2d_packed));
+}
+
+PyMODINIT_FUNC PyInit__C(void) {
+  bop2nd::install_pool({torch_parallel_for, torch_threads});
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
+                                   nullptr};
+  return PyModule_Create(&definition);
+}
