@@ -20,6 +20,9 @@ from . import backends
 
 WORD_BITS = 32
 LAYOUT_VERSION = 1
+# What torch's operators do to a BinaryTensor other than unpack it: filled by binary_tensor_ops and
+# binary_tensor_shards.
+HANDLERS: dict[Any, Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -158,9 +161,13 @@ class BinaryTensor(Tensor):
             self._blocked = (key, torch.ops.bop2nd.block_weight(words, groups))
         return self._blocked[1]
 
+    def forget_blocked_words(self) -> None:
+        """The words were changed in a way their version counter does not tell."""
+        self._blocked = None
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         layout = self.bit_layout
-        values = "..." if self.words.is_meta or _is_traced(self.words) else str(self.unpack().detach())
+        values = "..." if self.words.is_meta or is_traced(self.words) else str(self.unpack().detach())
         return (
             f"{type(self).__name__}({values.removeprefix('tensor(').removesuffix(')')}, "
             f"shape={layout.shape}, packed_dim={layout.dim}, dtype={layout.dtype}, device={self.device}"
@@ -178,11 +185,31 @@ class BinaryTensor(Tensor):
     ) -> BinaryTensor:
         return BinaryTensor(inner["words"], layout)
 
+    def is_contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> bool:
+        """Whether the memory is one block without gaps: always, for the words are (FSDP2 asks)."""
+        return memory_format == torch.contiguous_format or super().is_contiguous(memory_format=memory_format)
+
+    def fsdp_pre_all_gather(self, mesh: Any) -> tuple[tuple[Tensor, ...], None]:
+        """What FSDP2 sends for this block of rows: its words."""
+        return (self.words,), None
+
+    def fsdp_post_all_gather(
+        self,
+        outputs: tuple[Tensor, ...],
+        metadata: None,
+        param_dtype: torch.dtype,
+        *,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        """The whole weight from everyone's words, without a copy; ``out`` is the one made the first time."""
+        return binary_tensor_shards.gathered_rows(self, outputs[0], param_dtype, out)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         layout = self.bit_layout
         is_param = isinstance(self, torch.nn.Parameter)
+        owns_storage = self.words.untyped_storage().nbytes() == self.words.nbytes
         args = (
-            self.words,
+            self.words if owns_storage else self.words.clone(),  # a block of rows does not drag its padding
             layout.shape,
             layout.dim,
             layout.dtype,
@@ -217,10 +244,10 @@ class BinaryTensor(Tensor):
         kwargs = kwargs or {}
         if func.namespace == "bop2nd":
             return _call_on_words(func, args, kwargs)
-        handler = _HANDLERS.get(func)
+        handler = HANDLERS.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
-        return _call_on_values(func, args, kwargs)
+        return call_on_values(func, args, kwargs)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         dense = self.unpack().detach()
@@ -276,7 +303,7 @@ def check_plus_minus_one(x: Tensor, what: str) -> None:
 # ------------------------------------------------------------------------------------- dispatch
 
 
-def _is_traced(words: Tensor) -> bool:
+def is_traced(words: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(words) is not Tensor
 
 
@@ -313,7 +340,7 @@ class UnpackedView(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return _call_on_values(func, args, kwargs or {})
+        return call_on_values(func, args, kwargs or {})
 
 
 def _values(t: Any) -> Any:
@@ -322,7 +349,7 @@ def _values(t: Any) -> Any:
     return t.dense if isinstance(t, UnpackedView) else t
 
 
-def _call_on_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_on_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The fallback: run ``func`` on unpacked values, unless it would write into a BinaryTensor."""
     if func._schema.is_mutable:
         _refuse_lossy_write(func, args, kwargs)
@@ -355,65 +382,5 @@ def _refuse_lossy_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
             )
 
 
-def _same_layout(func: Any, x: BinaryTensor, *args: Any, **kwargs: Any) -> BinaryTensor:
-    return BinaryTensor(func(x.words, *args, **kwargs), x.bit_layout)
-
-
-def _clone(func: Any, x: BinaryTensor, *, memory_format: torch.memory_format | None = None) -> BinaryTensor:
-    return BinaryTensor(x.words.clone(), x.bit_layout)  # the layout fixes the memory format
-
-
-def _to_copy(func: Any, x: BinaryTensor, **kwargs: Any) -> Tensor:
-    dtype = kwargs.pop("dtype", None) or x.dtype
-    if not dtype.is_floating_point:
-        return func(x.unpack(), dtype=dtype, **kwargs)
-    kwargs.pop("memory_format", None)
-    return BinaryTensor(func(x.words, **kwargs), x.bit_layout.with_dtype(dtype))
-
-
-def _copy_(func: Any, x: Any, source: Tensor, non_blocking: bool = False) -> Any:
-    if not isinstance(x, BinaryTensor):
-        return x.copy_(source.unpack() if isinstance(source, BinaryTensor) else source, non_blocking)
-    if tuple(source.shape) != x.bit_layout.shape:
-        source = source.expand(x.bit_layout.shape)  # raises as a dense copy_ would
-    if isinstance(source, BinaryTensor) and source.bit_layout.dim == x.bit_layout.dim:
-        x.words.copy_(source.words, non_blocking)
-        return x
-    dense = source.unpack() if isinstance(source, BinaryTensor) else source
-    check_plus_minus_one(dense, "copy_ into a BinaryTensor")
-    x.words.copy_(torch.ops.bop2nd.pack_bits(dense.to(x.device), x.bit_layout.dim))
-    return x
-
-
-def _dense_like(func: Any, x: BinaryTensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``zeros_like(weight)`` and its kin make dense tensors, in the weight's walk order."""
-    dense = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
-    return func(dense, *args, **kwargs)
-
-
-aten = torch.ops.aten
-_MAKE_DENSE = (
-    aten.empty_like.default,
-    aten.zeros_like.default,
-    aten.ones_like.default,
-    aten.full_like.default,
-    aten.rand_like.default,
-    aten.randn_like.default,
-    aten.new_empty.default,
-    aten.new_zeros.default,
-    aten.new_ones.default,
-    aten.new_full.default,
-    aten.new_empty_strided.default,
-)
-_HANDLERS: dict[Any, Callable[..., Any]] = {
-    aten.detach.default: _same_layout,
-    aten.alias.default: _same_layout,
-    aten._pin_memory.default: _same_layout,
-    aten.pin_memory.default: _same_layout,
-    aten.clone.default: _clone,
-    aten._to_copy.default: _to_copy,
-    aten.copy_.default: _copy_,
-    aten.is_pinned.default: lambda func, x, *args, **kwargs: func(x.words, *args, **kwargs),
-    aten.record_stream.default: lambda func, x, stream: func(x.words, stream),
-    **dict.fromkeys(_MAKE_DENSE, _dense_like),
-}
+# Last, for they build on the names above: the modules that fill HANDLERS.
+from . import binary_tensor_ops, binary_tensor_shards  # noqa: E402, F401
