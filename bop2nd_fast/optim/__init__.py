@@ -1,6 +1,15 @@
-"""Latent-free optimizers for binary weights."""
+"""Latent-free optimizers for binary weights, their schedules, presets and telemetry."""
 
-from .bop import Bop, Bop2ndOrder, FlipCounts
+from .bop import Bop, Bop2ndOrder
 from .split import split_parameters
+from .telemetry import FlipCounts, JsonLinesLogger, LayerReport, TensorBoardLogger
 
-__all__ = ["Bop", "Bop2ndOrder", "FlipCounts", "split_parameters"]
+__all__ = [
+    "Bop",
+    "Bop2ndOrder",
+    "FlipCounts",
+    "JsonLinesLogger",
+    "LayerReport",
+    "TensorBoardLogger",
+    "split_parameters",
+]

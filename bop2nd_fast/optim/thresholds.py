@@ -19,20 +19,28 @@ once to fp32.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 BIAS_CORRECTIONS = ("none", "reference", "adam")
 
 
-def bop_hyper(gamma: Tensor, threshold: Tensor) -> Tensor:
-    """Bop: fp64 0-dim tensors -> fp32 ``[gamma, 0, 0, tau]``."""
+def bop_hyper(gamma: Tensor, threshold: Tensor, hold: Tensor | None = None) -> Tensor:
+    """Bop: fp64 0-dim tensors -> fp32 ``[gamma, 0, 0, tau]``; where ``hold`` is true nothing may flip."""
     zero = torch.zeros_like(gamma)
-    return torch.stack([gamma, zero, zero, threshold]).float()
+    return torch.stack([gamma, zero, zero, _held(threshold, hold)]).float()
 
 
 def bop2nd_hyper(
-    gamma: Tensor, sigma: Tensor, threshold: Tensor, eps: Tensor, step: Tensor, bias_correction: str
+    gamma: Tensor,
+    sigma: Tensor,
+    threshold: Tensor,
+    eps: Tensor,
+    step: Tensor,
+    bias_correction: str,
+    hold: Tensor | None = None,
 ) -> Tensor:
     """Bop2ndOrder: fp64 0-dim tensors -> fp32 ``[gamma, sigma, a, b]`` for step number ``step`` (from 1)."""
     if bias_correction == "none":
@@ -43,4 +51,9 @@ def bop2nd_hyper(
         c1 = -torch.expm1(step * torch.log1p(-gamma))
         c2 = -torch.expm1(step * torch.log1p(-sigma))
         a, b = threshold * c1 / c2.sqrt(), threshold * c1 * eps
-    return torch.stack([gamma, sigma, a, b]).float()
+    return torch.stack([gamma, sigma, a, _held(b, hold)]).float()
+
+
+def _held(b: Tensor, hold: Tensor | None) -> Tensor:
+    """No ``|m|`` exceeds an infinite ``b``: the moments move and no weight does."""
+    return b if hold is None else torch.where(hold, torch.full_like(b, math.inf), b)
