@@ -232,11 +232,17 @@ def gathered_rows(
 
 def _send_words(func: Any, *args: Any, **kwargs: Any) -> Any:
     """A collective that only moves data: the same on words, in place where it was in place."""
-    return func(*_as_words(args), **_as_words(kwargs))
+    result = func(*pytree.tree_map(_words, args), **pytree.tree_map(_words, kwargs))
+    for x in pytree.tree_leaves((args, kwargs)):
+        if isinstance(x, BinaryTensor) and not x.words.is_inference():
+            torch.autograd.graph.increment_version(
+                x.words
+            )  # collectives do not: blocked_words
+    return result
 
 
-def _as_words(tree: Any) -> Any:
-    return pytree.tree_map_only(BinaryTensor, lambda t: t.words, tree)
+def _words(x: Any) -> Any:
+    return x.words if isinstance(x, BinaryTensor) else x
 
 
 def _gather_words(func: Any, x: BinaryTensor, group_size: int, group_name: Any) -> Tensor:
@@ -248,9 +254,7 @@ def _gather_words(func: Any, x: BinaryTensor, group_size: int, group_name: Any) 
     gathered = Layout(shape, layout.dim, layout.dtype, layout.version)
     functional = torch.ops._c10d_functional
     for name in ("wait_tensor", "_wrap_tensor_autograd"):  # what the caller does next; nothing is left to do
-        if hasattr(
-            functional, name
-        ):  # the second one: not in every torch, and defined when it is first needed
+        if hasattr(functional, name):  # the second is new, and defined when first needed
             HANDLERS[getattr(functional, name).default] = lambda func, x: x
     words = functional.wait_tensor.default(func(x.words, group_size, group_name))
     return BinaryTensor(words, gathered)
