@@ -1,6 +1,11 @@
-"""Latent-free optimizers for binary weights, their schedules, presets and telemetry."""
+"""Latent-free optimizers for binary weights, their schedules, presets, telemetry and controls."""
 
+from . import presets
 from .bop import Bop, Bop2ndOrder
+from .flip_tracker import FlipTracker, TrackedFlips
+from .in_backward import StepInBackward, step_in_backward
+from .mixed import MixedOptimizer
+from .schedules import Knob, linear, schedule
 from .split import split_parameters
 from .telemetry import FlipCounts, JsonLinesLogger, LayerReport, TensorBoardLogger
 
@@ -8,8 +13,17 @@ __all__ = [
     "Bop",
     "Bop2ndOrder",
     "FlipCounts",
+    "FlipTracker",
     "JsonLinesLogger",
+    "Knob",
     "LayerReport",
+    "MixedOptimizer",
+    "StepInBackward",
     "TensorBoardLogger",
+    "TrackedFlips",
+    "linear",
+    "presets",
+    "schedule",
     "split_parameters",
+    "step_in_backward",
 ]

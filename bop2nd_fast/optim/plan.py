@@ -19,13 +19,17 @@ from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
 from .control import adapt_threshold
+from .distributed import local_tensor
 from .group import HyperGroup
 
 State = dict[Tensor, dict[str, Any]]
 
 
 def walk(p: Tensor, x: Tensor) -> Tensor:
-    """``x`` (shaped like ``p``) as a contiguous view in the order in which ``p`` lies in memory."""
+    """``x`` (shaped like ``p``) as a contiguous view in the order in which ``p`` lies in memory.
+
+    Of sharded tensors this process's blocks."""
+    p, x = local_tensor(p), local_tensor(x)
     if isinstance(p, BinaryTensor):
         return x.movedim(p.bit_layout.dim, -1).contiguous()
     strides = p.stride()
@@ -34,6 +38,7 @@ def walk(p: Tensor, x: Tensor) -> Tensor:
 
 def is_laid_like(p: Tensor, x: Tensor) -> bool:
     """Whether ``walk(p, x)`` is a view of ``x``: only then does writing it write ``x``."""
+    x = local_tensor(x)
     return walk(p, x).data_ptr() == x.data_ptr() if x.numel() else True
 
 
@@ -112,7 +117,7 @@ class Plan:
         batch.step.add_(applied)
         counts = self.last[batch.rows]
         torch.ops.bop2nd.bop_step_(
-            [p.words if isinstance(p, BinaryTensor) else walk(p, p) for p in batch.params],
+            [w.words if isinstance(w, BinaryTensor) else walk(w, w) for w in map(local_tensor, batch.params)],
             [walk(p, p.grad) for p in batch.params],  # type: ignore[arg-type]
             [walk(p, m) for p, m in zip(batch.params, batch.exp_avgs, strict=True)],
             [walk(p, v) for p, v in zip(batch.params, batch.exp_avg_sqs, strict=False)],
