@@ -1,0 +1,142 @@
+"""The int8 convolutions and linear layers that torch has on CPUs.
+
+What there is (torch 2.13; tried on a CPU with VNNI):
+
+* ``onednn::qconv2d_pointwise`` / ``qlinear_pointwise``: what ``torch.compile`` lowers a quantized model to.
+  uint8 activations, int8 weights packed once, and any output type: with fp32 out it is exact here.
+* ``quantized::conv2d`` / ``linear`` on quantized tensors, by engine: ``x86`` (picks FBGEMM or oneDNN by
+  shape), ``fbgemm``, ``onednn``. Requantizes its output to 8 bits.
+* ``torch._int_mm``: int8 matrix product with int32 out. No convolution: it would need im2col first.
+
+Activations are quantized and weights packed before the clock starts, which favours int8: ours packs its
+floating-point input inside the measured time. +-1 is stored as uint8 {0, 2} with zero point 1, scale 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .networks import ConvShape
+from .registry import GateError, Prepared, Unavailable
+
+CONV_ENGINES = ("x86", "fbgemm")
+OUT_SCALE = 4.0  # of the 8-bit outputs: an error of half of it is rounding
+
+
+def _to_uint8(signs: Tensor) -> Tensor:
+    return (signs + 1).to(torch.uint8)
+
+
+def _need(namespace: str, *names: str) -> None:
+    for name in names:
+        if not hasattr(getattr(torch.ops, namespace), name):
+            raise Unavailable(f"this torch has no {namespace}::{name}")
+
+
+def onednn_conv(shape: ConvShape, signs: Tensor, weight: Tensor, expected: Tensor) -> Prepared:
+    """uint8 in, fp32 out, exact."""
+    _need("onednn", "qconv2d_pointwise", "qconv_prepack")
+    ones, zeros = torch.ones(shape.outputs), torch.zeros(shape.outputs, dtype=torch.int32)
+    geometry = ([shape.stride] * 2, [shape.padding] * 2, [shape.dilation] * 2, shape.groups)
+    x = _to_uint8(signs.contiguous(memory_format=torch.channels_last))
+    packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), ones, 1.0, 1, *geometry, list(x.shape))
+
+    def run() -> Tensor:
+        return torch.ops.onednn.qconv2d_pointwise(
+            x, 1.0, 1, packed, ones, zeros, None, *geometry, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+    return Prepared(lambda: _exact(run(), expected), run)
+
+
+def onednn_linear(signs: Tensor, weight: Tensor, expected: Tensor) -> Prepared:
+    """uint8 in, fp32 out, exact."""
+    _need("onednn", "qlinear_pointwise", "qlinear_prepack")
+    n = weight.shape[0]
+    ones, zeros = torch.ones(n), torch.zeros(n, dtype=torch.int32)
+    x = _to_uint8(signs)
+    packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), list(x.shape))
+
+    def run() -> Tensor:
+        return torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, 1, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+    return Prepared(lambda: _exact(run(), expected), run)
+
+
+def quantized_conv(
+    engine: str, shape: ConvShape, signs: Tensor, weight: Tensor, expected: Tensor
+) -> Prepared:
+    """Quantized tensors in and out, by one of torch's engines."""
+    geometry = ([shape.stride] * 2, [shape.padding] * 2, [shape.dilation] * 2, shape.groups)
+    x = signs.contiguous(memory_format=torch.channels_last)
+
+    def prepack(q: Tensor) -> object:
+        return torch.ops.quantized.conv2d_prepack(q, None, *geometry)
+
+    return _quantized(engine, x, weight, prepack, torch.ops.quantized.conv2d, expected)
+
+
+def quantized_linear(engine: str, signs: Tensor, weight: Tensor, expected: Tensor) -> Prepared:
+    """Quantized tensors in and out, by one of torch's engines."""
+
+    def prepack(q: Tensor) -> object:
+        return torch.ops.quantized.linear_prepack(q, None)
+
+    return _quantized(engine, signs, weight, prepack, torch.ops.quantized.linear, expected)
+
+
+def _quantized(
+    engine: str,
+    x: Tensor,
+    weight: Tensor,
+    prepack: Callable[[Tensor], object],
+    op: Callable[..., Tensor],
+    expected: Tensor,
+) -> Prepared:
+    if engine not in torch.backends.quantized.supported_engines:
+        raise Unavailable(f"this torch has no quantized engine {engine!r}")
+    _need("quantized", "conv2d", "linear")
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine  # packed weights remember their engine
+    try:
+        qx = torch.quantize_per_tensor(x, 1.0, 1, torch.quint8)
+        packed = prepack(torch.quantize_per_tensor(weight, 1.0, 0, torch.qint8))
+    finally:
+        torch.backends.quantized.engine = before
+
+    def run() -> Tensor:
+        return op(qx, packed, OUT_SCALE, 128)
+
+    def check() -> str:
+        got = run().dequantize()
+        limit = 127 * OUT_SCALE  # 8 bits saturate beyond
+        error = (got.clamp(-limit, limit) - expected.clamp(-limit, limit)).abs().max().item()
+        if error > OUT_SCALE / 2:
+            raise GateError(f"off by {error}, more than rounding to 8 bits explains")
+        return f"equal to the exact result but for rounding to 8 bits (<= {OUT_SCALE / 2:g})"
+
+    return Prepared(check, run)
+
+
+def int_mm(a: Tensor, b: Tensor, expected: Tensor | None) -> Prepared:
+    """``a [M, K] @ b [K, N]`` of +-1 as int8 with int32 out."""
+    if not hasattr(torch, "_int_mm"):
+        raise Unavailable("this torch has no _int_mm")
+    x, w = a.to(torch.int8), b.to(torch.int8)
+    want = a @ b if expected is None else expected
+
+    def run() -> Tensor:
+        return torch._int_mm(x, w)
+
+    return Prepared(lambda: _exact(run().float(), want), run)
+
+
+def _exact(got: Tensor, expected: Tensor) -> str:
+    if not torch.equal(got, expected):
+        raise GateError(f"off by {(got - expected).abs().max().item()}")
+    return "equal to the exact result"

@@ -1,0 +1,117 @@
+"""Larq Compute Engine, driven through its own Python interpreter in a process of its own.
+
+Its wheel needs TensorFlow and an older NumPy, so it lives in an environment beside this one:
+
+    python3.11 -m venv larq && larq/bin/pip install -r benchmarks/requirements-larq.txt
+    python -m benchmarks.run --suite conv --larq-python larq/bin/python
+
+The worker (``larq_worker.py``) builds a one-layer Larq model with our weights, converts it, runs it on our
+input and times itself, so that the pipe between the processes is not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .networks import ConvShape
+from .registry import GateError, Prepared, Unavailable
+
+WORKER = Path(__file__).with_name("larq_worker.py")
+
+_interpreter: str = sys.executable
+_worker: subprocess.Popen[str] | None = None
+
+
+def use_interpreter(python: str) -> None:
+    """The Python that has larq_compute_engine; the default is this one."""
+    global _interpreter
+    _interpreter = python
+
+
+def convolution(shape: ConvShape, x: Tensor, weight: Tensor, expected: Tensor) -> Prepared:
+    """A binary convolution that pads with +1, one thread.
+
+    Raises:
+        Unavailable: no interpreter with larq_compute_engine, or a shape it cannot express.
+    """
+    if shape.padding not in (0, (shape.kernel - 1) // 2 * shape.dilation) or shape.dilation != 1:
+        raise Unavailable("TensorFlow's 'same' and 'valid' paddings cannot express this convolution")
+    if shape.padding and shape.stride != 1 and shape.side % shape.stride == 0:
+        raise Unavailable("TensorFlow's 'same' padding with a stride pads other sides than torch does")
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "x.npy", x.permute(0, 2, 3, 1).contiguous().numpy())
+        np.save(Path(folder) / "w.npy", weight.permute(2, 3, 1, 0).contiguous().numpy())
+        request = {"build": folder, "stride": shape.stride, "same": shape.padding > 0}
+        handle = _ask(request)["handle"]
+        output = torch.from_numpy(np.load(Path(folder) / "y.npy")).permute(0, 3, 1, 2)
+
+    def check() -> str:
+        if output.shape != expected.shape or not torch.equal(output, expected):
+            raise GateError("its result differs from the reference's with padding value +1")
+        return "equal to the reference with padding value +1"
+
+    def sample(n: int) -> float:
+        return float(_ask({"run": handle, "n": n})["seconds"])
+
+    return Prepared(check, sample=sample, close=lambda: _drop(handle))
+
+
+def _drop(handle: int) -> None:
+    _ask({"drop": handle})
+
+
+def _ask(request: dict[str, Any]) -> dict[str, Any]:
+    worker = _running()
+    stdin, stdout = _pipes(worker)
+    stdin.write(json.dumps(request) + "\n")
+    stdin.flush()
+    answer: dict[str, Any] = json.loads(stdout.readline() or '{"error": "the worker ended"}')
+    if "error" in answer:
+        raise Unavailable(f"larq_compute_engine: {answer['error']}")
+    return answer
+
+
+def _pipes(worker: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    assert worker.stdin is not None and worker.stdout is not None
+    return worker.stdin, worker.stdout
+
+
+def _running() -> subprocess.Popen[str]:
+    """The worker, started at the first request; raises :class:`Unavailable` without the engine."""
+    global _worker
+    if _worker is not None and _worker.poll() is None:
+        return _worker
+    try:
+        worker = subprocess.Popen(
+            [_interpreter, "-I", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+    except OSError as error:
+        raise Unavailable(f"cannot start {_interpreter}: {error.strerror}") from None
+    greeting = json.loads(_pipes(worker)[1].readline() or '{"error": "the worker ended before it answered"}')
+    if "error" in greeting:
+        worker.wait()
+        raise Unavailable(f"{greeting['error']} (see benchmarks/requirements-larq.txt)")
+    _worker = worker
+    return worker
+
+
+def stop() -> None:
+    """End the worker, if there is one."""
+    global _worker
+    if _worker is not None:
+        _pipes(_worker)[0].close()
+        _worker.wait()
+        _worker = None

@@ -1,0 +1,80 @@
+"""Runs in an environment with larq_compute_engine: builds, runs and times one-layer models on request.
+
+Speaks JSON lines: requests on standard input, answers on standard output. Imports nothing of this project.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # TensorFlow prints to standard output, which carries our answers
+
+
+def reply(**values: object) -> None:
+    answers.write(json.dumps(values) + "\n")
+    answers.flush()
+
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+try:
+    import larq
+    import larq_compute_engine
+    import numpy as np
+    import tensorflow as tf
+    from larq_compute_engine.tflite.python.interpreter import Interpreter
+except ImportError as missing:
+    reply(error=f"{type(missing).__name__}: {missing}")
+    sys.exit(1)
+
+
+def build(request: dict) -> tuple[object, object]:
+    """An interpreter of a converted one-layer model, and its input; writes the output for the gate."""
+    folder = Path(request["build"])
+    x, w = np.load(folder / "x.npy"), np.load(folder / "w.npy")
+    layer = larq.layers.QuantConv2D(
+        w.shape[3],
+        w.shape[0],
+        strides=request["stride"],
+        padding="same" if request["same"] else "valid",
+        pad_values=1.0 if request["same"] else 0.0,
+        input_quantizer="ste_sign",
+        kernel_quantizer="ste_sign",
+        kernel_constraint="weight_clip",
+        use_bias=False,
+    )
+    model = tf.keras.Sequential([tf.keras.layers.InputLayer(x.shape[1:], batch_size=x.shape[0]), layer])
+    layer.set_weights([w])
+    interpreter = Interpreter(larq_compute_engine.convert_keras_model(model), num_threads=1)
+    np.save(folder / "y.npy", interpreter.predict(x))
+    # `predict` of the inner interpreter takes one batch without the generators around it.
+    return interpreter.interpreter, [x]
+
+
+def main() -> None:
+    reply(ready=True)
+    models: dict[int, tuple] = {}
+    count = 0
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "build" in request:
+            count += 1
+            models[count] = build(request)
+            reply(handle=count)
+        elif "drop" in request:
+            del models[request["drop"]]
+            reply(dropped=True)
+        else:
+            interpreter, inputs = models[request["run"]]
+            start = time.perf_counter()
+            for _ in range(request["n"]):
+                interpreter.predict(inputs)
+            reply(seconds=time.perf_counter() - start)
+
+
+main()

@@ -1,0 +1,120 @@
+"""Memory of a training step on the CPU, measured in a process of its own: ``python -m benchmarks.memory NAME``.
+
+Two figures, because each misses something:
+
+* ``allocator_peak``: the highest sum of live bytes in torch's CPU allocator over three steps, from the
+  profiler's record of every allocation, starting before the network is built. Exact and reproducible; it
+  does not see scratch space that libraries take from ``malloc`` themselves.
+* ``rss_growth``: how much the process's peak resident set grew over its size after the imports and a small
+  warm-up. Sees everything, page-sized, and depends on how ``malloc`` reuses what was freed.
+
+And one of a forward pass: ``saved_for_backward``, the bytes of all distinct storages that autograd keeps,
+parameters left out.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def allocator_peak(work: Callable[[], object]) -> int:
+    """Highest sum of live bytes that ``work`` had from torch's CPU allocator, over what was live before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as prof:
+        kept = work()
+    del kept
+    assert prof.profiler is not None and prof.profiler.kineto_results is not None
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in prof.profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
+    ]
+    live = peak = 0
+    for _, change in sorted(changes, key=lambda c: c[0]):
+        live += change
+        peak = max(peak, live)
+    return peak
+
+
+def rss_growth(work: Callable[[], object]) -> int:
+    """Growth of the peak resident set while ``work`` ran, over the resident set before."""
+    gc.collect()
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    kept = work()
+    del kept
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def saved_for_backward(model: nn.Module, x: Tensor) -> int:
+    """Bytes of the distinct storages kept by one forward pass of ``model`` in training mode."""
+    own = {storage_of(t) for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # or a freed address could be counted as an old one
+
+    def pack(t: Tensor) -> Tensor:
+        if (address := storage_of(t)) not in own:
+            kept[address] = words_of(t).untyped_storage().nbytes()
+            alive.append(t)
+        return t
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = model(x)
+    del output
+    return sum(kept.values())
+
+
+def words_of(t: Tensor) -> Tensor:
+    """What a tensor stores: the words of a packed one."""
+    return getattr(t, "words", t)
+
+
+def storage_of(t: Tensor) -> int:
+    return words_of(t).untyped_storage().data_ptr()
+
+
+def in_own_process(name: str, *sizes: int) -> dict[str, int]:
+    """Peaks of training-step contender ``name`` (see ``suites/train_step.py``), measured in a fresh process.
+
+    Raises:
+        RuntimeError: the process failed; with its last line.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", name, *map(str, sizes)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[1:])} failed: {done.stderr.strip().splitlines()[-1]}")
+    result: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main(arguments: list[str]) -> None:
+    """``NAME WIDTH BATCH IMAGE_SIZE THREADS``: print the two peaks of three training steps as JSON."""
+    from .suites import train_step
+
+    name = arguments[0]
+    width, batch, image_size, threads = map(int, arguments[1:])
+    torch.set_num_threads(threads)
+    train_step.steps(name, 8, 2, 10, 2)  # the libraries' first-use allocations are not the step's
+
+    def work() -> object:
+        return train_step.steps(name, width, batch, image_size, 3)
+
+    growth = rss_growth(work)
+    gc.collect()
+    print(json.dumps({"allocator_peak": allocator_peak(work), "rss_growth": growth}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,155 @@
+"""Suite ``linear``: binary linear layers, float in to float out, against fp32, bf16 and int8."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import bop2nd_fast as bf
+from bop2nd_fast import reference
+
+from .. import int8, roofline
+from ..networks import BINARYNET
+from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared
+
+GOAL, MEMORY_BOUND, INNER = "1024x1024", "4096x4096", "inner loop"
+ALL_THREADS = 0
+
+PACKED, BOTH_THREADS, MODULE, BITS = "bop2nd", "bop2nd, all threads", "bf.nn.BinaryLinear", "bop2nd, bits in"
+FP32, BF16 = "F.linear fp32", "F.linear bf16"
+INT8 = (
+    "int8 onednn::qlinear",
+    "int8 quantized::linear (x86)",
+    "int8 quantized::linear (fbgemm)",
+    "int8 torch._int_mm",
+)
+
+
+def cases(quick: bool) -> list[Case]:
+    """(batch, inputs, outputs) of each case; 144 words a row keep the inner loop busy in the last one."""
+    if quick:
+        rows = [(1, 256, 64, (GOAL,)), (18, 130, 33, ())]
+    else:
+        rows = [
+            *((b, 1024, 1024, (GOAL,)) for b in (1, 256)),
+            *((b, 4096, 4096, (MEMORY_BOUND,)) for b in (1, 256)),
+            (50, 4608, 1024, ()),
+            (256, 4608, 512, (INNER,)),
+        ]
+    return [
+        Case(
+            suite="linear",
+            op="binary_linear",
+            name=f"{inputs}-{outputs} batch {batch}",
+            shapes={"batch": batch, "inputs": inputs, "outputs": outputs},
+            unit="GMAC/s",
+            contenders=partial(_contenders, batch, inputs, outputs),
+            networks=(BINARYNET,) if inputs == 4608 and outputs == 1024 else (),
+            tags=tags,
+            inference=True,
+        )
+        for batch, inputs, outputs, tags in rows
+    ]
+
+
+class _Data:
+    def __init__(self, batch: int, inputs: int, outputs: int) -> None:
+        generator = torch.Generator().manual_seed(1906)
+        self.x = torch.empty(batch, inputs).normal_(generator=generator)
+        self.weight = bf.pack(torch.empty(outputs, inputs).normal_(generator=generator), dim=1)
+        self.expected = reference.binary_linear(self.x, self.weight.words, False)[0]
+
+    @cached_property
+    def signs(self) -> Tensor:
+        return torch.where(self.x < 0, -1.0, 1.0)
+
+    @cached_property
+    def dense(self) -> Tensor:
+        return reference.unpack_bits(self.weight.words, self.weight.shape[1])
+
+    def compare(self, output: Tensor) -> str:
+        if not torch.equal(output, self.expected):
+            raise GateError(f"off by {(output - self.expected).abs().max().item()} from the reference")
+        return "equal to the reference"
+
+
+def _contenders(batch: int, inputs: int, outputs: int) -> list[Contender]:
+    data = _Data(batch, inputs, outputs)
+    macs = batch * inputs * outputs
+    activations, n_words = 4 * batch * (inputs + outputs), outputs * -(-inputs // 32)
+
+    def entry(
+        name: str, role: str, make: partial[Prepared], weight_bytes: int, threads: int | None = None
+    ) -> Contender:
+        n_bytes = activations + weight_bytes
+        return Contender(name, role, make, bytes=n_bytes, operations=macs, threads=threads)
+
+    dense = inputs * outputs
+    return [
+        entry(PACKED, OURS, partial(_make_ours, data), 4 * n_words),
+        entry(BOTH_THREADS, VARIANT, partial(_make_ours, data), 4 * n_words, ALL_THREADS),
+        entry(MODULE, VARIANT, partial(_make_module, data), 4 * n_words),
+        entry(BITS, VARIANT, partial(_make_bits, data), 4 * n_words),
+        entry(FP32, BASELINE, partial(_make_float, data, torch.float32), 4 * dense),
+        entry(BF16, BASELINE, partial(_make_float, data, torch.bfloat16), 2 * dense),
+        entry(INT8[0], BASELINE, partial(_make_int8, data, int8.onednn_linear), dense),
+        *(
+            entry(name, BASELINE, partial(_make_int8, data, partial(int8.quantized_linear, engine)), dense)
+            for name, engine in zip(INT8[1:3], int8.CONV_ENGINES, strict=True)
+        ),
+        entry(INT8[3], BASELINE, partial(_make_int_mm, data), dense),
+        roofline.register_contender(),
+    ]
+
+
+def _make_ours(data: _Data) -> Prepared:
+    words = data.weight.words
+    blocked = torch.ops.bop2nd.block_weight(words) if bf.backends.wants_blocked(words) else None
+
+    def run() -> Tensor:
+        output: Tensor = torch.ops.bop2nd.binary_linear(data.x, words, False, blocked=blocked)[0]
+        return output
+
+    return Prepared(lambda: data.compare(run()), run)
+
+
+def _make_module(data: _Data) -> Prepared:
+    module = bf.nn.BinaryLinear(data.weight.shape[1], data.weight.shape[0])
+    module.weight.copy_(data.weight)
+    return Prepared(lambda: data.compare(module(data.x)), lambda: module(data.x))
+
+
+def _make_bits(data: _Data) -> Prepared:
+    words = data.weight.words
+    blocked = torch.ops.bop2nd.block_weight(words) if bf.backends.wants_blocked(words) else None
+    x = torch.ops.bop2nd.pack_bits(data.x, -1)
+
+    def run() -> Tensor:
+        output: Tensor = torch.ops.bop2nd.binary_linear_packed(
+            x, words, data.weight.shape[1], blocked=blocked
+        )
+        return output
+
+    return Prepared(lambda: data.compare(run()), run)
+
+
+def _make_float(data: _Data, dtype: torch.dtype) -> Prepared:
+    x, weight = data.signs.to(dtype), data.dense.to(dtype)
+
+    def check() -> str:
+        if not torch.allclose(F.linear(x, weight).float(), data.expected, rtol=2**-8, atol=0):
+            raise GateError(f"further from the exact result than rounding to {dtype} explains")
+        return f"equal to the reference but for rounding to {str(dtype).removeprefix('torch.')}"
+
+    return Prepared(check, lambda: F.linear(x, weight))
+
+
+def _make_int8(data: _Data, build: partial[Prepared]) -> Prepared:
+    return build(data.signs, data.dense, data.expected)
+
+
+def _make_int_mm(data: _Data) -> Prepared:
+    return int8.int_mm(data.signs, data.dense.T, data.expected)

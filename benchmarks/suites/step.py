@@ -1,0 +1,270 @@
+"""Suite ``step``: Bop2ndOrder's step against eager torch, the compiler and fused Adam.
+
+The weights of ours are packed, everybody else's are dense fp32. Gradients are shared; they do not change
+between runs, and with the test data some hundredths of a percent of the weights flip in the first run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import bop2nd_fast as bf
+from bop2nd_fast import reference
+
+from .. import eager_step, roofline
+from ..eager_step import EPS, GAMMA, SIGMA, TAU, DenseState
+from ..networks import BINARYNET, BINARYNET_WEIGHTS, WeightShape, resnet18_weights
+from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared, Unavailable
+
+ONE_LARGE: tuple[WeightShape, ...] = ((8192, 8192),)
+WINDOW_ROWS = 8  # of a tensor too large to check as a whole
+WHOLE_BELOW = 1 << 22
+
+PACKED, BF16 = "bop2nd", "bop2nd, bf16 moments and gradients"
+BF16_GRADS, ONE_THREAD = "bop2nd, bf16 gradients", "bop2nd, 1 thread"
+OPTIMIZER = "bf.optim.Bop2ndOrder.step()"
+CAREFUL, PUBLISHED = "careful eager", "eager as published"
+COMPILED, ADAM = "careful eager, torch.compile", "torch.optim.Adam(fused=True)"
+
+
+def cases(quick: bool) -> list[Case]:
+    sets: list[tuple[str, tuple[WeightShape, ...], tuple[str, ...]]] = [
+        ("64 M weights in one tensor", ONE_LARGE, ()),
+        ("ResNet-18, 22 tensors", resnet18_weights(), ()),
+        ("BinaryNet, 9 tensors", BINARYNET_WEIGHTS, (BINARYNET,)),
+    ]
+    if quick:
+        sets = [
+            ("256 k weights in one tensor", ((512, 512),), ()),
+            ("5 small tensors", ((3, 3, 3, 33), (7, 65), (64, 3, 3, 64), (1, 1), (64, 512)), ()),
+        ]
+    return [
+        Case(
+            suite="step",
+            op="bop_step_",
+            name=name,
+            shapes={"tensors": len(shapes), "weights": sum(map(math.prod, shapes))},
+            unit="GB/s",
+            contenders=partial(_contenders, shapes),
+            threads=None,
+            networks=networks,
+        )
+        for name, shapes, networks in sets
+    ]
+
+
+class _Data:
+    """What the contenders of one case share; made when first asked for."""
+
+    def __init__(self, shapes: tuple[WeightShape, ...]) -> None:
+        self.shapes = shapes
+        self.generator = torch.Generator().manual_seed(2104)
+        self.grads = [self._normal(s) for s in shapes]
+        self.hyper = torch.tensor([GAMMA, SIGMA, TAU, TAU * EPS], dtype=torch.float64).float()
+
+    def _normal(self, shape: WeightShape) -> Tensor:
+        return torch.empty(shape).normal_(generator=self.generator)
+
+    def moments(self, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
+        m = [self._normal(s).mul_(3e-3).to(dtype) for s in self.shapes]
+        return m, [self._normal(s).square_().mul_(0.1).add_(0.9).to(dtype) for s in self.shapes]
+
+    def words(self) -> list[Tensor]:
+        return [torch.ops.bop2nd.pack_bits(self._normal(s), -1) for s in self.shapes]
+
+    def dense(self) -> DenseState:
+        m, v = self.moments()
+        weights = [self._normal(s).sign_().add_(0.5).sign_() for s in self.shapes]
+        return DenseState(weights, list(self.grads), m, v)
+
+
+def _contenders(shapes: tuple[WeightShape, ...]) -> list[Contender]:
+    data = _Data(shapes)
+    n = sum(map(math.prod, shapes))
+    packed_bytes = n * 20 + n // 4
+
+    def ours(
+        name: str, role: str, dtypes: tuple[torch.dtype, torch.dtype], threads: int | None = None
+    ) -> Contender:
+        grad_size, moment_size = (d.itemsize for d in dtypes)
+        n_bytes = n * (grad_size + 4 * moment_size) + n // 4
+        return Contender(
+            name, role, partial(_make_ours, data, *dtypes), bytes=n_bytes, items=n, threads=threads
+        )
+
+    f32, bf16 = torch.float32, torch.bfloat16
+    return [
+        ours(PACKED, OURS, (f32, f32)),
+        ours(ONE_THREAD, VARIANT, (f32, f32), threads=1),
+        ours(BF16_GRADS, VARIANT, (bf16, f32)),
+        ours(BF16, VARIANT, (bf16, bf16)),
+        Contender(OPTIMIZER, VARIANT, partial(_make_optimizer, data), bytes=packed_bytes, items=n),
+        Contender(CAREFUL, BASELINE, partial(_make_eager, data, eager_step.careful), bytes=28 * n, items=n),
+        Contender(
+            PUBLISHED, BASELINE, partial(_make_eager, data, eager_step.as_published), bytes=28 * n, items=n
+        ),
+        Contender(COMPILED, BASELINE, partial(_make_compiled, data), bytes=28 * n, items=n, slow=True),
+        Contender(ADAM, BASELINE, partial(_make_adam, data), bytes=28 * n, items=n),
+        roofline.copy_contender(packed_bytes),
+        roofline.stream_contender(n),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- ours
+
+
+def _make_ours(data: _Data, grad_dtype: torch.dtype, moment_dtype: torch.dtype) -> Prepared:
+    words = data.words()
+    grads = [g.to(grad_dtype) for g in data.grads]
+    m, v = data.moments(moment_dtype)
+    counts = torch.zeros(len(words), 2, dtype=torch.int64)
+    seed = torch.tensor([7, 1]) if moment_dtype == torch.bfloat16 else None
+
+    def run() -> None:
+        torch.ops.bop2nd.bop_step_(words, grads, m, v, data.hyper, counts, seed=seed)
+
+    def check() -> str:
+        rows = [_rows_to_check(g, moment_dtype) for g in grads]
+        before = [[t[i][r].clone() for r in rows[i]] for i in range(len(words)) for t in (words, grads, m, v)]
+        run()
+        return _compare_rows(rows, before, (words, grads, m, v), data.hyper, seed, counts)
+
+    return Prepared(check, run)
+
+
+def _rows_to_check(grad: Tensor, moment_dtype: torch.dtype) -> list[slice]:
+    """All rows, or the first, middle and last few of a large tensor. Stochastic rounding depends on the place
+    of an element in its tensor: there only the first rows can be checked by themselves."""
+    if grad.numel() <= WHOLE_BELOW:
+        return [slice(0, grad.shape[0])]
+    starts = [0] if moment_dtype == torch.bfloat16 else [0, grad.shape[0] // 2, grad.shape[0] - WINDOW_ROWS]
+    return [slice(s, s + WINDOW_ROWS) for s in starts]
+
+
+def _compare_rows(
+    rows: list[list[slice]],
+    before: list[list[Tensor]],
+    after: tuple[list[Tensor], ...],
+    hyper: Tensor,
+    seed: Tensor | None,
+    counts: Tensor,
+) -> str:
+    checked = 0
+    for i, windows in enumerate(rows):
+        for j, window in enumerate(windows):
+            w, g, m, v = (column[j] for column in before[4 * i : 4 * i + 4])
+            got_counts = torch.zeros(1, 2, dtype=torch.int64)
+            _reference_step(w, g, m, v, hyper, got_counts, seed, i)
+            for name, want, got in zip(
+                ("words", "m", "v"), (w, m, v), (after[0], after[2], after[3]), strict=True
+            ):
+                if not torch.equal(got[i][window], want):
+                    raise GateError(
+                        f"{name} of tensor {i}, rows {window.start}..{window.stop} differ from the reference"
+                    )
+            if windows == [slice(0, g.shape[0])] and not torch.equal(counts[i : i + 1], got_counts):
+                raise GateError(
+                    f"counts of tensor {i}: {counts[i].tolist()}, reference {got_counts[0].tolist()}"
+                )
+            checked += g.numel()
+    return f"words and moments bit-identical to the reference ({checked} weights compared)"
+
+
+def _reference_step(
+    w: Tensor, g: Tensor, m: Tensor, v: Tensor, hyper: Tensor, counts: Tensor, seed: Tensor | None, index: int
+) -> None:
+    """The reference on one tensor that was number ``index`` of its list (its random bits depend on it)."""
+    empty = [torch.empty(0, 0, dtype=t.dtype) for t in (w, g, m, v)]
+    lists = [[*([empty[k]] * index), t] for k, t in enumerate((w, g, m, v))]
+    all_counts = torch.zeros(index + 1, 2, dtype=torch.int64)
+    reference.bop_step_(*lists, hyper, all_counts, seed=seed)
+    counts.copy_(all_counts[index:])
+
+
+def _make_optimizer(data: _Data) -> Prepared:
+    params = []
+    for shape, grad in zip(data.shapes, data.grads, strict=True):
+        p = torch.nn.Parameter(bf.pack(data._normal(shape), dim=-1))
+        p.grad = grad
+        params.append(p)
+    optimizer = bf.optim.Bop2ndOrder(params, gamma=GAMMA, sigma=SIGMA, threshold=TAU, eps=EPS)
+
+    def check() -> str:
+        index = min(range(len(params)), key=lambda i: abs(params[i].numel() - WHOLE_BELOW // 4))
+        p = params[index]
+        rows = slice(0, min(p.shape[0], max(1, WHOLE_BELOW // max(1, p[0].numel()))))
+        want = p.words[rows].clone()  # type: ignore[attr-defined]
+        m, v = torch.zeros_like(data.grads[index][rows]), torch.zeros_like(data.grads[index][rows])
+        _reference_step(
+            want, data.grads[index][rows], m, v, data.hyper, torch.zeros(1, 2, dtype=torch.int64), None, 0
+        )
+        optimizer.step()
+        if not torch.equal(want, p.words[rows]):  # type: ignore[attr-defined]
+            raise GateError(f"words of parameter {index} differ from the reference")
+        return f"words bit-identical to the reference (parameter {index})"
+
+    return Prepared(check, optimizer.step)
+
+
+# ----------------------------------------------------------------------------------------- baselines
+
+
+def _check_eager(step: Callable[[DenseState], None], what: str) -> str:
+    """On a small state of its own, so that the gate of 64 M weights takes no minute."""
+    state = _Data(((64, 3, 3, 64), (7, 33))).dense()
+    want = DenseState(*([t.clone() for t in getattr(state, f)] for f in state.__dataclass_fields__))
+    hyper = torch.tensor([GAMMA, SIGMA, TAU, TAU * EPS], dtype=torch.float64).float()
+    counts = torch.zeros(len(want.weights), 2, dtype=torch.int64)
+    reference.bop_step_(want.weights, want.grads, want.exp_avgs, want.exp_avg_sqs, hyper, counts)
+    step(state)
+    if int(counts[:, 1].sum()) == 0:
+        raise GateError("the test data flips no weight: the comparison would show nothing")
+    return eager_step.check_against(state, want, what)
+
+
+def _make_eager(data: _Data, step: Callable[[DenseState], None]) -> Prepared:
+    state = data.dense()
+    return Prepared(partial(_check_eager, step, step.__name__), lambda: step(state))
+
+
+def _make_compiled(data: _Data) -> Prepared:
+    # One compiled function for the check and the measurement would compile twice: shapes differ.
+    state = data.dense()
+    compiled: Any = torch.compile(eager_step.careful, fullgraph=True, dynamic=False)
+
+    def check() -> str:
+        want = DenseState(*([t[:8].clone() for t in getattr(state, f)] for f in state.__dataclass_fields__))
+        try:
+            compiled(state)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise Unavailable(f"torch.compile failed: {str(error).splitlines()[0]}") from None
+        hyper = torch.tensor([GAMMA, SIGMA, TAU, TAU * EPS], dtype=torch.float64).float()
+        counts = torch.zeros(len(want.weights), 2, dtype=torch.int64)
+        reference.bop_step_(want.weights, want.grads, want.exp_avgs, want.exp_avg_sqs, hyper, counts)
+        got = DenseState(*([t[:8] for t in getattr(state, f)] for f in state.__dataclass_fields__))
+        return eager_step.check_against(got, want, "compiled")
+
+    return Prepared(check, lambda: compiled(state))
+
+
+def _make_adam(data: _Data) -> Prepared:
+    params = [torch.nn.Parameter(data._normal(s)) for s in data.shapes]
+    for p, g in zip(params, data.grads, strict=True):
+        p.grad = g
+    optimizer = torch.optim.Adam(params, lr=1e-4, fused=True)
+
+    def check() -> str:
+        before = params[0].detach()[:2].clone()
+        optimizer.step()
+        moved = before - params[0].detach()[:2]
+        if not torch.allclose(moved, 1e-4 * data.grads[0][:2].sign(), atol=1e-6):
+            raise GateError("Adam's first step is not lr * sign(gradient)")
+        return "another algorithm; its first step is lr * sign(gradient), as it should be"
+
+    return Prepared(check, optimizer.step)

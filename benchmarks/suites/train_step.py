@@ -1,0 +1,157 @@
+"""Suite ``train_step``: forward, backward and optimizer step of BinaryNet, in time and in memory.
+
+The baseline is the same network as most people write it (``latent_network.py``): fp32 latent weights, ``sign``
+with a straight-through estimator, ``F.conv2d``, Adam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bop2nd_fast as bf
+
+from .. import memory
+from ..latent_network import twin
+from ..networks import BINARYNET
+from ..registry import BASELINE, OURS, Case, Contender, GateError, Prepared
+
+PACKED = "bop2nd"
+LATENT, LATENT_FUSED = "latent weights, Adam", "latent weights, Adam(fused=True)"
+LATENT_COMPILED = "latent weights, torch.compile, Adam(fused=True)"
+SEED = 11
+
+
+def cases(quick: bool) -> list[Case]:
+    width, batch, image = (16, 4, 16) if quick else (128, 50, 32)
+    return [
+        Case(
+            suite="train_step",
+            op="train_step",
+            name=f"BinaryNet width {width}, batch {batch}, {image}x{image}",
+            shapes={"width": width, "batch": batch, "image_size": image},
+            unit="1/s",
+            contenders=partial(_contenders, width, batch, image, quick),
+            threads=None,
+            networks=(BINARYNET,),
+        )
+    ]
+
+
+def _contenders(width: int, batch: int, image: int, quick: bool) -> list[Contender]:
+    def entry(name: str, role: str, **more: bool) -> Contender:
+        return Contender(name, role, partial(_make, name, width, batch, image, quick), items=batch, **more)
+
+    return [
+        entry(PACKED, OURS),
+        entry(LATENT, BASELINE),
+        entry(LATENT_FUSED, BASELINE),
+        entry(LATENT_COMPILED, BASELINE, slow=True),
+    ]
+
+
+# ------------------------------------------------------------------------------------ a training loop
+
+
+@dataclass
+class Training:
+    """A network with its optimizers and one batch; ``step`` runs one training step."""
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    x: Tensor
+    labels: Tensor
+    forward: Callable[[Tensor], Tensor]
+
+    def step(self) -> Tensor:
+        with torch.enable_grad():
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            loss = F.cross_entropy(self.forward(self.x), self.labels)
+            loss.backward()
+            for optimizer in self.optimizers:
+                optimizer.step()
+        return loss.detach()
+
+
+def training(name: str, width: int, batch: int, image_size: int) -> Training:
+    """Contender ``name``, from one seed: all start from the same signs and see the same batch."""
+    torch.manual_seed(SEED)
+    model: nn.Module = bf.models.BinaryNet(width=width, image_size=image_size)
+    x, labels = torch.randn(batch, 3, image_size, image_size), torch.randint(0, 10, (batch,))
+    optimizers: list[torch.optim.Optimizer]
+    if name == PACKED:
+        binary, real = bf.optim.split_parameters(model)
+        optimizers = [bf.optim.Bop2ndOrder(binary), torch.optim.Adam(real, lr=0.01, fused=True)]
+    else:
+        model = twin(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizers = [torch.optim.Adam(trained, lr=0.01, fused=True if name != LATENT else None)]
+    forward: Any = torch.compile(model, dynamic=False) if name == LATENT_COMPILED else model
+    return Training(model, optimizers, x, labels, forward)
+
+
+def steps(name: str, width: int, batch: int, image_size: int, n: int) -> Training:
+    """Build a contender and run ``n`` steps; what ``memory.py`` measures."""
+    it = training(name, width, batch, image_size)
+    for _ in range(n):
+        it.step()
+    return it
+
+
+# -------------------------------------------------------------------------------------------- gates
+
+
+def _make(name: str, width: int, batch: int, image: int, quick: bool) -> Prepared:
+    it = training(name, width, batch, image)
+    check = _check_packed if name == PACKED else partial(_check_latent, name)
+
+    def measure_memory() -> dict[str, int]:
+        saved = memory.saved_for_backward(it.model, it.x)
+        if name == LATENT_COMPILED:
+            return {"saved_for_backward": saved}
+        return memory.in_own_process(name, width, batch, image, torch.get_num_threads()) | {
+            "saved_for_backward": saved
+        }
+
+    return Prepared(check, it.step, memory=None if quick else measure_memory)
+
+
+def _check_packed() -> str:
+    """A small network, two steps on the backend in use and on the reference: same losses, same words."""
+    results = []
+    before = bf.backends.forced() or "auto"
+    for backend in (before, "reference"):
+        with bf.backends.use(backend):
+            it = training(PACKED, 16, 6, 16)
+            losses = [it.step().item() for _ in range(2)]
+            words = [p.words for p in it.model.parameters() if isinstance(p, bf.BinaryTensor)]
+            results.append((losses, words))
+    (losses, words), (want_losses, want_words) = results
+    total = sum(w.numel() for w in words)
+    differ = sum(int((a != b).sum()) for a, b in zip(words, want_words, strict=True))
+    worst = max(abs(a - b) for a, b in zip(losses, want_losses, strict=True))
+    if worst > 1e-3 or differ > 0.02 * total:
+        raise GateError(f"losses {losses}, reference {want_losses}; {differ} of {total} words differ")
+    return f"losses within {worst:.1e} of the reference's, {differ} of {total} words differ (order of sums)"
+
+
+def _check_latent(name: str) -> str:
+    """The twin computes the loss and the weight gradients of our network."""
+    ours = training(PACKED, 16, 6, 16)
+    other = training(LATENT if name == LATENT_COMPILED else name, 16, 6, 16)
+    losses = [t.step().item() for t in (ours, other)]
+    gradients = [
+        [p.grad for m in t.model.modules() if (p := getattr(m, "weight", None)) is not None and p.dim() > 1]
+        for t in (ours, other)
+    ]
+    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(*gradients, strict=True))
+    if abs(losses[0] - losses[1]) > 1e-3 or worst > 1e-2:
+        raise GateError(f"losses {losses}; weight gradients differ by {worst:.2g} of their norm")
+    return f"same loss and weight gradients as ours (within {worst:.1e} of their norm)"
