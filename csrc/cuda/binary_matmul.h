@@ -213,9 +213,12 @@ struct MatmulBlock {
       block.sync();                                     // for all; and all have read the stage before
       if (stage + Tile::kStages - 1 < end) copy_stage(stage + Tile::kStages - 1);
       block.commit_copies();
+      if ((stage + 1) * Tile::kSteps <= steps) {
 #pragma unroll
-      for (int step = 0; step < Tile::kSteps; ++step) {
-        if (stage * Tile::kSteps + step < steps) multiply(stage, step);
+        for (int step = 0; step < Tile::kSteps; ++step) multiply(stage, step);
+      } else {  // the last stage may be half empty
+#pragma unroll 1
+        for (int step = 0; stage * Tile::kSteps + step < steps; ++step) multiply(stage, step);
       }
     }
     block.template wait_copies<0>();

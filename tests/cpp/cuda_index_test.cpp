@@ -7,8 +7,7 @@
 #include "cuda_host_block.h"
 #include "cuda_random.h"
 
-using namespace bop2nd;
-using namespace bop2nd::cuda;
+namespace bop2nd::cuda {
 
 static void test_fast_divide() {
   for (uint32_t d :
@@ -227,7 +226,7 @@ static void test_warp_tile() {
   CHECK(math_of_arch(1000) == Math::kAndBytes && math_of_arch(1200) == Math::kAndBytes);
 }
 
-int main() {
+int run_all() {
   test_fast_divide();
   test_swizzle();
   test_split_k();
@@ -238,3 +237,7 @@ int main() {
   test_warp_tile();
   return report("cuda index arithmetic");
 }
+
+}  // namespace bop2nd::cuda
+
+int main() { return bop2nd::cuda::run_all(); }

@@ -7,9 +7,7 @@
 #include "cuda_host_block.h"
 #include "cuda_random.h"
 
-using namespace bop2nd;
-using namespace bop2nd::cuda;
-
+namespace bop2nd::cuda {
 namespace {
 
 struct Operands {
@@ -235,10 +233,14 @@ void test_plans() {
 
 }  // namespace
 
-int main() {
+int run_all() {
   test_plans();
   test_linear();
   test_skinny();
   test_conv();
   return report("cuda products, emulated");
 }
+
+}  // namespace bop2nd::cuda
+
+int main() { return bop2nd::cuda::run_all(); }

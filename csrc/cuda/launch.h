@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// What register_cuda.cpp may ask of the GPU: plain C++, no CUDA header and no torch header. Every function
+// enqueues work on `stream` of the current device, waits for nothing, and returns null or what went wrong.
+#pragma once
+
+#include "binary_plan.h"
+#include "bop_step.h"
+#include "pack_bits.h"
+
+namespace bop2nd::cuda {
+
+using Stream = void*;  // cudaStream_t
+using Error = const char*;
+
+// How the product kernels that would run on `device` count (fragment.h), and how many multiprocessors it has.
+struct DeviceTraits {
+  Math math = Math::kXorBits;
+  int n_multiprocessors = 1;
+};
+Error device_traits(int device, DeviceTraits* traits);
+
+Error launch_matmul(const MatmulPlan&, const MatmulProblem&, const TermsProblem&, Stream);
+Error launch_step(const StepBatch&, int n_blocks, Stream);
+Error launch_pack(const PackProblem&, Stream);
+Error launch_unpack(const UnpackProblem&, Stream);
+Error clear_memory(void* at, int64_t n_bytes, Stream);
+
+}  // namespace bop2nd::cuda

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels that pack and unpack: see pack_bits.h. One kernel per path and element type.
+#include <cuda_runtime.h>
+
+#include "device_block.cuh"
+#include "launch.h"
+
+namespace bop2nd::cuda {
+
+template <Value kType, PackProblem::Path kPath>
+__global__ void __launch_bounds__(PackProblem::kThreads) pack_bits(const __grid_constant__ PackProblem p) {
+  DeviceBlock block;
+  if constexpr (kPath == PackProblem::Path::kFlat) {
+    pack_flat<kType>(block, p, blockIdx.x);
+  } else if constexpr (kPath == PackProblem::Path::kRows) {
+    pack_rows<kType>(block, p, blockIdx.x);
+  } else {
+    pack_columns<kType>(block, p, blockIdx.x);
+  }
+}
+
+template <Value kType>
+__global__ void __launch_bounds__(UnpackProblem::kThreads)
+    unpack_bits(const __grid_constant__ UnpackProblem p) {
+  DeviceBlock block;
+  unpack_block<kType>(block, p, blockIdx.x);
+}
+
+namespace {
+
+template <Value kType>
+void enqueue_pack(const PackProblem& p, cudaStream_t stream) {
+  auto kernel = p.path == PackProblem::Path::kFlat   ? pack_bits<kType, PackProblem::Path::kFlat>
+                : p.path == PackProblem::Path::kRows ? pack_bits<kType, PackProblem::Path::kRows>
+                                                     : pack_bits<kType, PackProblem::Path::kColumns>;
+  kernel<<<static_cast<unsigned>(p.n_blocks()), PackProblem::kThreads, 0, stream>>>(p);
+}
+
+Error last_error() {
+  cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace
+
+Error launch_pack(const PackProblem& p, Stream stream_) {
+  cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  if (p.type == Value::kFloat32) {
+    enqueue_pack<Value::kFloat32>(p, stream);
+  } else if (p.type == Value::kBFloat16) {
+    enqueue_pack<Value::kBFloat16>(p, stream);
+  } else {
+    enqueue_pack<Value::kFloat16>(p, stream);
+  }
+  return last_error();
+}
+
+Error launch_unpack(const UnpackProblem& p, Stream stream_) {
+  cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  auto kernel = p.type == Value::kFloat32    ? unpack_bits<Value::kFloat32>
+                : p.type == Value::kBFloat16 ? unpack_bits<Value::kBFloat16>
+                                             : unpack_bits<Value::kFloat16>;
+  kernel<<<static_cast<unsigned>(p.n_blocks()), UnpackProblem::kThreads, 0, stream>>>(p);
+  return last_error();
+}
+
+}  // namespace bop2nd::cuda
