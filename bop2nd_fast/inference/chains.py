@@ -20,9 +20,11 @@ from ..nn import BinaryConv2d, BinaryLinear
 from .fold import Form, Stage
 
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_NORMS = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4}
+_NORMS: dict[type[nn.Module], int] = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4}
 _ELEMENTWISE = (nn.Hardtanh, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
-_CLIPS: tuple[Any, ...] = (F.hardtanh, F.relu, F.relu6, F.leaky_relu, torch.relu, torch.clamp, torch.neg, operator.neg)
+_CLIPS: tuple[Any, ...] = (
+    F.hardtanh, F.relu, F.relu6, F.leaky_relu, torch.relu, torch.clamp, torch.neg, operator.neg,
+)  # fmt: skip
 _CLIP_METHODS = ("relu", "relu_", "clamp", "clamp_", "neg")
 _ARITHMETIC: tuple[Any, ...] = (
     operator.add, operator.sub, operator.mul, operator.iadd, operator.isub, operator.imul,
@@ -86,7 +88,8 @@ class Traced:
         layer = self.layer(node)
         if not isinstance(layer, (BinaryConv2d, BinaryLinear)) or not is_plain(layer):
             return None
-        return layer if (layer.input_quantizer is not None) == quantized and len(node.all_input_nodes) == 1 else None
+        takes_signs = layer.input_quantizer is not None
+        return layer if takes_signs == quantized and len(node.all_input_nodes) == 1 else None
 
     def chain(self, source: fx.Node) -> Chain | None:
         """The chain that starts at a binary layer, or None where its result is needed as real values."""
@@ -139,30 +142,34 @@ class Traced:
         channels = self.info[chain.source].shape[1]
         layer = self.layer(node)
         if layer is not None:
-            known = type(layer) in IDENTITIES or type(layer) in _ELEMENTWISE or _is_norm(layer, len(info.shape))
-            per_channel = any(p.numel() > 1 for p in layer.parameters()) or _is_norm(layer, len(info.shape))
+            norm = _is_norm(layer, len(info.shape))
+            known = norm or type(layer) in IDENTITIES or type(layer) in _ELEMENTWISE
             if not known or not is_plain(layer) or len(node.all_input_nodes) != 1:
                 return None
+            per_channel = norm or any(p.numel() > 1 for p in layer.parameters())
             function: Callable[[Tensor], Tensor] = layer
         else:
-            arguments = [self._constant(a, len(info.shape), channels) if a is not value else a for a in node.args]
-            if any(a is None for a in arguments) or sum(a is value for a in arguments) != 1:
-                return None
-            arithmetic = node.target in _ARITHMETIC or (
-                node.op == "call_method" and node.target in _ARITHMETIC_METHODS
-            )
-            clips = node.target in _CLIPS or (node.op == "call_method" and node.target in _CLIP_METHODS)
-            if not clips and not (arithmetic and not node.kwargs):
-                return None
-            if any(isinstance(v, fx.Node) for v in node.kwargs.values()) or (
-                node.op == "call_method" and node.args[0] is not value
-            ):
+            arguments = self._arguments(node, value, len(info.shape), channels)
+            if arguments is None:
                 return None
             per_channel = any(isinstance(a, Tensor) and a.numel() > 1 for a in arguments)
             function = _bind(node, value, arguments)
         if per_channel and info.shape[1] != channels:
             return None  # after flattening, a function of single features
         return Stage(function, info.form)
+
+    def _arguments(self, node: fx.Node, value: fx.Node, rank: int, channels: int) -> list[Any] | None:
+        """The arguments of a known function of one value and constants, or None."""
+        names = (_CLIPS, _ARITHMETIC) if node.op == "call_function" else (_CLIP_METHODS, _ARITHMETIC_METHODS)
+        clips, arithmetic = (node.target in known for known in names)
+        if not clips and not (arithmetic and not node.kwargs):  # add(alpha=...) may fuse multiply and add
+            return None
+        if any(isinstance(v, fx.Node) for v in node.kwargs.values()):
+            return None
+        arguments = [a if a is value else self._constant(a, rank, channels) for a in node.args]
+        known_all = all(a is not None for a in arguments) and sum(a is value for a in arguments) == 1
+        fits = known_all and (node.op == "call_function" or arguments[0] is value)
+        return arguments if fits else None
 
     def _constant(self, argument: Any, rank: int, channels: int) -> Any:
         """A number, or a parameter that varies with the channel only; None for anything else."""
@@ -184,7 +191,7 @@ def attribute(module: nn.Module, path: str) -> Tensor:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether calling a module does what its class says: its own ``forward``, no hooks, no parametrization."""
+    """Whether a module does what its class says: the class's ``forward``, no hooks, no parametrization."""
     cls = type(module)
     for base in (BinaryConv2d, BinaryLinear):
         if isinstance(module, base) and cls.forward is not base.forward:
@@ -216,10 +223,12 @@ def max_pool(node: fx.Node, layer: nn.Module | None) -> dict[str, Any] | None:
         return None
     kernel, stride, padding, dilation, ceil_mode, indices = values
     sizes = [kernel, kernel if stride is None or stride == [] else stride, padding, dilation]
-    pairs = [[s, s] if isinstance(s, int) else list(s) if isinstance(s, (list, tuple)) else None for s in sizes]
-    if indices or not isinstance(ceil_mode, bool) or any(p is None or len(p) != 2 for p in pairs):
+    pairs = [[s, s] if isinstance(s, int) else s for s in sizes]
+    if indices or not isinstance(ceil_mode, bool):
         return None
-    return {**dict(zip(names, pairs, strict=False)), "ceil_mode": ceil_mode}
+    if not all(isinstance(p, (list, tuple)) and len(p) == 2 and isinstance(p[0], int) for p in pairs):
+        return None
+    return {**dict(zip(names, map(list, pairs), strict=False)), "ceil_mode": ceil_mode}
 
 
 def _bound(node: fx.Node, names: tuple[str, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -229,7 +238,11 @@ def _bound(node: fx.Node, names: tuple[str, ...], defaults: tuple[Any, ...]) -> 
 
 
 def _is_norm(layer: nn.Module, rank: int) -> bool:
-    return _NORMS.get(type(layer)) == rank and layer.track_running_stats and layer.running_mean is not None
+    return (
+        isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))
+        and _NORMS.get(type(layer)) == rank
+        and layer.running_mean is not None
+    )
 
 
 def _bind(node: fx.Node, value: fx.Node, arguments: list[Any]) -> Callable[[Tensor], Tensor]:

@@ -28,7 +28,7 @@ from .layers import (
     Regroup,
     dtype_name,
 )
-from .packed_model import InputSpec, PackedModel, Ref, Step, fp32_bytes
+from .packed_model import InputSpec, PackedModel, Ref, Step, fp32_bytes, map_leaves
 
 
 class ConversionError(ValueError):
@@ -43,8 +43,9 @@ def convert(
     """A packed copy of a model, for inference: the same predictions bit for bit, bits between binary layers.
 
     The model is copied and the copy put in eval mode, so a model in training mode may be given; it is not
-    changed. Chains of binary layers (with max-pool, batch norm, clipping, flattening between them) are fused into
-    XNOR-popcount layers with one threshold per channel; every other module runs as torch runs it.
+    changed. Chains of binary layers (with max-pool, batch norm, clipping, flattening between them) are fused
+    into XNOR-popcount layers with one threshold per channel; every other module runs as torch runs it. A
+    module that a file cannot hold is converted too: then ``PackedModel.save`` raises and names it.
 
     Args:
         model: traceable by ``torch.fx``. Modules of torch and of this package are not looked into.
@@ -60,7 +61,9 @@ def convert(
     traced, expected = _trace(model, examples, tuple(leaves))
     packed = _Writer(traced, examples).write()
     if not _same(packed(*_clones(examples)), expected):
-        raise ConversionError("the packed model differs from the trained one on the example input; please report this")
+        raise ConversionError(
+            "the packed model differs from the trained one on the example input; please report this"
+        )
     return packed.prepare()
 
 
@@ -102,12 +105,12 @@ def _trace(
         graph = tracer.trace(root)
     except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ConversionError(
-            f"torch.fx cannot trace {type(model).__name__}: {error}. Name the class of the module at fault in "
-            "`leaves` to keep it as it is"
+            f"torch.fx cannot trace {type(model).__name__}: {error}. Name the class of the module at fault "
+            "in `leaves` to keep it as it is"
         ) from error
     module = fx.GraphModule(root, graph)
     recorder = _Recorder(module)
-    expected = recorder.run(*_clones(examples))
+    expected = map_leaves(recorder.run(*_clones(examples)), lambda leaf: leaf)  # fx's containers are its own
     _flatten_reshapes(module.graph, recorder.info)
     return Traced(module, recorder.info), expected
 
@@ -152,7 +155,9 @@ def _same(a: Any, b: Any) -> bool:
     return spec == other and all(
         torch.equal(x.nan_to_num(0), y.nan_to_num(0)) and torch.equal(x.isnan(), y.isnan())
         if isinstance(x, Tensor) and isinstance(y, Tensor) and x.is_floating_point()
-        else bool((x == y).all()) if isinstance(x, Tensor) else x == y
+        else bool((x == y).all())
+        if isinstance(x, Tensor)
+        else x == y
         for x, y in zip(left, right, strict=True)
     )
 
@@ -198,31 +203,33 @@ class _Writer:
         else:
             kind: Any = {"call_function": "function", "call_method": "method", "output": "output"}[node.op]
             target = "" if kind == "output" else node.target
-            args = fx.node.map_arg(node.args, self._ref)
-            kwargs = fx.node.map_arg(dict(node.kwargs), self._ref)
-            self.steps.append(Step(node.name, kind, target, tuple(args), dict(kwargs)))  # type: ignore[arg-type]
+            self.steps.append(Step(node.name, kind, target, *self._arguments(node)))
 
     def _ref(self, node: fx.Node) -> Ref:
         return Ref(self.names[node])
 
+    def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        refs: Any = self._ref  # fx wants nodes or constants; a Ref is neither
+        return tuple(fx.node.map_arg(node.args, refs)), dict(fx.node.map_arg(dict(node.kwargs), refs))
+
     def _layer(self, name: str, layer: nn.Module, args: tuple[Any, ...], **kwargs: Any) -> str:
-        self.layers[name] = layer
-        self.steps.append(Step(name, "layer", name, args, kwargs))
+        key = f"{name}_" if hasattr(nn.ModuleDict, name) else name  # such as "update"
+        self.layers[key] = layer
+        self.steps.append(Step(name, "layer", key, args, kwargs))
         return name
 
     def _module(self, node: fx.Node) -> None:
         layer = self.traced.layer(node)
         assert layer is not None
-        if type(layer) in IDENTITIES and is_plain(layer) and isinstance(node.args[0], fx.Node):
-            self.names[node] = self.names[node.args[0]]
+        if type(layer) in IDENTITIES and is_plain(layer) and len(node.all_input_nodes) == 1:
+            self.names[node] = self.names[node.all_input_nodes[0]]
         elif self.traced.binary(node) is not None:
             self._binary(node)
         elif self.traced.binary(node, quantized=False) is not None:
             self._real_input(node)
         else:
-            args = fx.node.map_arg(node.args, self._ref)
-            kwargs = fx.node.map_arg(dict(node.kwargs), self._ref)
-            self._layer(node.name, layer, tuple(args), **kwargs)  # type: ignore[arg-type]
+            args, kwargs = self._arguments(node)
+            self._layer(node.name, layer, args, **kwargs)
 
     def _real_input(self, node: fx.Node) -> None:
         layer = self.traced.binary(node, quantized=False)
@@ -232,18 +239,17 @@ class _Writer:
         if isinstance(layer, BinaryConv2d):
             cls = RealConv2d
             config |= _geometry(layer)
-        self._layer(node.name, cls(layer.weight.detach(), bias=_detached(layer.bias), **config), self._operand(node))
-
-    def _operand(self, node: fx.Node) -> tuple[Ref]:
-        return (self._ref(node.all_input_nodes[0]),)
+        packed = cls(_weight(layer), bias=_detached(layer.bias), **config)
+        self._layer(node.name, packed, (self._ref(node.all_input_nodes[0]),))
 
     def _binary(self, node: fx.Node) -> None:
         layer = self.traced.binary(node)
         assert layer is not None
         chain = self.traced.chain(node)
         folded = None if chain is None else self._fold(layer, chain)
-        config: dict[str, Any] = {"dtype": dtype_name(self.traced.info[node].dtype), "fp32_bytes": fp32_bytes(layer)}
-        weight = layer.weight.detach()
+        dtype = dtype_name(self.traced.info[node].dtype)
+        config: dict[str, Any] = {"dtype": dtype, "fp32_bytes": fp32_bytes(layer)}
+        weight = _weight(layer)
         if folded is not None:
             weight = _flip(weight, folded.flip)
         words, weight, padding_bits = self._words_for(node, layer, weight)
@@ -289,8 +295,8 @@ class _Writer:
         groups = layer.groups if isinstance(layer, BinaryConv2d) else 1
         bits = self.bits.get(value)
         if bits is None:
-            dim, length = (1, layer.in_channels) if isinstance(layer, BinaryConv2d) else (-1, layer.in_features)
-            signs = Pack(dim=dim, length=length, groups=groups)
+            conv = isinstance(layer, BinaryConv2d)
+            signs = Pack(dim=1 if conv else -1, length=groups * weight.shape[1], groups=groups)
             return self._layer(f"{node.name}_pack", signs, (self._ref(value),)), weight, 0
         if groups > 1 and (bits.channels // groups) % 32:
             regroup = Regroup(length=bits.channels, groups=groups)
@@ -308,6 +314,10 @@ def _geometry(layer: BinaryConv2d) -> dict[str, Any]:
         "groups": layer.groups,
         "padding_value": layer.padding_value,
     }
+
+
+def _weight(layer: BinaryConv2d | BinaryLinear) -> BinaryTensor:
+    return BinaryTensor(layer.weight.words, layer.weight.bit_layout)
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

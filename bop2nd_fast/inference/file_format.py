@@ -1,9 +1,10 @@
 """The packed file: one safetensors file, no code in it.
 
-Tensors are named ``<layer>.<tensor>``: int32 words and thresholds, and real parameters as they were. The metadata
-holds ``format`` (what the file is), ``version``, ``graph`` (JSON: inputs, steps, layers with their plain settings,
-and the Layout of every packed tensor) and ``sha256`` over version, graph and the bytes of all tensors. A reader
-needs only the layer kinds and torch modules and functions listed here; anything else cannot be in a file.
+Tensors are named ``<layer>.<tensor>``: int32 words and thresholds, and real parameters as they were. The
+metadata holds ``format`` (what the file is), ``version``, ``graph`` (JSON: inputs, steps, layers with their
+plain settings, and the Layout of every packed tensor) and ``sha256`` over version, graph and the bytes of all
+tensors. A reader needs only the layer kinds, torch modules and functions listed here; nothing else can be in
+a file.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from torch import Tensor, nn
 from ..atomic_write import atomic_write
 from ..binary_tensor import BinaryTensor, Layout
 from .chains import is_plain
-from .layers import LAYERS, PackedLayer
-from .packed_model import InputSpec, PackedModel, Ref, Step
+from .layers import LAYERS, PackedLayer, dtype_name
+from .packed_model import InputSpec, PackedModel, Ref, Step, references
 
 FORMAT = "bop2nd_fast.packed_model"
 FORMAT_VERSION = 1
 
 # Modules a file can hold, with the attributes that are also their constructor's arguments.
 _POOL = ("kernel_size", "stride", "padding")
-_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_CONV = ("in_channels", "out_channels", *_POOL, "dilation", "groups", "padding_mode")
 _NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 MODULES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.AdaptiveAvgPool2d: ("output_size",),
@@ -64,25 +65,30 @@ MODULES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 _MODULE_NAMES = {cls.__name__: cls for cls in MODULES}
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{f"operator.{name}": getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "neg", "getitem")},
-    **{f"operator.{name}": getattr(operator, name) for name in ("iadd", "isub", "imul", "floordiv")},
-    **{
-        f"torch.{name}": getattr(torch, name)
-        for name in ("abs", "add", "cat", "clamp", "exp", "flatten", "mean", "mul", "neg", "relu", "reshape", "sign")
-    },
-    **{f"torch.{name}": getattr(torch, name) for name in ("sigmoid", "softmax", "log_softmax", "sub", "sum", "tanh")},
-    **{
-        f"F.{name}": getattr(F, name)
-        for name in ("adaptive_avg_pool2d", "avg_pool2d", "gelu", "hardtanh", "interpolate", "leaky_relu")
-    },
-    **{f"F.{name}": getattr(F, name) for name in ("log_softmax", "max_pool2d", "pad", "relu", "relu6", "softmax")},
-}
-_FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
-METHODS = frozenset(
-    "abs add add_ clamp clamp_ contiguous exp expand flatten float mean mul mul_ neg permute relu relu_ reshape "
-    "sigmoid size softmax squeeze sub sub_ sum t tanh transpose unflatten unsqueeze view".split()
+# Functions and tensor methods a file can hold.
+_OF_OPERATOR = "add floordiv getitem iadd imul isub mul neg sub truediv"
+_OF_TORCH = (
+    "abs add cat clamp exp flatten log_softmax mean mul neg relu reshape sigmoid sign softmax sub sum tanh"
 )
+_OF_F = (
+    "adaptive_avg_pool2d avg_pool2d gelu hardtanh interpolate leaky_relu log_softmax max_pool2d pad relu "
+    "relu6 softmax"
+)
+_OF_TENSORS = (
+    "abs add add_ clamp clamp_ contiguous exp expand flatten float mean mul mul_ neg permute relu relu_ "
+    "reshape sigmoid size softmax squeeze sub sub_ sum t tanh transpose unflatten unsqueeze view"
+)
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    f"{prefix}.{name}": getattr(module, name)
+    for prefix, module, names in (
+        ("operator", operator, _OF_OPERATOR),
+        ("torch", torch, _OF_TORCH),
+        ("F", F, _OF_F),
+    )
+    for name in names.split()
+}
+_FUNCTION_NAMES: dict[Any, str] = {function: name for name, function in FUNCTIONS.items()}
+METHODS = frozenset(_OF_TENSORS.split())
 
 
 class PackedFileError(ValueError):
@@ -102,12 +108,11 @@ def save(model: PackedModel, path: str | Path) -> None:
     layers = {name: _describe_layer(name, layer, tensors) for name, layer in model.layers.items()}
     graph = json.dumps(
         {
-            "inputs": [{"shape": s.shape, "dtype": _encode(s.dtype, "the input")["dtype"]} for s in model.inputs],
+            "inputs": [{"shape": s.shape, "dtype": dtype_name(s.dtype)} for s in model.inputs],
             "steps": [_describe_step(step) for step in model.steps],
             "layers": layers,
         },
         separators=(",", ":"),
-        allow_nan=True,
     )
     metadata = {
         "format": FORMAT,
@@ -115,8 +120,18 @@ def save(model: PackedModel, path: str | Path) -> None:
         "graph": graph,
         "sha256": _digest(str(FORMAT_VERSION), graph, tensors),
     }
-    data = safetensors.torch.save(tensors, metadata)
+    data = _in_fixed_order(safetensors.torch.save(tensors, metadata))
     atomic_write(path, lambda file: file.write(data))
+
+
+def _in_fixed_order(data: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted: one model always gives the same bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    fields = json.loads(data[8:end])
+    metadata = dict(sorted(fields.pop("__metadata__").items()))
+    header = json.dumps({"__metadata__": metadata, **fields}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors start on 8 bytes
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -130,8 +145,8 @@ def _describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> 
         return {"kind": layer.kind, "config": layer.config, "layouts": layouts}
     if type(layer) not in MODULES or not is_plain(layer):
         raise ValueError(
-            f"layer {name!r} is a {type(layer).__qualname__}{'' if is_plain(layer) else ' with hooks or another forward'}"
-            f", which a file cannot hold. It can hold {', '.join(sorted(_MODULE_NAMES))}. Convert the model without it"
+            f"layer {name!r} is a {type(layer).__qualname__}{'' if is_plain(layer) else ' with hooks'}, "
+            f"which a file cannot hold. Beside packed layers it can hold {', '.join(sorted(_MODULE_NAMES))}"
         )
     config = {key: _encode(getattr(layer, key), f"layer {name!r}") for key in MODULES[type(layer)]}
     if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm)):
@@ -150,7 +165,7 @@ def _describe_step(step: Step) -> dict[str, Any]:
         if target not in _FUNCTION_NAMES:
             shown = getattr(target, "__qualname__", target)
             raise ValueError(f"{what} calls the function {shown}, which a file cannot hold")
-        target = _FUNCTION_NAMES[target]  # type: ignore[index]
+        target = _FUNCTION_NAMES[target]
     return {
         "name": step.name,
         "kind": step.kind,
@@ -167,7 +182,7 @@ def _encode(tree: Any, what: str) -> Any:
     if isinstance(tree, Ref):
         return {"ref": tree.name}
     if isinstance(tree, torch.dtype):
-        return {"dtype": str(tree).removeprefix("torch.")}
+        return {"dtype": dtype_name(tree)}
     if isinstance(tree, slice):
         return {"slice": [_encode(v, what) for v in (tree.start, tree.stop, tree.step)]}
     if tree is Ellipsis:
@@ -233,10 +248,10 @@ def _check_kind(path: Path, metadata: dict[str, str]) -> None:
         raise PackedFileError(f"{path} is damaged: {version!r} is not a format version")
     if int(version) > FORMAT_VERSION:
         raise PackedFileError(
-            f"{path} has format version {version}; this bop2nd_fast reads {FORMAT_VERSION}. Use a newer bop2nd_fast"
+            f"{path} has format version {version}; this bop2nd_fast reads {FORMAT_VERSION}: use a newer one"
         )
     if int(version) != FORMAT_VERSION:
-        raise PackedFileError(f"{path} has unknown format version {version}; this bop2nd_fast reads {FORMAT_VERSION}")
+        raise PackedFileError(f"{path} has format version {version}, which does not exist")
 
 
 def _build(graph: dict[str, Any], tensors: dict[str, Tensor]) -> PackedModel:
@@ -246,9 +261,15 @@ def _build(graph: dict[str, Any], tensors: dict[str, Tensor]) -> PackedModel:
         layers[name] = _build_layer(name, described, own)
     steps = [_build_step(described) for described in graph["steps"]]
     inputs = [InputSpec(tuple(s["shape"]), getattr(torch, s["dtype"])) for s in graph["inputs"]]
+    known: set[str] = set()
     for step in steps:
         if step.kind == "layer" and step.target not in layers:
             raise ValueError(f"step {step.name!r} calls layer {step.target!r}, which is not in the file")
+        if missing := references(step) - known:
+            raise ValueError(f"step {step.name!r} reads {sorted(missing)}, which no earlier step makes")
+        known.add(step.name)
+    if not steps or steps[-1].kind != "output" or sum(s.kind == "input" for s in steps) != len(inputs):
+        raise ValueError("its inputs or its output are missing")
     return PackedModel(steps, layers, inputs)
 
 
@@ -279,7 +300,8 @@ def _build_step(described: dict[str, Any]) -> Step:
     if kind == "function":
         target = FUNCTIONS[target]
     args = tuple(_decode(a) for a in described["args"])
-    return Step(described["name"], kind, target, args, {k: _decode(v) for k, v in described["kwargs"].items()})
+    kwargs = {key: _decode(value) for key, value in described["kwargs"].items()}
+    return Step(described["name"], kind, target, args, kwargs)
 
 
 def _decode(tree: Any) -> Any:

@@ -1,9 +1,10 @@
 """Everything between two binary layers as one integer threshold per channel, exactly.
 
-A binary layer's dot is an integer in ``[-K, K]``. What follows up to the next sign (bias, batch norm, clipping)
-is a function of that integer for each channel. Here it is not folded by algebra, which rounds differently: the
-trained model's own modules are run on every possible dot, and the place where the result's sign changes is
-the threshold. So ``bit = dot < threshold`` says what the trained model would have said, whatever the rounding.
+A binary layer's dot is an integer in ``[-K, K]``. What follows up to the next sign (bias, batch norm,
+clipping) is a function of that integer for each channel. Here it is not folded by algebra, which rounds
+differently: the trained model's own modules are run on every possible dot, and the place where the result's
+sign changes is the threshold. So ``bit = dot < threshold`` says what the trained model would have said,
+whatever the rounding.
 
 Measured on torch 2.13, CPU: batch norm in eval mode gives the same bits for contiguous, channels-last and 2-d
 inputs of any size, and other bits for inputs of other strides (another formula; in bf16 even other signs).
@@ -68,8 +69,8 @@ def fold(
 ) -> Folded | None:
     """Thresholds of ``after_pool(max(before_pool(dot))) < 0`` over dots in ``[-reach, reach]``.
 
-    ``dtype`` is that of the dots in the trained model. None where no threshold says the same: a function whose
-    sign changes more than once, or (with a pool) one that is not monotone, or yields NaN, before it.
+    ``dtype`` is that of the dots in the trained model. None where no threshold says the same: a function
+    whose sign changes more than once, or (with a pool) one that is not monotone, or yields NaN, before it.
     """
     count = torch.zeros(channels, dtype=torch.int64, device=device)
     changes = torch.zeros_like(count)

@@ -17,11 +17,12 @@ from ..binary_tensor import BinaryTensor
 from ..ops.binary_conv2d import output_size
 from ..ops.pack_bits import words_for
 
-DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
-
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+DTYPES = {dtype_name(t): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 
 
 class PackedLayer(nn.Module):
@@ -35,14 +36,14 @@ class PackedLayer(nn.Module):
 
     def describe(self) -> str:
         """One short phrase for ``repr`` and reports."""
-        return ""
+        return "pixel after pixel"
 
     def _tensor(self, name: str, tensor: Tensor | None) -> None:
         self.register_buffer(name, tensor)
 
 
 class _WeightLayer(PackedLayer):
-    """Packed weight, optional thresholds (``[out]``, int32) or, for real outputs, an optional bias (``[out]``)."""
+    """Packed weight; int32 thresholds ``[out]``, or real outputs with an optional bias ``[out]``."""
 
     weight: BinaryTensor
     threshold: Tensor | None
@@ -54,7 +55,8 @@ class _WeightLayer(PackedLayer):
         super().__init__(**config)
         n_out = weight.shape[0]
         if threshold is not None and (threshold.dtype != torch.int32 or tuple(threshold.shape) != (n_out,)):
-            raise ValueError(f"thresholds must be int32 [{n_out}], got {threshold.dtype} {tuple(threshold.shape)}")
+            got = f"{threshold.dtype} {tuple(threshold.shape)}"
+            raise ValueError(f"thresholds must be int32 [{n_out}], got {got}")
         if bias is not None and tuple(bias.shape) != (n_out,):
             raise ValueError(f"a bias for {n_out} outputs cannot have shape {tuple(bias.shape)}")
         self._tensor("weight", weight)
@@ -66,8 +68,9 @@ class _WeightLayer(PackedLayer):
 
 
 class PackedConv2d(_WeightLayer):
-    """Words ``[N, H, W, groups * words(C / groups)]`` -> words ``[N, Ho, Wo, words(O)]`` with thresholds, else
-    real ``[N, O, Ho, Wo]`` (channels-last strides) in ``config["dtype"]``.
+    """Words ``[N, H, W, groups * words(C / groups)]`` -> words ``[N, Ho, Wo, words(O)]``, with thresholds.
+
+    Without: real ``[N, O, Ho, Wo]`` (channels-last strides) in ``config["dtype"]``.
 
     Raises:
         ValueError: words of another channel count, or an image smaller than the kernel.
@@ -78,17 +81,18 @@ class PackedConv2d(_WeightLayer):
     def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
         super().__init__(weight, **kwargs)
         c = self.config
-        self._geometry = (list(c["stride"]), list(c["padding"]), list(c["dilation"]), c["groups"], c["padding_value"])
+        sizes = (list(c["stride"]), list(c["padding"]), list(c["dilation"]))
+        self._geometry = (*sizes, c["groups"], c["padding_value"])
         self._in_channels: int = weight.shape[1] * c["groups"]
         self._in_words: int = words_for(weight.shape[1]) * c["groups"]
         if weight.dim() != 4 or weight.bit_layout.dim != 1 or weight.shape[0] % c["groups"]:
-            raise ValueError(f"not the weight of a convolution with {c['groups']} groups: {weight.bit_layout}")
+            raise ValueError(f"no weight of a convolution with {c['groups']} groups: {weight.bit_layout}")
 
     def forward(self, words: Tensor) -> Tensor:
         if words.dim() != 4 or words.shape[-1] != self._in_words:
             raise ValueError(
-                f"a packed convolution of {self._in_channels} channels takes words [N, H, W, {self._in_words}], "
-                f"got {tuple(words.shape)}"
+                f"a packed convolution of {self._in_channels} channels takes words "
+                f"[N, H, W, {self._in_words}], got {tuple(words.shape)}"
             )
         check_image(words.shape[1:3], self.weight.shape[2:], *self._geometry[:3])
         dots = torch.ops.bop2nd.binary_conv2d_packed(
@@ -114,7 +118,7 @@ class PackedLinear(_WeightLayer):
 
     After a flattened convolution every pixel's channels fill whole words, so the weight has
     ``config["padding_bits"]`` bits more than the layer has features. They are 0 on both sides and add +1 each
-    to the dot: thresholds already contain them, real outputs have them subtracted (exact: integers below 2^24).
+    to the dot: thresholds already contain them, from real outputs they are subtracted (exact, below 2^24).
 
     Raises:
         ValueError: words that do not fit the features.
@@ -183,7 +187,8 @@ class RealConv2d(_RealInput):
         c = self.config
         channels = self.weight.shape[1] * c["groups"]
         if input.dim() != 4 or input.shape[1] != channels:
-            raise ValueError(f"a convolution of {channels} channels takes [N, {channels}, H, W], got {tuple(input.shape)}")
+            wanted = f"[N, {channels}, H, W]"
+            raise ValueError(f"a convolution of {channels} channels takes {wanted}, got {tuple(input.shape)}")
         geometry = (tuple(c["stride"]), tuple(c["padding"]), tuple(c["dilation"]))
         check_image(input.shape[2:], self.weight.shape[2:], *geometry)
         return F.conv2d(input, self._unpacked(input.dtype), self.bias, *geometry, c["groups"])
@@ -206,7 +211,7 @@ class RealLinear(_RealInput):
 
 
 class Pack(PackedLayer):
-    """Signs of real values: ``[N, C, H, W]`` along C (config ``dim`` 1), or ``[..., K]`` along K (``dim`` -1).
+    """Signs of real values: ``[N, C, H, W]`` along C (``config["dim"]`` 1), or ``[..., K]`` along K (-1).
 
     Raises:
         ValueError: another length along that axis than ``config["length"]``, or no floating values.
@@ -217,9 +222,8 @@ class Pack(PackedLayer):
     def forward(self, input: Tensor) -> Tensor:
         dim, length, groups = self.config["dim"], self.config["length"], self.config["groups"]
         if not input.is_floating_point() or (dim == 1 and input.dim() != 4) or input.shape[dim] != length:
-            raise ValueError(
-                f"packing takes floating values with {length} along axis {dim}, got {tuple(input.shape)} of {input.dtype}"
-            )
+            got = f"{tuple(input.shape)} of {input.dtype}"
+            raise ValueError(f"packing takes floating values with {length} along axis {dim}, got {got}")
         if groups == 1:
             return torch.ops.bop2nd.pack_bits(input, dim)
         return torch.ops.bop2nd.pack_bits_ste(input, dim, groups)[0]
@@ -242,7 +246,7 @@ class Regroup(PackedLayer):
 
 
 class FlattenBits(PackedLayer):
-    """Words ``[N, H, W, W_c]`` -> ``[N, H * W * W_c]``: pixels in order, each pixel's channels in whole words."""
+    """Words ``[N, H, W, W_c]`` -> ``[N, H * W * W_c]``: pixel after pixel, each in whole words."""
 
     kind = "flatten_bits"
 
@@ -253,8 +257,8 @@ class FlattenBits(PackedLayer):
 class PoolBits(PackedLayer):
     """Max-pool on words ``[N, H, W, W_c]``: a maximum is negative iff every bit of the window is 1 (AND).
 
-    Where a channel's rule decreases, the words hold the sign of ``-x`` of the pooled value's sign rule, and OR takes
-    the place of AND. ``decreasing`` (``[W_c]`` words, or None for none) says which channels do.
+    Where what follows the pool decreases, the largest pooled value has the smallest result, which is negative
+    iff any of the window's results is: OR. ``decreasing`` (words ``[W_c]``, or None) says in which channels.
     """
 
     kind = "pool_bits"
@@ -267,11 +271,7 @@ class PoolBits(PackedLayer):
     def forward(self, words: Tensor) -> Tensor:
         if self.decreasing is not None and words.shape[-1] != self.decreasing.shape[0]:
             raise ValueError(f"pooling words of {self.decreasing.shape[0]} per pixel, got {words.shape[-1]}")
-        axes = [
-            _PoolAxis(size, *(self.config[key][i] for key in ("kernel_size", "stride", "padding", "dilation")),
-                      self.config["ceil_mode"])
-            for i, size in enumerate(words.shape[1:3])
-        ]
+        axes = [_PoolAxis(words.shape[1 + i], i, self.config) for i in (0, 1)]
         if self.decreasing is None:
             return _pool(words, axes, torch.bitwise_and, -1)
         all_negative = _pool(words, axes, torch.bitwise_and, -1)
@@ -286,7 +286,11 @@ class PoolBits(PackedLayer):
 class _PoolAxis:
     """Output size and padding of one axis, as torch.nn.MaxPool2d defines them."""
 
-    def __init__(self, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> None:
+    def __init__(self, size: int, axis: int, config: dict[str, Any]) -> None:
+        kernel, stride, padding, dilation = (
+            config[key][axis] for key in ("kernel_size", "stride", "padding", "dilation")
+        )
+        ceil_mode = config["ceil_mode"]
         span = size + 2 * padding - dilation * (kernel - 1) - 1
         self.out = (span + (stride - 1 if ceil_mode else 0)) // stride + 1
         if ceil_mode and (self.out - 1) * stride >= size + padding:
@@ -340,7 +344,8 @@ def check_image(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
     """Raise ``ValueError`` where the image is smaller than the kernel with its dilation."""
     for axis in (0, 1):
         if output_size(size[axis], kernel[axis], stride[axis], padding[axis], dilation[axis]) < 1:
-            raise ValueError(f"an image of {tuple(size)} is smaller than the kernel {tuple(kernel)} with its dilation")
+            image, window = "x".join(map(str, size)), "x".join(map(str, kernel))
+            raise ValueError(f"an image of {image} is smaller than the {window} kernel with its dilation")
 
 
 def _geometry_text(config: dict[str, Any]) -> str:
@@ -356,5 +361,15 @@ def _geometry_text(config: dict[str, Any]) -> str:
 
 LAYERS: dict[str, type[PackedLayer]] = {
     cls.kind: cls
-    for cls in (PackedConv2d, PackedLinear, RealConv2d, RealLinear, Pack, Regroup, FlattenBits, PoolBits, Constant)
+    for cls in (
+        PackedConv2d,
+        PackedLinear,
+        RealConv2d,
+        RealLinear,
+        Pack,
+        Regroup,
+        FlattenBits,
+        PoolBits,
+        Constant,
+    )
 }

@@ -69,7 +69,9 @@ class PackedModel(nn.Module):
     model left it free. It computes in the dtype it was converted in: convert again rather than cast it.
     """
 
-    def __init__(self, steps: Sequence[Step], layers: dict[str, nn.Module], inputs: Sequence[InputSpec]) -> None:
+    def __init__(
+        self, steps: Sequence[Step], layers: dict[str, nn.Module], inputs: Sequence[InputSpec]
+    ) -> None:
         super().__init__()
         self.steps = tuple(steps)
         self.inputs = tuple(inputs)
@@ -121,7 +123,7 @@ class PackedModel(nn.Module):
         raise AssertionError("a graph without an output")
 
     def prepare(self) -> PackedModel:
-        """Build what the kernels of the backend in use want kept beside the words. Calls do it when needed."""
+        """Build what the kernels in use want kept beside the words (calls would do it when needed)."""
         for layer in self.layers.values():
             weight = getattr(layer, "weight", None)
             if isinstance(layer, PackedLayer) and weight is not None:
@@ -137,12 +139,13 @@ class PackedModel(nn.Module):
         """One row for every layer that holds something."""
         rows = []
         for name, layer in self.layers.items():
-            tensors = [*layer.parameters(), *layer.buffers()]
-            packed = sum(t.nbytes for t in tensors)
-            is_ours = isinstance(layer, PackedLayer)
-            fp32 = layer.config.get("fp32_bytes", 0) if isinstance(layer, PackedLayer) else fp32_bytes(layer)
-            if packed or fp32:
-                rows.append(LayerReport(name, layer.kind if is_ours else type(layer).__name__, packed, fp32))  # type: ignore[arg-type]
+            packed = sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
+            if isinstance(layer, PackedLayer):
+                row = LayerReport(name, layer.kind, packed, layer.config.get("fp32_bytes", 0))
+            else:
+                row = LayerReport(name, type(layer).__name__, packed, fp32_bytes(layer))
+            if row.bytes_packed or row.bytes_fp32:
+                rows.append(row)
         return rows
 
     def save(self, path: str | Path) -> None:
@@ -180,24 +183,26 @@ def fp32_bytes(module: nn.Module) -> int:
     return 4 * sum(t.numel() for t in tensors if t.is_floating_point())
 
 
-def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
+def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to the leaves of nested lists, tuples, dicts and slices, which become plain ones."""
     if isinstance(tree, (list, tuple)):
-        return type(tree)(_map(v, function) for v in tree) if type(tree) in (list, tuple) else [
-            _map(v, function) for v in tree
-        ]
+        mapped = [map_leaves(v, function) for v in tree]
+        return tuple(mapped) if isinstance(tree, tuple) else mapped
     if isinstance(tree, dict):
-        return {key: _map(v, function) for key, v in tree.items()}
+        return {key: map_leaves(v, function) for key, v in tree.items()}
     if isinstance(tree, slice):
-        return slice(_map(tree.start, function), _map(tree.stop, function), _map(tree.step, function))
+        return slice(
+            map_leaves(tree.start, function), map_leaves(tree.stop, function), map_leaves(tree.step, function)
+        )
     return function(tree)
 
 
 def _resolve(tree: Any, values: dict[str, Any]) -> Any:
-    return _map(tree, lambda leaf: values[leaf.name] if isinstance(leaf, Ref) else leaf)
+    return map_leaves(tree, lambda leaf: values[leaf.name] if isinstance(leaf, Ref) else leaf)
 
 
 def _text(tree: Any) -> str:
-    return str(_map(tree, lambda leaf: _Bare(leaf.name) if isinstance(leaf, Ref) else leaf))
+    return str(map_leaves(tree, lambda leaf: _Bare(leaf.name) if isinstance(leaf, Ref) else leaf))
 
 
 class _Bare(str):
@@ -212,9 +217,20 @@ def _last_uses(steps: Sequence[Step]) -> list[tuple[str, ...]]:
     seen: set[str] = set()
     result: list[tuple[str, ...]] = []
     for step in reversed(steps):
-        used: list[str] = []
-        _map((step.args, step.kwargs), lambda leaf, used=used: used.append(leaf.name) if isinstance(leaf, Ref) else None)
-        own = {step.name} - seen if step.kind not in ("input", "output") else set()
-        result.append(tuple((set(used) | own) - seen))
-        seen |= set(used) | {step.name}
+        used = references(step)
+        own = set() if step.kind in ("input", "output") else {step.name}
+        result.append(tuple((used | own) - seen))
+        seen |= used | {step.name}
     return result[::-1]
+
+
+def references(step: Step) -> set[str]:
+    """Names of the results a step reads."""
+    names: set[str] = set()
+
+    def note(leaf: Any) -> None:
+        if isinstance(leaf, Ref):
+            names.add(leaf.name)
+
+    map_leaves((step.args, step.kwargs), note)
+    return names

@@ -1,0 +1,348 @@
+"""The packed file: what goes in comes out in another process, and a damaged one is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import bop2nd_fast as bf
+from bop2nd_fast.inference import FORMAT_VERSION, PackedFileError, PackedModel, convert, file_format, load
+from bop2nd_fast.nn import BinaryConv2d, BinaryLinear
+from tests.inference_models import assert_identical, images, wild_batch_norms
+
+
+class Mixed(nn.Module):
+    """Every kind of layer and argument a file has to hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=(1, 0), bias=True), nn.BatchNorm2d(8), nn.PReLU()
+        )
+        self.a = BinaryConv2d(8, 40, 3, padding=1, padding_value=1)
+        self.pool, self.norm = nn.MaxPool2d(2), nn.BatchNorm2d(40)
+        self.b = BinaryConv2d(40, 8, 3, padding=1, padding_value=-1, groups=4, bias=True)
+        self.shift = nn.Parameter(torch.randn(8, 1, 1))
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(8, 8, 1, bias=False))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), BinaryLinear(16, 33, bias=True))
+        self.dense = BinaryLinear(33, 9, bias=True, input_quantizer=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.b(self.norm(self.pool(self.a(x)))) * 0.25 + self.shift
+        y = torch.cat([y, self.shortcut(x)], dim=1)[:, 4:12, ...].clamp(min=-2)
+        return self.dense(self.head(y)).softmax(-1)
+
+
+@pytest.fixture
+def packed() -> PackedModel:
+    model = bf.models.BinaryNet(width=4, image_size=8, in_channels=1, first_padding=1)
+    return convert(wild_batch_norms(model), images((2, 1, 8, 8)))
+
+
+@pytest.fixture
+def path(packed: PackedModel, tmp_path: Path) -> Path:
+    file = tmp_path / "model.safetensors"
+    packed.save(file)
+    return file
+
+
+# ------------------------------------------------------------------------------------------- round trips
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (
+            bf.models.BinaryNet(width=11, image_size=8, in_channels=1, first_padding=1, padding_value=1),
+            (1, 8, 8),
+        ),
+        (bf.models.BiRealNet18(5, width=8), (3, 32, 32)),
+        (Mixed(), (3, 12, 14)),
+    ],
+    ids=["binarynet", "bi-real-net", "mixed"],
+)
+def test_save_and_load(cpu_backend: str, model: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    wild_batch_norms(model)
+    packed = convert(model, images((2, *shape)))
+    packed.save(tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors")
+    assert_identical(loaded, model, images((3, *shape)))
+    assert repr(loaded) == repr(packed) and loaded.report() == packed.report()
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_in_a_new_process(tmp_path: Path) -> None:
+    """A process that knows neither the class of the network nor anything but this package."""
+    model, x = Mixed(), images((3, 3, 12, 14))
+    convert(wild_batch_norms(model), x).save(tmp_path / "model.safetensors")
+    safetensors.torch.save_file(
+        {"x": x, "y": model.eval()(x).detach().contiguous()}, tmp_path / "data.safetensors"
+    )
+    program = """if True:
+        import sys, warnings
+        warnings.simplefilter("ignore", RuntimeWarning)
+        import bop2nd_fast as bf
+        from safetensors.torch import load_file
+        import torch
+        data = load_file(sys.argv[2])
+        result = bf.inference.load(sys.argv[1])(data["x"])
+        assert result.shape == (3, 9) and torch.equal(result, data["y"])
+        print("identical")
+    """
+    files = [str(tmp_path / name) for name in ("model.safetensors", "data.safetensors")]
+    root = str(Path(bf.__file__).parent.parent)
+    run = subprocess.run(
+        [sys.executable, "-c", program, *files], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, "identical\n"), run.stderr
+
+
+def test_what_is_in_the_file(path: Path, packed: PackedModel) -> None:
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        words, threshold = file.get_tensor("conv2.weight"), file.get_tensor("conv2.threshold")
+    assert words.dtype == torch.int32 and words.shape == (4, 3, 3, 1) and threshold.dtype == torch.int32
+    assert metadata["version"] == str(FORMAT_VERSION) and metadata["format"] == "bop2nd_fast.packed_model"
+    layout = json.loads(metadata["graph"])["layers"]["conv2"]["layouts"]["weight"]
+    assert layout == {"version": 1, "shape": [4, 4, 3, 3], "dim": 1, "length": 4, "dtype": "float32"}
+    assert not [name for name in path.parent.iterdir() if name != path], "no temporary file is left"
+
+
+def test_batch_norm_statistics_of_folded_layers_are_not_in_the_file(path: Path) -> None:
+    with safetensors.safe_open(path, framework="pt") as file:
+        real = {key for key in file.keys() if file.get_tensor(key).is_floating_point()}  # noqa: SIM118
+    assert {key.partition(".")[0] for key in real} == {"norm1", "norm9"}
+
+
+# ------------------------------------------------------------------------------ what cannot be saved
+
+
+def _unsavable() -> list[Any]:
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    class Erfing(nn.Module):
+        def __init__(self, method: bool) -> None:
+            super().__init__()
+            self.layer, self.method = BinaryLinear(4, 4), method
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).erf() if self.method else torch.erf(self.layer(x))
+
+    hooked = nn.Linear(4, 4)
+    hooked.register_forward_hook(lambda module, args, out: out)
+    return [
+        pytest.param(
+            nn.Sequential(BinaryLinear(4, 4), Own()), "layer '_1' is a .*Own, which a file", id="class"
+        ),
+        pytest.param(
+            nn.Sequential(BinaryLinear(4, 4), hooked), "layer '_1' is a Linear with hooks", id="hooks"
+        ),
+        pytest.param(Erfing(True), "step 'erf' calls the tensor method 'erf'", id="method"),
+        pytest.param(Erfing(False), "step 'erf' calls the function .*erf, which a file", id="function"),
+    ]
+
+
+@pytest.mark.parametrize(("model", "message"), _unsavable())
+def test_what_cannot_be_saved_runs_but_is_named(model: nn.Module, message: str, tmp_path: Path) -> None:
+    leaves = tuple({type(m) for m in model.modules() if type(m).__name__ == "Own"})
+    packed = convert(model, images((2, 4)), leaves=leaves)
+    with torch.no_grad():
+        assert torch.equal(packed(images((3, 4))), model.eval()(images((3, 4))))
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(b"what was there before")
+    with pytest.raises(ValueError, match=message):
+        packed.save(target)
+    assert target.read_bytes() == b"what was there before" and len(list(tmp_path.iterdir())) == 1
+
+
+# ------------------------------------------------------------------------------------------- damaged files
+
+
+def rewritten(path: Path, change: Any, seal: bool) -> None:
+    """Apply ``change(metadata, graph, tensors)`` to a file; ``seal`` makes its checksum right again."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    graph = json.loads(metadata["graph"])
+    change(metadata, graph, tensors)
+    metadata["graph"] = json.dumps(graph, separators=(",", ":"))
+    if seal:
+        metadata["sha256"] = file_format._digest(metadata["version"], metadata["graph"], tensors)
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+
+
+def refused(path: Path, message: str) -> None:
+    """Loading raises, and neither the file nor a model loaded before it changes."""
+    before = path.read_bytes()
+    with pytest.raises(PackedFileError, match=message):
+        load(path)
+    assert path.read_bytes() == before
+
+
+def test_every_truncation_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    for length in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        refused(path, "is damaged or not a packed model")
+    path.write_bytes(whole + b"\0")
+    refused(path, "is damaged or not a packed model")
+    path.write_bytes(whole)
+    load(path)
+
+
+def test_every_altered_byte_is_refused(path: Path) -> None:
+    """One bit anywhere: in the sizes, the graph, the checksum, the padding, the words."""
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [*range(0, header, 61), *range(header, len(whole), 97), header - 1, header, len(whole) - 1]
+    for place in places:
+        altered = bytearray(whole)
+        altered[place] ^= 4
+        path.write_bytes(altered)
+        with pytest.raises(PackedFileError):
+            load(path)
+
+
+def test_altered_words_say_so(path: Path) -> None:
+    def flip(metadata: dict[str, str], graph: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        tensors["conv3.weight"][0, 1, 1, 0] ^= 1
+
+    rewritten(path, flip, seal=False)
+    refused(path, "was altered after it was written: its checksum does not match")
+
+
+def test_other_versions_are_refused(path: Path) -> None:
+    for version, message in (
+        (
+            str(FORMAT_VERSION + 1),
+            f"has format version {FORMAT_VERSION + 1}; this bop2nd_fast reads {FORMAT_VERSION}",
+        ),
+        ("0", "has format version 0, which does not exist"),
+        ("one", "'one' is not a format version"),
+    ):
+        rewritten(path, lambda metadata, *_, v=version: metadata.update(version=v), seal=True)
+        refused(path, message)
+
+
+def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"weight": torch.ones(3)}, other)
+    refused(other, "is a safetensors file, but not a packed model of bop2nd_fast")
+    torch.save({"weight": torch.ones(3)}, other)
+    refused(other, "is damaged or not a packed model")
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "nothing.safetensors")
+    with pytest.raises(OSError):
+        load(tmp_path)
+
+
+def _words_of_another_count(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
+    tensors["conv3.weight"] = tensors["conv3.weight"].repeat(1, 1, 1, 2)
+
+
+def _another_logical_shape(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv3"]["layouts"]["weight"].update(shape=[8, 40, 3, 3], length=40)
+
+
+def _length_against_shape(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv3"]["layouts"]["weight"]["length"] = 5
+
+
+def _newer_layout(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv3"]["layouts"]["weight"]["version"] = 2
+
+
+def _words_of_another_type(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
+    tensors["conv3.weight"] = tensors["conv3.weight"].to(torch.int64)
+
+
+def _too_few_thresholds(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
+    tensors["conv3.threshold"] = tensors["conv3.threshold"][:-1].clone()
+
+
+def _missing_tensor(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
+    del tensors["conv3.weight"]
+
+
+def _missing_statistics(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
+    del tensors["norm9.running_var"]
+
+
+def _unknown_layer(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv3"]["kind"] = "quantum_conv2d"
+
+
+def _unknown_module(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["norm9"]["class"] = "Module"
+
+
+def _unknown_setting(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["norm9"]["config"]["device"] = "cuda"
+
+
+def _forbidden_method(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["steps"][-2].update(kind="method", target="numpy")
+
+
+def _forbidden_function(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["steps"][-2].update(kind="function", target="os.system")
+
+
+def _forward_reference(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["steps"][2]["args"] = [{"ref": "dense9"}]
+
+
+def _no_output(metadata: Any, graph: Any, tensors: Any) -> None:
+    del graph["steps"][-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_words_of_another_count, r"words of shape \(8, 3, 3, 2\) do not fit logical shape \(8, 4, 3, 3\)"),
+        (_another_logical_shape, r"words of shape \(8, 3, 3, 1\) do not fit logical shape \(8, 40, 3, 3\)"),
+        (_length_against_shape, "length 5 contradicts shape"),
+        (_newer_layout, "layout version 2 is not known"),
+        (_words_of_another_type, "words must be int32, got torch.int64"),
+        (_too_few_thresholds, r"thresholds must be int32 \[8\], got torch.int32 \(7,\)"),
+        (_missing_tensor, "weight"),
+        (_missing_statistics, "running_var"),
+        (_unknown_layer, "layer 'conv3' is of unknown kind 'quantum_conv2d'"),
+        (_unknown_module, "layer 'norm9' is of unknown kind 'Module'"),
+        (_unknown_setting, r"BatchNorm1d has no settings \['device'\]"),
+        (_forbidden_method, "calls an unknown method 'numpy'"),
+        (_forbidden_function, "os.system"),
+        (_forward_reference, r"reads \['dense9'\], which no earlier step makes"),
+        (_no_output, "its inputs or its output are missing"),
+    ],
+)
+def test_files_that_contradict_themselves_are_refused(path: Path, change: Any, message: str) -> None:
+    """Whole files with a right checksum that do not describe a model of this format."""
+    rewritten(path, change, seal=True)
+    refused(path, f"the graph does not describe a model: (?s:.*){message}")
+
+
+def test_a_refused_file_changes_nothing(path: Path, packed: PackedModel) -> None:
+    loaded = load(path)
+    x = images((2, 1, 8, 8))
+    before, state = loaded(x), copy.deepcopy(loaded.state_dict())
+    rewritten(path, _newer_layout, seal=True)
+    refused(path, "layout version 2")
+    assert torch.equal(loaded(x), before) and torch.equal(packed(x), before), (
+        "nothing is read from the file later"
+    )
+    assert loaded.state_dict().keys() == state.keys()
