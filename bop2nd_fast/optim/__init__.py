@@ -2,6 +2,7 @@
 
 from . import presets
 from .bop import Bop, Bop2ndOrder
+from .distributed import ReplicaMismatchError, broadcast_parameters, check_replicas
 from .flip_tracker import FlipTracker, TrackedFlips
 from .in_backward import StepInBackward, step_in_backward
 from .mixed import MixedOptimizer
@@ -18,9 +19,12 @@ __all__ = [
     "Knob",
     "LayerReport",
     "MixedOptimizer",
+    "ReplicaMismatchError",
     "StepInBackward",
     "TensorBoardLogger",
     "TrackedFlips",
+    "broadcast_parameters",
+    "check_replicas",
     "linear",
     "presets",
     "schedule",

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..binary_tensor import BinaryTensor, check_plus_minus_one
 from . import saved_state
+from .distributed import local_tensor
 from .group import HyperGroup, Range
 from .plan import Batch, Plan, cut_batches, is_laid_like, lock_step_parts, steps_of
 from .telemetry import FlipCounts, LayerReport, layer_reports, print_report, read_counts, signal_histograms
@@ -53,9 +54,9 @@ class BopBase(Optimizer):
             {**self.defaults, **param_group, "params": params}, self._ranges, self._check_option
         )
         tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in params]
+        _check_one_device([p for p in tensors if isinstance(p, Tensor)])
         for i, p in enumerate(tensors):
-            _check_weight(p, f"parameter {i} of the group")
-        _check_one_device(tensors)
+            _check_weight(local_tensor(p), f"parameter {i} of the group")
         _check_knobs(checked, self._ranges, tensors)
         super().add_param_group({**param_group, "params": params})
         wrapped = self.param_groups[-1] = self._wrapped(self.param_groups[-1])
@@ -156,6 +157,12 @@ class BopBase(Optimizer):
             )
         return loss
 
+    @torch.no_grad()
+    def _step_only(self, p: Tensor) -> None:
+        """Step one parameter (for ``step_in_backward``)."""
+        groups = self.param_groups
+        self._step_some([[p] if any(p is q for q in group["params"]) else [] for group in groups], alone=True)
+
     def _step_traced(self) -> None:
         """What a compiler sees: tensors only; the host's checks and book-keeping stay outside."""
         for plan in self._plans:
@@ -172,7 +179,7 @@ class BopBase(Optimizer):
                         "a parameter got its first gradient: run one step that is not compiled"
                     )
 
-    def _step_some(self, active: list[list[Tensor]]) -> None:
+    def _step_some(self, active: list[list[Tensor]], alone: bool = False) -> None:
         """Step the ``active`` parameters (one list per group); checks all before it changes anything."""
         for params in active:
             for p in params:
@@ -182,18 +189,20 @@ class BopBase(Optimizer):
         if not any(active):
             return
         for g, params in enumerate(active):
+            if alone and not params:
+                continue
             plan = self._ready_plan(g, params)
             ids = {id(p) for p in params}
-            plan.missed = {id(p) for p in plan.params} - ids
+            plan.missed = set() if alone else {id(p) for p in plan.params} - ids
             for observer in self._observers:
                 observer.before(params)
             for batch in plan.batches:
                 if id(batch.params[0]) in ids:
                     plan.run(batch, self._hyper, grad_scale, found_inf)
-                else:
+                elif not alone:
                     plan.last[batch.rows].zero_()
             for p in params:
-                if isinstance(p, BinaryTensor):
+                if isinstance(local_tensor(p), BinaryTensor):
                     torch.autograd.graph.increment_version(p)
                 self._weight_versions[p] = p._version
             for observer in self._observers:
@@ -223,8 +232,9 @@ class BopBase(Optimizer):
                 f"gradient ({tuple(grad.shape)}, {grad.dtype}, {grad.device}) does not fit its parameter "
                 f"({tuple(p.shape)}, {p.dtype}, {p.device})"
             )
-        if not isinstance(p, BinaryTensor) and self._weight_versions.get(p) != p._version:
-            _check_weight(p, f"parameter of shape {tuple(p.shape)}")  # somebody else wrote to it
+        weight = local_tensor(p)
+        if not isinstance(weight, BinaryTensor) and self._weight_versions.get(p) != p._version:
+            _check_weight(weight, f"parameter of shape {tuple(p.shape)}")  # somebody else wrote to it
 
     def _hyper(self, plan: Plan, batch: Batch) -> Tensor:
         """fp32 ``[gamma, sigma, a, b]`` of a batch, computed in fp64 on its device."""
@@ -298,7 +308,7 @@ class BopBase(Optimizer):
 def _check_weight(p: Any, what: str) -> None:
     if not isinstance(p, Tensor) or not p.is_floating_point():
         raise TypeError(f"{what} must be a floating point tensor or a BinaryTensor, got {_kind(p)}")
-    if isinstance(p, BinaryTensor):
+    if isinstance(p, BinaryTensor) or p.is_meta:
         return
     if p.numel() and not is_laid_like(p, p):
         raise ValueError(

@@ -1,0 +1,128 @@
+"""Every scheduler of ``torch.optim.lr_scheduler`` can drive any hyperparameter.
+
+torch's schedulers know one thing about an optimizer: its groups' ``"lr"``. A :class:`Knob` is a tiny
+optimizer whose ``"lr"`` *is* another optimizer's gamma, sigma or threshold, so the schedulers themselves are
+used as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR
+
+S = TypeVar("S")
+
+
+class _Slot(dict[str, Any]):
+    """A group of a :class:`Knob`: ``"lr"`` reads and writes the target's hyperparameter, the rest is its own
+    (schedulers keep ``initial_lr`` and the like there, so several on one group do not meet)."""
+
+    def __init__(self, optimizer: Optimizer, index: int, name: str) -> None:
+        super().__init__(params=[], lr=optimizer.param_groups[index][name])
+        self._optimizer, self._index, self._name = optimizer, index, name
+
+    def __getitem__(self, key: str) -> Any:
+        # resolved at every access: load_state_dict of torch's optimizers replaces the group
+        return (
+            self._optimizer.param_groups[self._index][self._name] if key == "lr" else super().__getitem__(key)
+        )
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self["lr"] if key == "lr" else super().get(key, default)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "lr":
+            self._optimizer.param_groups[self._index][self._name] = value
+        else:
+            super().__setitem__(key, value)
+
+
+class Knob(Optimizer):
+    """One hyperparameter of an optimizer, as an optimizer whose learning rate it is. Give it to schedulers
+    that are composed of others; for a single one :func:`schedule` is shorter.
+
+    >>> gamma = bf.optim.Knob(optimizer, "gamma")
+    >>> warm, decay = LinearLR(gamma, 0.1, total_iters=100), ExponentialLR(gamma, 0.999)
+    >>> scheduler = SequentialLR(gamma, [warm, decay], milestones=[100])
+
+    Args:
+        optimizer: whose hyperparameter it is; its own ``step`` is never called.
+        name: ``"gamma"``, ``"sigma"``, ``"threshold"``, ``"lr"``...
+        groups: indices of the param groups; default: every group that has ``name``.
+
+    Raises:
+        ValueError: no group, or one of ``groups``, has a hyperparameter of that name.
+    """
+
+    def __init__(self, optimizer: Optimizer, name: str, groups: Sequence[int] | None = None) -> None:
+        having = [i for i, group in enumerate(optimizer.param_groups) if name in group]
+        chosen = having if groups is None else [range(len(optimizer.param_groups))[i] for i in groups]
+        if not chosen or not set(chosen) <= set(having):
+            raise ValueError(f"hyperparameter {name!r} is in groups {having}, asked for {groups or 'any'}")
+        self.target, self.name = optimizer, name
+        self._slots = [_Slot(optimizer, i, name) for i in chosen]
+        super().__init__([torch.zeros(0)], {"lr": 0.0})
+        self.param_groups = list(self._slots)
+        # Schedulers warn when they step before their optimizer has; this one has nothing to step.
+        self._opt_called = True
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Does nothing: the target takes its own steps."""
+
+
+def schedule(
+    optimizer: Optimizer,
+    name: str,
+    scheduler: Callable[..., S],
+    *args: Any,
+    groups: Sequence[int] | None = None,
+    **options: Any,
+) -> S:
+    """Make a torch scheduler that drives hyperparameter ``name``; what it returns is a plain torch object.
+
+    >>> gamma = bf.optim.schedule(optimizer, "gamma", torch.optim.lr_scheduler.StepLR, step_size=100)
+    >>> tau = bf.optim.schedule(optimizer, "threshold", torch.optim.lr_scheduler.ExponentialLR, 0.99)
+    >>> optimizer.step(); gamma.step(); tau.step()
+
+    Args:
+        optimizer: any torch optimizer, :class:`MixedOptimizer` too.
+        name: the hyperparameter.
+        scheduler: a class of ``torch.optim.lr_scheduler``; it gets ``args`` and ``options``.
+        groups: indices of the param groups; default: every group that has ``name``.
+
+    To resume, load the optimizer's and the scheduler's ``state_dict``, in either order. (``OneCycleLR`` and
+    ``CyclicLR`` want ``cycle_momentum=False``.)
+
+    Raises:
+        ValueError: no group has a hyperparameter of that name.
+    """
+    return scheduler(Knob(optimizer, name, groups), *args, **options)
+
+
+def linear(
+    optimizer: Optimizer,
+    name: str,
+    start: float,
+    end: float,
+    total_steps: int,
+    groups: Sequence[int] | None = None,
+) -> LinearLR:
+    """A ``LinearLR`` that takes ``name`` from ``start`` to ``end`` over ``total_steps`` steps, up or down.
+
+    After k steps the value is ``start + (end - start) * k / total_steps`` (the papers' schedule).
+
+    >>> gamma = bf.optim.linear(optimizer, "gamma", 1e-2, 1e-5, total_steps=epochs * len(loader))
+
+    Raises:
+        ValueError: an end that is not positive; no group with that hyperparameter.
+    """
+    if not (start > 0 and end > 0):
+        raise ValueError(f"a linear schedule of {name} needs positive ends, got {start} and {end}")
+    knob, top = Knob(optimizer, name, groups), max(start, end)
+    for group in knob.param_groups:
+        group["lr"] = top
+    return LinearLR(knob, start_factor=start / top, end_factor=end / top, total_iters=total_steps)
