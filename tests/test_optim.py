@@ -72,7 +72,7 @@ def test_two_steps_of_adam_correction_worked_by_hand() -> None:
 
     Step 1, g = (1, 2, -4): m = g/2, v = g^2/4; corrected |m'| = |g| = sqrt(v'): a tie, no flip.
     Step 2, g = (3, -2, -4): m = (7/4, -1/2, -3), c1 = 3/4, |m'| = (7/3, 2/3, 4); v = (39/16, 7/4, 7),
-    c2 = 7/16, sqrt(v') = (2.360, 2, 4). tau = 0.9 makes the bound (2.124, 1.8, 3.6): |m'| exceeds it at 1 and 3.
+    c2 = 7/16, sqrt(v') = (2.360, 2, 4). tau = 0.9 gives the bound (2.124, 1.8, 3.6): exceeded at 1 and 3.
     The signs of m are (+, -, -) and w = (+, +, -): candidates 1 and 3, both flip.
     """
     p = nn.Parameter(torch.tensor([[1.0, 1.0, -1.0]]))
