@@ -71,9 +71,13 @@ std::vector<Interval> intervals(const ConvShape& s, int axis, bool padded) {
 // A rectangle of output pixels with the same taps, in every image of the batch.
 struct Rectangle {
   Interval rows, columns;
-  std::vector<int32_t> x_offset, w_offset;
-  int32_t bias;
+  std::vector<int32_t> run_offset;  // where runs of run_words words start, from the pixel's first word
+  int64_t run_words;
+  std::vector<int32_t> w_offset;
+  bool w_contiguous;
   int64_t n_pixels;
+
+  int64_t n_words() const { return static_cast<int64_t>(w_offset.size()); }
 };
 
 struct Image {  // of packed activations
@@ -82,17 +86,22 @@ struct Image {  // of packed activations
 };
 
 Rectangle rectangle(const ConvShape& s, const Image& image, const Interval& rows, const Interval& columns) {
-  Rectangle r{rows, columns, {}, {}, 0, s.batch * (rows.last - rows.first) * (columns.last - columns.first)};
-  int64_t words = s.group_words();
+  Rectangle r{rows, columns, {}, s.group_words(), {}, true,
+              s.batch * (rows.last - rows.first) * (columns.last - columns.first)};
+  int64_t words = s.group_words(), n_columns = columns.tap_last - columns.tap_first;
+  bool joined = s.dilation[1] == 1 && s.groups == 1;  // the taps of a kernel row lie side by side
+  if (joined) r.run_words *= n_columns;
   for (int64_t i = rows.tap_first; i < rows.tap_last; ++i) {
     for (int64_t j = columns.tap_first; j < columns.tap_last; ++j) {
-      int64_t x = (i * s.dilation[0] * image.width + j * s.dilation[1]) * image.pixel_words;
-      int64_t w = (i * s.kernel[1] + j) * words;
-      for (int64_t k = 0; k < words; ++k) {
-        r.x_offset.push_back(static_cast<int32_t>(x + k));
-        r.w_offset.push_back(static_cast<int32_t>((w + k) * 16));
+      if (!joined || j == columns.tap_first) {
+        int64_t x = (i * s.dilation[0] * image.width + j * s.dilation[1]) * image.pixel_words;
+        r.run_offset.push_back(static_cast<int32_t>(x));
       }
-      r.bias += static_cast<int32_t>(s.group_channels());
+      for (int64_t k = 0; k < words; ++k) {
+        int64_t w = (i * s.kernel[1] + j) * words + k;
+        r.w_contiguous = r.w_contiguous && w == r.n_words();
+        r.w_offset.push_back(static_cast<int32_t>(w * 16));
+      }
     }
   }
   return r;
@@ -145,7 +154,7 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
   *work = 0;
   for (const Rectangle& r : plan.rectangles) {
     n_tiles += (r.n_pixels + kTilePixels - 1) / kTilePixels;
-    *work += r.n_pixels * static_cast<int64_t>(r.x_offset.size());
+    *work += r.n_pixels * r.n_words();
   }
   int64_t blocks = plan.shape.group_blocks(), groups = plan.shape.groups;
   *work *= blocks * groups;
@@ -171,21 +180,39 @@ struct Destination {
   int64_t pixel_items, item_bytes;  // per output pixel, in what MatmulTile::out_offset counts
 };
 
+// The words pixel p sees, side by side; in pairs (see matmul.inl) if wanted.
+void gather_pixel(const Rectangle& r, const uint32_t* x, bool paired, uint32_t* to) {
+  uint32_t* at = to;
+  for (int32_t offset : r.run_offset) {
+    std::copy(x + offset, x + offset + r.run_words, at);
+    at += r.run_words;
+  }
+  if (!paired) return;
+  for (int64_t k = 1; k < r.n_words(); k += 2) to[k] ^= to[k - 1];
+}
+
 void run_task(const KernelTable& table, const Plan& plan, const Task& task, const uint32_t* blocked,
               const Destination& to) {
+  static thread_local std::vector<uint32_t> scratch;
   const ConvShape& s = plan.shape;
   const Rectangle& r = *task.rectangle;
-  int64_t x_base[kTilePixels], out_offset[kTilePixels];
+  int64_t out_offset[kTilePixels];
   int64_t rows = r.rows.last - r.rows.first, columns = r.columns.last - r.columns.first;
   int64_t out_height = s.out_size(0), out_width = s.out_size(1);
-  int64_t n = std::min(kTilePixels, r.n_pixels - task.first_pixel);
+  int64_t n = std::min(kTilePixels, r.n_pixels - task.first_pixel), n_words = r.n_words();
+  constexpr size_t kLine = 64;
+  scratch.resize(static_cast<size_t>((n + 16) * n_words + 16 * n) + kLine / sizeof(uint32_t));
+  size_t past_line = reinterpret_cast<uintptr_t>(scratch.data()) % kLine;
+  uint32_t* aligned = scratch.data() + (kLine - past_line) / sizeof(uint32_t);
+  uint32_t* pixels = aligned + 16 * (n_words + n);
   int64_t column = task.first_pixel % columns, line = task.first_pixel / columns;
   int64_t image = line / rows, row = line % rows;
   for (int64_t p = 0; p < n; ++p) {
     int64_t oy = r.rows.first + row, ox = r.columns.first + column;
     int64_t y = image * plan.image.height + oy * s.stride[0] + plan.origin[0];
     int64_t x = ox * s.stride[1] + plan.origin[1];
-    x_base[p] = (y * plan.image.width + x) * plan.image.pixel_words + task.group * s.group_words();
+    int64_t base = (y * plan.image.width + x) * plan.image.pixel_words + task.group * s.group_words();
+    gather_pixel(r, plan.image.words + base, table.paired_words, pixels + p * n_words);
     out_offset[p] = ((image * out_height + oy) * out_width + ox) * to.pixel_items;
     if (++column == columns) {
       column = 0;
@@ -196,16 +223,17 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
   for (int64_t b = task.first_block; b < task.last_block; ++b) {
     int64_t first = task.group * s.group_outputs() + b * 16;
     MatmulTile t{};
-    t.x = plan.image.words;
-    t.x_base = x_base;
-    t.n_pixels = n;
+    t.x = pixels, t.n_pixels = n, t.n_words = n_words;
     t.w = blocked + (task.group * s.group_blocks() + b) * block_words;
-    t.taps = {r.x_offset.data(), r.w_offset.data(), static_cast<int64_t>(r.x_offset.size()), r.bias};
+    t.w_offset = r.w_offset.data(), t.w_contiguous = r.w_contiguous;
+    t.bias = static_cast<int32_t>((r.rows.tap_last - r.rows.tap_first) * (r.columns.tap_last - r.columns.tap_first) *
+                                  s.group_channels());
     t.out = to.out + (to.emit == Emit::kBits ? first / 16 : first) * to.item_bytes;
     t.out_offset = out_offset;
     t.n_outputs = static_cast<int>(std::min<int64_t>(16, s.group_outputs() - b * 16));
     t.threshold = to.threshold ? to.threshold + first : nullptr;
     t.pad_half = first / 16 + 1 == (s.out_channels + 15) / 16 && (first / 16) % 2 == 0;
+    t.scratch = aligned;
     table.matmul(t, to.emit);
   }
 }

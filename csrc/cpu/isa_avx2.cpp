@@ -27,6 +27,7 @@ const KernelTable kAvx2Table = {step<Avx2Lanes>,
                                 pack_columns<Avx2Lanes>,
                                 unpack_rows<Avx2Lanes>,
                                 matmul<Avx2Count, CarrySaveCount>,
+                                CarrySaveCount<Avx2Count, 1>::kPaired,
                                 stream<Avx2Lanes>,
                                 register_loop<Avx2Count, CarrySaveCount>};
 

@@ -27,6 +27,7 @@ const KernelTable kAvx512Table = {step<Avx512Lanes>,
                                   pack_columns<Avx512Lanes>,
                                   unpack_rows<Avx512Lanes>,
                                   matmul<Avx512Count, CarrySaveCount>,
+                                  CarrySaveCount<Avx512Count, 1>::kPaired,
                                   stream<Avx512Lanes>,
                                   register_loop<Avx512Count, CarrySaveCount>};
 

@@ -32,6 +32,7 @@ const KernelTable kAvx512VpopcntdqTable = {nullptr,
                                            nullptr,
                                            nullptr,
                                            matmul<VpopcntdqCount, DirectCount>,
+                                           DirectCount<VpopcntdqCount, 1>::kPaired,
                                            nullptr,
                                            register_loop<VpopcntdqCount, DirectCount>};
 

@@ -22,6 +22,7 @@ const KernelTable kScalarTable = {step<ScalarLanes>,
                                   pack_columns<ScalarLanes>,
                                   unpack_rows<ScalarLanes>,
                                   matmul<ScalarCount, CarrySaveCount>,
+                                  CarrySaveCount<ScalarCount, 1>::kPaired,
                                   stream<ScalarLanes>,
                                   register_loop<ScalarCount, CarrySaveCount>};
 

@@ -45,31 +45,26 @@ struct PackShape {
   int64_t n_inner, inner_stride;
 };
 
-// Pixels that see the same kernel taps. Words k = 0..n_words-1: x_offset[k] from the pixel's first word,
-// w_offset[k] from the block's first word. bias = number of elements in the sum.
-struct TapList {
-  const int32_t* x_offset;
-  const int32_t* w_offset;
-  int64_t n_words;
-  int32_t bias;
-};
-
 enum class Emit : int { kFloat32, kBFloat16, kFloat16, kBits };
 
 // n_pixels x 16 outputs: dot = bias - 2 * sum_k popcount(x[k] ^ w[k]).
-// `out` points at output 0 of this block; pixel p writes at out + out_offset[p] (in elements; for kBits in
-// 16-bit halves). n_outputs in 1..16. With kBits, `pad_half` clears the half after this one.
+// Pixel p's words are x[p * n_words ...], in pairs if the table says so (odd words are the exclusive or with
+// the one before). Word k of the weights is at w + w_offset[k], 16 outputs side by side; w_contiguous says that
+// w_offset[k] == 16 k. `out` points at output 0 of this block; pixel p writes at out + out_offset[p] (in
+// elements; for kBits in 16-bit halves). n_outputs in 1..16. With kBits, `pad_half` clears the half after.
 struct MatmulTile {
   const uint32_t* x;
-  const int64_t* x_base;
-  int64_t n_pixels;
+  int64_t n_pixels, n_words;
   const uint32_t* w;
-  TapList taps;
+  const int32_t* w_offset;
+  bool w_contiguous;
+  int32_t bias;  // number of elements in a sum
   void* out;
   const int64_t* out_offset;
   int n_outputs;
   const int32_t* threshold;
   bool pad_half;
+  uint32_t* scratch;  // 16 * (n_pixels + n_words)
 };
 
 struct KernelTable {
@@ -83,6 +78,7 @@ struct KernelTable {
   // Rows [begin, end) of `length` elements each.
   void (*unpack_rows)(const uint32_t* words, int64_t length, Dtype dtype, void* out, int64_t begin, int64_t end);
   void (*matmul)(const MatmulTile&, Emit);
+  bool paired_words;  // how matmul wants the words of x
   // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.
   void (*stream)(const float* grad, float* m, float* v, uint32_t* words, int64_t first_word, int64_t n_words);
   // The instructions of `matmul` without its memory accesses; returns the multiply-accumulates it stands for.

@@ -116,9 +116,20 @@ struct Avx2Count {
   BOP2ND_INLINE static I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
   BOP2ND_INLINE static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
   BOP2ND_INLINE static I xor_word(I a, const uint32_t* x) { return bit_xor(a, set1(*x)); }
-  BOP2ND_INLINE static I sum3(I a, I b, I c) { return bit_xor(bit_xor(a, b), c); }
-  BOP2ND_INLINE static I majority(I a, I b, I c) {
-    return _mm256_or_si256(bit_and(a, b), bit_and(bit_xor(a, b), c));
+  BOP2ND_INLINE static void store_int(uint32_t* p, I a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
+  }
+  // plane + a + b = plane + 2 carry.
+  BOP2ND_INLINE static void full_add(I& plane, I a, I b, I& carry) {
+    I differ = bit_xor(a, b);
+    carry = _mm256_or_si256(bit_and(differ, plane), _mm256_andnot_si256(differ, a));
+    plane = bit_xor(plane, differ);
+  }
+  // The same for a = w0 ^ x[0] and b = a ^ w1 ^ x[1]; see matmul.inl on pairs.
+  BOP2ND_INLINE static void pair_add(I& plane, I w0, I w1, const uint32_t* x, I& carry) {
+    I a = xor_word(w0, x), differ = xor_word(w1, x + 1);
+    carry = _mm256_or_si256(bit_and(differ, plane), _mm256_andnot_si256(differ, a));
+    plane = bit_xor(plane, differ);
   }
   BOP2ND_INLINE static I byte_counts(I a) {
     I table = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));

@@ -99,8 +99,19 @@ struct Avx512Count {
   BOP2ND_INLINE static I bit_xor(I a, I b) { return _mm512_xor_si512(a, b); }
   BOP2ND_INLINE static I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
   BOP2ND_INLINE static I xor_word(I a, const uint32_t* x) { return bit_xor(a, set1(*x)); }
-  BOP2ND_INLINE static I sum3(I a, I b, I c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
-  BOP2ND_INLINE static I majority(I a, I b, I c) { return _mm512_ternarylogic_epi32(a, b, c, 0xE8); }
+  BOP2ND_INLINE static void store_int(uint32_t* p, I a) { _mm512_storeu_si512(p, a); }
+  // plane + a + b = plane + 2 carry. The carry is (a == b ? a : not the new plane): no operand is needed twice,
+  // so that the compiler does not have to copy any.
+  BOP2ND_INLINE static void full_add(I& plane, I a, I b, I& carry) {
+    plane = _mm512_ternarylogic_epi32(plane, a, b, 0x96);
+    carry = _mm512_ternarylogic_epi32(a, plane, b, 0xB2);
+  }
+  // The same for a = w0 ^ x[0] and b = a ^ w1 ^ x[1]; see matmul.inl on pairs.
+  BOP2ND_INLINE static void pair_add(I& plane, I w0, I w1, const uint32_t* x, I& carry) {
+    I a = xor_word(w0, x), old = plane;
+    plane = _mm512_ternarylogic_epi32(old, w1, set1(x[1]), 0x96);
+    carry = _mm512_ternarylogic_epi32(a, old, plane, 0xD4);  // old == plane ? a : old
+  }
   BOP2ND_INLINE static I byte_counts(I a) {
     I table = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
     I low = _mm512_set1_epi8(15);

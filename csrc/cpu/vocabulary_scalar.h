@@ -72,8 +72,19 @@ struct ScalarCount {
   BOP2ND_INLINE static I bit_xor(I a, I b) { return a ^ b; }
   BOP2ND_INLINE static I bit_and(I a, I b) { return a & b; }
   BOP2ND_INLINE static I xor_word(I a, const uint32_t* x) { return a ^ set1(*x); }
-  BOP2ND_INLINE static I sum3(I a, I b, I c) { return a ^ b ^ c; }
-  BOP2ND_INLINE static I majority(I a, I b, I c) { return (a & b) | ((a ^ b) & c); }
+  BOP2ND_INLINE static void store_int(uint32_t* p, I a) { std::memcpy(p, &a, 16); }
+  // plane + a + b = plane + 2 carry.
+  BOP2ND_INLINE static void full_add(I& plane, I a, I b, I& carry) {
+    I differ = bit_xor(a, b);
+    carry = (differ & plane) | (~differ & a);
+    plane = bit_xor(plane, differ);
+  }
+  // The same for a = w0 ^ x[0] and b = a ^ w1 ^ x[1]; see matmul.inl on pairs.
+  BOP2ND_INLINE static void pair_add(I& plane, I w0, I w1, const uint32_t* x, I& carry) {
+    I a = xor_word(w0, x), differ = xor_word(w1, x + 1);
+    carry = (differ & plane) | (~differ & a);
+    plane = bit_xor(plane, differ);
+  }
   BOP2ND_INLINE static I byte_counts(I a) {
     a = a - ((a >> 1) & set1(0x55555555u));
     a = (a & set1(0x33333333u)) + ((a >> 2) & set1(0x33333333u));

@@ -4,23 +4,18 @@
 //
 // Include inside a target region and an anonymous namespace within bop2nd, after matmul.inl.
 
-// The yardstick of matmul: the same counting on operands that stay in the first cache lines, so that what is
-// left is the arithmetic. Returns binary multiply-accumulates (one bit each).
-
+// The yardstick of matmul: the same counting on one cache line of weights and one word per pixel, so that what
+// is left is the arithmetic. Returns binary multiply-accumulates (one bit each).
 template <class C, template <class, int> class Counter>
 double register_loop(int64_t iterations) {
-  constexpr int kWords = 16 * 31;
+  constexpr int kWords = 16 * 16;
   constexpr int P = C::kPixels;
-  static int32_t x_offset[kWords];  // all zero: every word is the first one
-  static int32_t w_offset[kWords];
-  alignas(64) uint32_t x_word[P], w_words[16];
-  const uint32_t* x[P];
-  for (int p = 0; p < P; ++p) x_word[p] = 0x01234567u * static_cast<uint32_t>(p + 1), x[p] = x_word + p;
-  for (int i = 0; i < 16; ++i) w_words[i] = 0x89ABCDEFu * static_cast<uint32_t>(i + 1);
-  TapList taps{x_offset, w_offset, kWords, 0};
+  alignas(64) uint32_t x[P * kWords], w[kWords * 16];
+  for (int i = 0; i < P * kWords; ++i) x[i] = 0x01234567u * static_cast<uint32_t>(i + 1);
+  for (int i = 0; i < kWords * 16; ++i) w[i] = 0x89ABCDEFu * static_cast<uint32_t>(i + 1);
   typename C::I count[P];
   for (int64_t i = 0; i < iterations; ++i) {
-    Counter<C, P>::accumulate(x, w_words, taps, count);
+    Counter<C, P>::accumulate(x, w, kWords, true, count);
     for (int p = 0; p < P; ++p) C::keep_in_register(count[p]);
   }
   return static_cast<double>(iterations) * kWords * P * C::kLanes * 32;
