@@ -11,7 +11,7 @@ from torch import Tensor
 
 import bop2nd_fast as bf
 from bop2nd_fast import reference as ref
-from bop2nd_fast.ops.binary_linear import CHUNK_ELEMENTS
+from bop2nd_fast.ops.binary_linear import TILE_ELEMENTS
 
 ops = torch.ops.bop2nd
 LENGTHS = [1, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1031]
@@ -243,7 +243,7 @@ def test_conv2d_gradients(cpu_backend: str, groups: int, padding_value: int, cli
 
 
 def test_gradients_over_several_tiles() -> None:
-    rows = CHUNK_ELEMENTS // 4096 * 2 + 5
+    rows = TILE_ELEMENTS // 4096 * 2 + 5
     x = torch.randn(rows, 4096, requires_grad=True)
     weight = torch.nn.Parameter(bf.pack(torch.randn(3, 4096)))
     out = bf.ops.binary_linear(x, weight)

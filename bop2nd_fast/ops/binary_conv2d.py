@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from .binary_linear import check_operands, mask_values, row_chunks
+from .binary_linear import check_operands, mask_values, row_tiles
 from .pack_bits import words_for
 
 PADDING_VALUES = (0, 1, -1)
@@ -140,11 +140,11 @@ def _backward(
     dtype = grad_output.dtype
     last = torch.channels_last
     dense = torch.ops.bop2nd.unpack_bits(weight, per_group, 1, dtype=dtype)
-    grad_input = grad_output.new_empty((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
-    shape = (weight.shape[0], *weight.shape[1:3], per_group) if need_weight else (0, 1, 1, 1)
-    grad_weight = grad_output.new_zeros(shape, dtype=torch.float32).permute(0, 3, 1, 2)
+    grad_inputs: list[Tensor] = []
+    shape = (weight.shape[0] if need_weight else 0, *weight.shape[1:3], per_group)
+    grad_weight = grad_output.new_empty(shape, dtype=torch.float32).permute(0, 3, 1, 2)
     explicit = padding_value != 0  # the library pads with zeros: another value is written out per tile
-    for images in row_chunks(n, in_channels * h * w):
+    for images in row_tiles(n, in_channels * h * w):
         x = _unpack_grouped(signs[images], in_channels, groups, dtype)
         if explicit:
             x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(padding_value))
@@ -162,14 +162,19 @@ def _backward(
             [need_input, need_weight, False],
         )
         if need_weight:
-            grad_weight += grad_w
+            grad_weight.copy_(grad_w) if images.start == 0 else grad_weight.add_(grad_w)
         if need_input:
             if explicit:
                 grad_x = grad_x[:, :, padding[0] : padding[0] + h, padding[1] : padding[1] + w]
             if mask.numel():
-                grad_x = grad_x * _mask_grouped(mask[images], in_channels, groups, dtype)
-            grad_input[images] = grad_x
-    return grad_input, grad_weight
+                grad_x = grad_x.mul_(_mask_grouped(mask[images], in_channels, groups, dtype))
+            grad_inputs.append(grad_x.contiguous(memory_format=last))
+    if n == 0:
+        grad_weight.zero_()
+    if len(grad_inputs) == 1:
+        return grad_inputs[0], grad_weight
+    empty = grad_output.new_empty((0, in_channels, h, w))
+    return torch.cat(grad_inputs or [empty]).contiguous(memory_format=last), grad_weight
 
 
 def _unpack_grouped(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
@@ -207,7 +212,7 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor]:
     n, h, w, _ = signs.shape
     grad_input = grad_output.new_empty((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
-    shape = (weight.shape[0], *weight.shape[1:3], in_channels // groups) if need_weight else (0, 1, 1, 1)
+    shape = (weight.shape[0] if need_weight else 0, *weight.shape[1:3], in_channels // groups)
     return grad_input, grad_output.new_empty(shape, dtype=torch.float32).permute(0, 3, 1, 2)
 
 

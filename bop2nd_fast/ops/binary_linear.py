@@ -16,7 +16,7 @@ from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from .pack_bits import words_for
 
-CHUNK_ELEMENTS = 1 << 20  # the backward pass unpacks activations in tiles of about 4 MiB of fp32
+TILE_ELEMENTS = 1 << 21  # the backward pass unpacks activations in tiles of at most 8 MiB of fp32
 
 
 def _reference(
@@ -65,9 +65,9 @@ def _packed_fake(
 # ----------------------------------------------------------------------------------------- backward
 
 
-def row_chunks(n_rows: int, elements_per_row: int) -> Iterator[slice]:
+def row_tiles(n_rows: int, elements_per_row: int) -> Iterator[slice]:
     """Slices of rows whose unpacked values fill at most one tile."""
-    step = max(1, CHUNK_ELEMENTS // max(1, elements_per_row))
+    step = max(1, TILE_ELEMENTS // max(1, elements_per_row))
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
@@ -86,7 +86,7 @@ def _backward(
     grad_input = grad.new_empty((grad.shape[0] if need_input else 0, in_features))
     grad_weight = grad.new_zeros((weight.shape[0], in_features) if need_weight else 0, dtype=torch.float32)
     dense = torch.ops.bop2nd.unpack_bits(weight, in_features, dtype=grad.dtype) if need_input else None
-    for rows in row_chunks(grad.shape[0], in_features):
+    for rows in row_tiles(grad.shape[0], in_features):
         if dense is not None:
             torch.mm(grad[rows], dense, out=grad_input[rows])
             if mask.numel():
