@@ -50,3 +50,37 @@ def mix32(x):
     x = x ^ (x >> 15)
     x = x * 0x846CA68B
     return x ^ (x >> 16)
+
+
+# Decoding to int8 for tensor cores. A word becomes 8 registers of 4 bytes with a shift, an AND and a
+# multiply-add each, 0.75 instructions per element: register j holds bits j, j+8, j+16, j+24 as +1 / -1. So
+# the 32 elements come out permuted; both operands of a product are permuted alike, and a dot product is a
+# sum in any order. Two texts of one function: they differ in which axis the compiler keeps inside a thread.
+
+
+@triton.jit
+def decode_for_registers(words, keep, ROWS: tl.constexpr, WORDS: tl.constexpr, KEEP: tl.constexpr):
+    """Words ``[ROWS, WORDS]`` -> int8 ``[ROWS, 32 * WORDS]``, for operands read from registers.
+
+    With ``KEEP`` rows whose ``keep`` is 0 (else -1) become zeros. The bytes are never taken apart: LLVM sees
+    that joining the truncations gives the register back.
+    """
+    t = (words[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 0x01010101
+    t = t * 254 + 0x01010101
+    if KEEP:
+        t = t & keep[:, None, None]
+    even = tl.join(t.to(tl.int8), (t >> 16).to(tl.int8))
+    odd = tl.join((t >> 8).to(tl.int8), (t >> 24).to(tl.int8))
+    return tl.reshape(tl.join(even, odd), (ROWS, 32 * WORDS))
+
+
+@triton.jit
+def decode_for_shared(words, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """The same bytes, a whole word in one thread: 16-byte stores to shared memory, where wgmma reads them."""
+    t = tl.join(words, words >> 4)
+    t = tl.join(t, t >> 2)
+    t = tl.join(t, t >> 1)
+    t = (t & 0x01010101) * 254 + 0x01010101
+    even = tl.join(t.to(tl.int8), (t >> 16).to(tl.int8))
+    odd = tl.join((t >> 8).to(tl.int8), (t >> 24).to(tl.int8))
+    return tl.reshape(tl.join(even, odd), (ROWS, 32 * WORDS))

@@ -156,6 +156,12 @@ def pack_bits_ste(input: Tensor, dim: int = -1, groups: int = 1) -> tuple[Tensor
     return signs, mask
 
 
+def pack_activation(input: Tensor, dim: int, groups: int, ste_clip: bool) -> tuple[Tensor, Tensor]:
+    """Sign words of an activation, and its mask words where the estimator clips (else an empty tensor)."""
+    signs, mask = _pack(input, dim, groups, ste_clip)
+    return signs, signs.new_empty(0) if mask is None else mask
+
+
 def unpack_bits(words: Tensor, length: int, dim: int = -1, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """``reference.unpack_bits``: words ``[..., W]`` -> +1 / -1, the packed axis moved back to ``dim``."""
     if dtype not in FLOATS:

@@ -8,6 +8,7 @@ is tuned at import, in a step or inside a captured graph.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -64,6 +65,54 @@ class PackTile:
 
 
 PACK_TILE = PackTile(block_words=64, block_inner=512, num_warps=4, measured=None)
+
+
+@dataclass(frozen=True)
+class MatmulTile:
+    """Inner loop and tile of a binary product: outputs per program, words per turn, warps, pipeline stages.
+
+    ``weights_in_shared``: the decode loop hands weights to the tensor cores through shared memory (wgmma).
+    """
+
+    loop: str  # "rows", "popcount" or "decode"
+    block_m: int
+    block_n: int
+    block_words: int
+    num_warps: int
+    num_stages: int = 3
+    weights_in_shared: bool = False
+    measured: str | None = None
+
+
+ROWS = MatmulTile("rows", 1, 32, 128, 4, measured=None)
+POPCOUNT = MatmulTile("popcount", 32, 64, 4, 4, measured=None)
+# Two programs of the wide tile fit on an SM: one decodes while the other multiplies.
+DECODE = {
+    ("sm80", "wide"): MatmulTile("decode", 128, 128, 4, 8, measured=None),
+    ("sm80", "narrow"): MatmulTile("decode", 128, 64, 4, 4, measured=None),
+    ("sm90", "wide"): MatmulTile("decode", 128, 128, 4, 8, weights_in_shared=True, measured=None),
+    ("sm90", "narrow"): MatmulTile("decode", 128, 64, 4, 4, weights_in_shared=True, measured=None),
+    ("sm100", "wide"): MatmulTile("decode", 128, 128, 4, 8, measured=None),
+    ("sm100", "narrow"): MatmulTile("decode", 128, 64, 4, 4, measured=None),
+}
+
+
+def linear_tile(chip: str, rows: int, outputs: int) -> MatmulTile:
+    """Inner loop and tile for ``[rows, K] x [K, outputs]``. The limits between them are not measured yet."""
+    if rows <= 8:
+        return ROWS
+    if rows < 64 or outputs < 32:
+        return POPCOUNT
+    return DECODE["sm90" if chip == "interpreter" else chip, "wide" if outputs > 64 else "narrow"]
+
+
+def conv_tile(chip: str, group_outputs: int, group_words: int) -> MatmulTile:
+    """Inner loop and tile for a convolution: the tensor cores need 16 outputs; a turn stays in one tap."""
+    if group_outputs < 32:
+        return POPCOUNT
+    tile = DECODE["sm90" if chip == "interpreter" else chip, "wide" if group_outputs > 64 else "narrow"]
+    words = 4 if group_words > 2 else group_words
+    return dataclasses.replace(tile, block_words=words)
 
 
 @functools.cache

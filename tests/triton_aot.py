@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bop2nd_fast.kernels import bop_step, tuning
+from bop2nd_fast.kernels import binary_conv2d, binary_linear, bop_step, pack_bits, tuning
 
 CUOBJDUMP = "backends/nvidia/bin/cuobjdump"
 
@@ -63,8 +63,76 @@ def step_cases(arch: int) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def pack_cases(arch: int) -> Iterator[Case]:
+    tile = tuning.PACK_TILE
+    sizes = {"n_words": "i32", "length": "i32", "words_per_row": "i32"}
+    image = dict.fromkeys(("inner", "inner_blocks", "length", "words_per_group", "groups"), "i32")
+    whole = {"WHOLE": True, "BLOCK": tile.block_words}
+    masked = {"HAS_MASK": True, "BLOCK": tile.block_inner}
+    both = {"signs": "*i32", "mask": "*i32"}
+    for name, kernel, types, constants in (
+        ("pack_bits rows fp32", pack_bits.pack_rows_kernel, {"x": "*fp32", **both, **sizes}, whole),
+        ("pack_bits rows bf16", pack_bits.pack_rows_kernel, {"x": "*bf16", **both, **sizes}, whole),
+        ("pack_bits NCHW fp32", pack_bits.pack_columns_kernel, {"x": "*fp32", **both, **image}, masked),
+        ("unpack_bits bf16", pack_bits.unpack_rows_kernel, {"words": "*i32", "out": "*bf16", **sizes}, whole),
+    ):
+        more = {"HAS_MASK": True} if kernel is pack_bits.pack_rows_kernel else {}
+        yield Case(name, kernel, types, {**constants, **more}, tile.num_warps)
+
+
+def matmul_case(name: str, kernel: Any, tile: Any, types: dict[str, str], bits: bool, **more: Any) -> Case:
+    """A product that writes fp32 dots, or threshold bits."""
+    absent = {"scale": None, "shift": None, "residual": None}
+    types = {"x": "*i32", "w": "*i32", "out": "*i32" if bits else "*fp32", **types}
+    if bits:
+        types["threshold"] = "*i32"
+    else:
+        absent["threshold"] = None
+    constants = {
+        **absent, **more, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_WORDS": tile.block_words,
+        "SHARED": tile.weights_in_shared,
+    }  # fmt: skip
+    options = {"num_stages": tile.num_stages, "enable_fp_fusion": False}
+    return Case(name, kernel, types, constants, tile.num_warps, options=options)
+
+
+def linear_cases(arch: int) -> Iterator[Case]:
+    types = dict.fromkeys(("rows", "outputs", "n_words", "features"), "i32")
+    wide = tuning.DECODE[f"sm{arch}", "wide"]
+    yield matmul_case("linear rows", binary_linear.linear_rows_kernel, tuning.ROWS, types, False)
+    yield matmul_case("linear popcount", binary_linear.linear_popcount_kernel, tuning.POPCOUNT, types, False)
+    yield matmul_case("linear decode", binary_linear.linear_decode_kernel, wide, types, False)
+    yield matmul_case("linear decode to bits", binary_linear.linear_decode_kernel, wide, types, True)
+
+
+def conv_cases(arch: int) -> Iterator[Case]:
+    names = (
+        "pixels group_outputs outputs channels group_words image_words last_word_mask height width "
+        "out_height out_width taps kernel_width stride_y stride_x pad_y pad_x dilation_y dilation_x"
+    )
+    types = dict.fromkeys(names.split(), "i32")
+    small = set(names.split()) - {
+        "pixels",
+        "group_outputs",
+        "outputs",
+        "channels",
+    }  # words of 64..512 channels
+    for outputs, words, bits, padding in ((64, 2, False, 0), (256, 8, False, 0), (256, 8, True, -1)):
+        tile = tuning.conv_tile(f"sm{arch}", outputs, words)
+        name = f"conv decode {32 * words} to {outputs}{' bits' if bits else ''}"
+        case = matmul_case(name, binary_conv2d.conv_decode_kernel, tile, types, bits, PADDING=padding)
+        yield replace(case, unaligned=frozenset(small))
+    case = matmul_case(
+        "conv popcount", binary_conv2d.conv_popcount_kernel, tuning.POPCOUNT, types, False, PADDING=0
+    )
+    yield replace(case, unaligned=frozenset(types))
+
+
 def cases(arch: int) -> Iterator[Case]:
+    yield from conv_cases(arch)
     yield from step_cases(arch)
+    yield from pack_cases(arch)
+    yield from linear_cases(arch)
 
 
 def _sass(cubin: bytes) -> tuple[str, str]:
@@ -107,11 +175,12 @@ def compile_case(case: Case, arch: int) -> dict[str, Any]:
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "spills": count(r"\b(LDL|STL)\b", sass) + int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared": binary.metadata.shared,
-        "instructions": count(r"^\s+/\*[0-9a-f]{4,}\*/\s", sass) or count(r";\s+/\* 0x", sass),
+        "instructions": count(r"(?m)^\s+/\*[0-9a-f]{4,}\*/\s", sass),
         "ldg128": count(r"\bLDG\.E[.\w]*\.128\b", sass),
         "stg128": count(r"\bSTG\.E[.\w]*\.128\b", sass),
         "ldg": count(r"\bLDG\b", sass),
         "popc": count(r"\bPOPC\b", sass),
+        "wgmma": count(r"\bIGMMA\b", sass),
         "tensor_int8": count(r"\b(IMMA|IGMMA)\b|UTC\w*IMMA|UTCIMMA", sass),
         "ffma": count(r"\bFFMA\b", sass),
         "ptx_fma": count(r"\bfma\.rn\.f32", ptx),

@@ -1,0 +1,279 @@
+"""Binary convolution on packed channels-last words: implicit matrix product, exact in int32.
+
+Maths: for an output pixel and channel, the sum over taps of ``C - 2 * popcount(x XOR w)`` with C channels per
+group; a tap outside the image counts as 0 (left out of the sum), or as C signs +1 or -1. Rows of the
+product are output pixels, its inner axis is (tap, word). No image of patches is written: each program
+gathers the words of its pixels from the input, which the caches hold (a 3x3 convolution reads each word
+nine times, 1/32 of the bytes of a float one).
+
+Inner loops as in ``binary_linear.py``: ``decode`` to int8 for tensor cores, ``popcount`` where a group has
+few outputs. Operations: pixels * O * taps * C products. Bytes: N*H*W*C/8 in, 2, 4 or 1/8 per output out.
+
+Limits: fewer than 2**31 words in the input and fewer than 2**31 output pixels; taps * C < 2**24. Bit output
+of a group whose outputs are not whole words goes through fp32 dots in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .bits import decode_for_registers, decode_for_shared, popcount
+from .epilogue import store_tile
+from .pack_bits import pack_activation, pack_bits
+from .tuning import MatmulTile, conv_tile, family, on_device_of
+
+
+@triton.jit
+def _gather(
+    x, pixel_base, pixel_y, pixel_x, pixel_live, tap_y, tap_x, word, word_live, last_word,
+    height, width, image_words, last_word_mask, PADDING: tl.constexpr,
+):  # fmt: skip
+    """Words of one tap for a block of pixels ``[BLOCK_M, words]``, and which pixels the image covers."""
+    y = pixel_y + tap_y
+    z = pixel_x + tap_x
+    inside = pixel_live & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+    at = (pixel_base + y * width + z) * image_words
+    words = tl.load(x + at[:, None] + word[None, :], mask=inside[:, None] & word_live[None, :], other=0)
+    if PADDING == -1:  # all channels are -1, tail bits stay 0
+        minus = tl.where(word_live, tl.where(last_word, last_word_mask, -1), 0)
+        words = tl.where(inside[:, None], words, minus[None, :])
+    return words, inside
+
+
+@triton.jit
+def conv_popcount_kernel(
+    x, w, out, threshold, scale, shift, residual, pixels, group_outputs, outputs, channels, group_words,
+    image_words, last_word_mask, height, width, out_height, out_width, taps, kernel_width,
+    stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
+    PADDING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr,
+    SHARED: tl.constexpr,
+):  # fmt: skip
+    """Program (block of pixels, block of a group's outputs, group); one word per turn."""
+    pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    group = tl.program_id(2)
+    live = pixel < pixels
+    pixel_y = pixel // out_width % out_height * stride_y - pad_y
+    pixel_x = pixel % out_width * stride_x - pad_x
+    base = pixel // (out_width * out_height) * (height * width)
+    first = tl.program_id(1) * BLOCK_N
+    n = first + tl.arange(0, BLOCK_N)
+    w_at = w + (group * group_outputs + n).to(tl.int64) * (taps * group_words)
+    x += group * group_words
+    one = tl.arange(0, 1)
+    different = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    counted = tl.zeros((BLOCK_M,), tl.int32)
+    for step in range(taps * group_words):
+        tap = step // group_words
+        word = step % group_words + one
+        words, inside = _gather(
+            x, base, pixel_y, pixel_x, live,
+            tap // kernel_width * dilation_y, tap % kernel_width * dilation_x,
+            word, word < group_words, word == group_words - 1,
+            height, width, image_words, last_word_mask, PADDING,
+        )  # fmt: skip
+        w_words = tl.load(w_at + step, mask=n < group_outputs, other=0)
+        unequal = tl.sum(words, axis=1)[:, None] ^ w_words[None, :]
+        if PADDING == 0:
+            unequal &= tl.where(inside, -1, 0)[:, None]
+            counted += inside.to(tl.int32)
+        different += popcount(unequal)
+    if PADDING == 0:
+        total = counted // group_words * channels
+    else:
+        total = tl.zeros((BLOCK_M,), tl.int32) + taps * channels
+    first += group * group_outputs
+    store_tile(
+        total[:, None] - 2 * different, out, threshold, scale, shift, residual, pixel.to(tl.int64), live,
+        first, (group + 1) * group_outputs, outputs, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+
+
+@triton.jit
+def conv_decode_kernel(
+    x, w, out, threshold, scale, shift, residual, pixels, group_outputs, outputs, channels, group_words,
+    image_words, last_word_mask, height, width, out_height, out_width, taps, kernel_width,
+    stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
+    PADDING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr,
+    SHARED: tl.constexpr,
+):  # fmt: skip
+    """Program (block of pixels, block of a group's outputs, group); a turn is some words of one tap."""
+    pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    group = tl.program_id(2)
+    live = pixel < pixels
+    pixel_y = pixel // out_width % out_height * stride_y - pad_y
+    pixel_x = pixel % out_width * stride_x - pad_x
+    base = pixel // (out_width * out_height) * (height * width)
+    first = tl.program_id(1) * BLOCK_N
+    n = first + tl.arange(0, BLOCK_N)
+    block = tl.arange(0, BLOCK_WORDS)
+    w_at = w + (group * group_outputs + n).to(tl.int64)[:, None] * (taps * group_words) + block[None, :]
+    x += group * group_words
+    turns = (group_words + BLOCK_WORDS - 1) // BLOCK_WORDS  # per tap
+    dot = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    counted = tl.zeros((BLOCK_M,), tl.int32)
+    for step in range(taps * turns):
+        tap = step // turns
+        begin = step % turns * BLOCK_WORDS
+        word = begin + block
+        words, inside = _gather(
+            x, base, pixel_y, pixel_x, live,
+            tap // kernel_width * dilation_y, tap % kernel_width * dilation_x,
+            word, word < group_words, word == group_words - 1,
+            height, width, image_words, last_word_mask, PADDING,
+        )  # fmt: skip
+        w_words = tl.load(
+            w_at + (tap * group_words + begin),
+            mask=(n < group_outputs)[:, None] & (word < group_words)[None, :], other=0,
+        )  # fmt: skip
+        keep = tl.where(inside, -1, 0)
+        counted += inside.to(tl.int32)
+        x_bytes = decode_for_registers(words, keep, BLOCK_M, BLOCK_WORDS, PADDING == 0)
+        if SHARED:
+            w_bytes = decode_for_shared(w_words, BLOCK_N, BLOCK_WORDS)
+        else:
+            w_bytes = decode_for_registers(w_words, None, BLOCK_N, BLOCK_WORDS, False)
+        dot = tl.dot(x_bytes, tl.trans(w_bytes), dot, out_dtype=tl.int32)
+    # In every counted turn the elements past the channels were (+1) * (+1).
+    if PADDING != 0:
+        counted = tl.zeros((BLOCK_M,), tl.int32) + taps * turns
+    past_end = counted // turns * (turns * BLOCK_WORDS * 32 - channels)
+    first += group * group_outputs
+    store_tile(
+        dot - past_end[:, None], out, threshold, scale, shift, residual, pixel.to(tl.int64), live,
+        first, (group + 1) * group_outputs, outputs, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- launchers
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Stride, padding and dilation as (y, x); groups; the value that padded taps count as."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+    padding_value: int
+
+    def out_size(self, image: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the output. Raises ValueError where the kernel does not fit."""
+        sizes = [
+            (image[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in (0, 1)
+        ]
+        if min(sizes) < 1:
+            raise ValueError(f"a kernel {kernel} does not fit into an image {image} with {self}")
+        return sizes[0], sizes[1]
+
+
+def _check(x: Tensor, weight: Tensor, channels: int, geometry: Geometry, pixels: int) -> None:
+    groups, words = geometry.groups, -(-channels // 32)
+    if x.shape[-1] != groups * words or weight.shape[-1] != words or weight.shape[0] % groups:
+        shapes = f"{tuple(x.shape)} and {tuple(weight.shape)}"
+        raise ValueError(f"{shapes} words do not hold {groups} groups of {channels} channels")
+    if geometry.padding_value not in (0, 1, -1):
+        raise ValueError(f"padding_value is {geometry.padding_value}, allowed are 0, 1 and -1")
+    if max(x.numel(), pixels) >= 2**31 or channels * weight.shape[1] * weight.shape[2] >= 2**24:
+        raise ValueError(f"{tuple(x.shape)} words into {pixels} pixels is over the kernel's limits")
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    channels: int,
+    geometry: Geometry,
+    out: Tensor,
+    threshold: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    tile: MatmulTile | None = None,
+) -> None:
+    """Words ``[N, H, W, groups * words]`` with ``[O, kH, kW, words]`` into ``out`` ``[N, Ho, Wo, ...]``."""
+    (_, height, width, image_words), (outputs, kernel_height, kernel_width, words) = x.shape, weight.shape
+    pixels = out.shape[:3].numel()
+    _check(x, weight, channels, geometry, pixels)
+    if pixels == 0 or outputs == 0:
+        return
+    group_outputs = outputs // geometry.groups
+    tile = tile or conv_tile(family(x.device), group_outputs, words)
+    kernel = conv_decode_kernel if tile.loop == "decode" else conv_popcount_kernel
+    grid = (triton.cdiv(pixels, tile.block_m), triton.cdiv(group_outputs, tile.block_n), geometry.groups)
+    last_word_mask = -1 if channels % 32 == 0 else (1 << channels % 32) - 1
+    padding = geometry.padding_value if any(geometry.padding) else 1  # no padded taps: nothing to leave out
+    with on_device_of(x):
+        kernel[grid](
+            x.contiguous(), weight.contiguous(), out, threshold, scale, shift, residual,
+            pixels, group_outputs, outputs, channels, words, image_words, last_word_mask,
+            height, width, out.shape[1], out.shape[2], kernel_height * kernel_width, kernel_width,
+            *geometry.stride, *geometry.padding, *geometry.dilation, PADDING=padding,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_WORDS=tile.block_words,
+            SHARED=tile.weights_in_shared, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+def binary_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+    ste_clip: bool,
+    blocked: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.binary_conv2d``: output (channels-last strides), sign words, mask words."""
+    geometry = Geometry(stride, padding, dilation, groups, padding_value)
+    n, channels, height, width = input.shape
+    out_size = geometry.out_size((height, width), (weight.shape[1], weight.shape[2]))
+    signs, mask = pack_activation(input, 1, groups, ste_clip)
+    out = input.new_empty((n, *out_size, weight.shape[0]))
+    _convolve(signs, weight, channels // groups, geometry, out)
+    return out.permute(0, 3, 1, 2), signs, mask
+
+
+def binary_conv2d_packed(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+    threshold: Tensor | None = None,
+    blocked: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    tile: MatmulTile | None = None,
+) -> Tensor:
+    """``reference.binary_conv2d_packed``: fp32 dots ``[N, Ho, Wo, O]``, or sign words with ``threshold``.
+
+    ``scale`` and ``shift`` (fp32 ``[O]``) and ``residual`` (floating, contiguous ``[N, Ho, Wo, O]``) make the
+    real output ``dot * scale + shift + residual``; they exclude ``threshold``. ``blocked`` is unused.
+    """
+    if threshold is not None and not (scale is None and shift is None and residual is None):
+        raise ValueError("scale, shift and residual belong to real output, threshold to bit output")
+    geometry = Geometry(stride, padding, dilation, groups, padding_value)
+    n, height, width, _ = input.shape
+    outputs, kernel_height, kernel_width, _ = weight.shape
+    shape = (n, *geometry.out_size((height, width), (kernel_height, kernel_width)))
+    channels = in_channels // groups
+    if threshold is not None and (groups == 1 or outputs // groups % 32 == 0):
+        out = torch.empty(*shape, -(-outputs // 32), dtype=torch.int32, device=input.device)
+        _convolve(input, weight, channels, geometry, out, threshold, tile=tile)
+        return out
+    out = torch.empty(*shape, outputs, dtype=torch.float32, device=input.device)
+    _convolve(input, weight, channels, geometry, out, None, scale, shift, residual, tile)
+    return out if threshold is None else pack_bits(out - threshold)

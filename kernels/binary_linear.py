@@ -1,0 +1,184 @@
+"""Binary linear layer: sign words times weight words, exact in int32.
+
+Maths: ``dot = K - 2 * popcount(x XOR w)``, tails of both operands are 0. Three inner loops:
+
+* ``rows`` (few input rows): a program reads a block of weight rows once, 16 bytes per thread, and counts
+  bits. Bytes: N * K / 8 weights; memory is the limit.
+* ``popcount``: a tile of outputs, one word at a time: xor, popc, add per 32 products. ``popc`` issues at 16
+  lanes per clock and SM, so 512 products per clock and SM at best.
+* ``decode``: words to +1 / -1 bytes in registers (0.75 instructions per element, see ``bits.py``), then
+  int8 tensor cores. On sm_90 a turn of the 128 x 128 tile makes 128**3 products with about 160
+  instructions per warp; ``wgmma`` takes x from registers and w from shared memory. On sm_80 and sm_100
+  Triton emits ``mma.sync``, about 400 instructions per warp and turn, both operands from registers.
+
+Limits: K < 2**24 (exact in fp32), fewer than 2**31 rows; ``tl.dot`` never sees a 1-bit operand.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .bits import decode_for_registers, decode_for_shared, popcount
+from .epilogue import store_tile
+from .pack_bits import pack_activation
+from .tuning import MatmulTile, family, linear_tile, on_device_of
+
+
+@triton.jit
+def linear_rows_kernel(
+    x, w, out, threshold, scale, shift, residual, rows, outputs, n_words, features,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Program (block of outputs, row)."""
+    first = tl.program_id(0) * BLOCK_N
+    row = tl.program_id(1)
+    n = first + tl.arange(0, BLOCK_N)
+    word = tl.arange(0, BLOCK_WORDS)
+    w_at = w + n.to(tl.int64)[:, None] * n_words + word[None, :]
+    x_at = x + row.to(tl.int64) * n_words + word
+    different = tl.zeros((BLOCK_N, BLOCK_WORDS), tl.int32)
+    for begin in range(0, n_words, BLOCK_WORDS):
+        live = begin + word < n_words
+        x_words = tl.load(x_at + begin, mask=live, other=0)
+        w_words = tl.load(w_at + begin, mask=(n < outputs)[:, None] & live[None, :], other=0)
+        different += popcount(x_words[None, :] ^ w_words)
+    dot = features - 2 * tl.sum(different, axis=1)
+    store_tile(
+        dot[None, :], out, threshold, scale, shift, residual,
+        row.to(tl.int64) + tl.zeros((1,), tl.int64), row + tl.zeros((1,), tl.int32) < rows,
+        first, outputs, outputs, 1, BLOCK_N,
+    )  # fmt: skip
+
+
+@triton.jit
+def linear_popcount_kernel(
+    x, w, out, threshold, scale, shift, residual, rows, outputs, n_words, features,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Program (block of rows, block of outputs); ``BLOCK_WORDS`` words are unrolled."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.program_id(1) * BLOCK_N
+    n = first + tl.arange(0, BLOCK_N)
+    x_at = x + m.to(tl.int64) * n_words
+    w_at = w + n.to(tl.int64) * n_words
+    different = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for begin in range(0, n_words, BLOCK_WORDS):
+        for i in tl.static_range(BLOCK_WORDS):
+            live = begin + i < n_words
+            x_words = tl.load(x_at + begin + i, mask=(m < rows) & live, other=0)
+            w_words = tl.load(w_at + begin + i, mask=(n < outputs) & live, other=0)
+            different += popcount(x_words[:, None] ^ w_words[None, :])
+    store_tile(
+        features - 2 * different, out, threshold, scale, shift, residual,
+        m.to(tl.int64), m < rows, first, outputs, outputs, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+
+
+@triton.jit
+def linear_decode_kernel(
+    x, w, out, threshold, scale, shift, residual, rows, outputs, n_words, features,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Program (block of rows, block of outputs), 32 * ``BLOCK_WORDS`` products per output and turn."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.program_id(1) * BLOCK_N
+    n = first + tl.arange(0, BLOCK_N)
+    word = tl.arange(0, BLOCK_WORDS)
+    x_at = x + m.to(tl.int64)[:, None] * n_words + word[None, :]
+    w_at = w + n.to(tl.int64)[:, None] * n_words + word[None, :]
+    dot = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for begin in range(0, n_words, BLOCK_WORDS):
+        live = (begin + word < n_words)[None, :]
+        x_words = tl.load(x_at + begin, mask=(m < rows)[:, None] & live, other=0)
+        w_words = tl.load(w_at + begin, mask=(n < outputs)[:, None] & live, other=0)
+        x_bytes = decode_for_registers(x_words, None, BLOCK_M, BLOCK_WORDS, False)
+        if SHARED:
+            w_bytes = decode_for_shared(w_words, BLOCK_N, BLOCK_WORDS)
+        else:
+            w_bytes = decode_for_registers(w_words, None, BLOCK_N, BLOCK_WORDS, False)
+        dot = tl.dot(x_bytes, tl.trans(w_bytes), dot, out_dtype=tl.int32)
+    # Every element past the end was (+1) * (+1).
+    past_end = (n_words + BLOCK_WORDS - 1) // BLOCK_WORDS * BLOCK_WORDS * 32 - features
+    store_tile(
+        dot - past_end, out, threshold, scale, shift, residual,
+        m.to(tl.int64), m < rows, first, outputs, outputs, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- launchers
+
+
+def _matmul(
+    x: Tensor,
+    weight: Tensor,
+    features: int,
+    out: Tensor,
+    threshold: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    tile: MatmulTile | None = None,
+) -> None:
+    """Words ``[rows, W]`` times words ``[outputs, W]`` into ``out``; ``tile`` overrides the table's."""
+    (rows, n_words), outputs = x.shape, weight.shape[0]
+    if weight.shape[1] != n_words or n_words != -(-features // 32):
+        raise ValueError(f"{tuple(x.shape)} and {tuple(weight.shape)} words do not hold {features} features")
+    if max(rows, outputs) >= 2**31 or features >= 2**24:
+        raise ValueError(f"{rows} x {features} times {features} x {outputs} is over the kernel's limits")
+    if rows == 0 or outputs == 0:
+        return
+    tile = tile or linear_tile(family(x.device), rows, outputs)
+    if tile.loop == "rows":
+        kernel, grid = linear_rows_kernel, (triton.cdiv(outputs, tile.block_n), rows)
+    else:
+        kernel = linear_decode_kernel if tile.loop == "decode" else linear_popcount_kernel
+        grid = (triton.cdiv(rows, tile.block_m), triton.cdiv(outputs, tile.block_n))
+    with on_device_of(x):
+        kernel[grid](
+            x.contiguous(), weight.contiguous(), out, threshold, scale, shift, residual,
+            rows, outputs, n_words, features, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+            BLOCK_WORDS=tile.block_words, SHARED=tile.weights_in_shared, num_warps=tile.num_warps,
+            num_stages=tile.num_stages, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+def binary_linear(
+    input: Tensor, weight: Tensor, ste_clip: bool, blocked: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.binary_linear``: output, sign words, mask words. ``blocked`` is the CPU's and unused."""
+    signs, mask = pack_activation(input, -1, 1, ste_clip)
+    out = input.new_empty((*input.shape[:-1], weight.shape[0]))
+    rows = signs.reshape(-1, weight.shape[1])
+    _matmul(rows, weight, input.shape[-1], out)
+    return out, signs, mask
+
+
+def binary_linear_packed(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    threshold: Tensor | None = None,
+    blocked: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    tile: MatmulTile | None = None,
+) -> Tensor:
+    """``reference.binary_linear_packed``: fp32 dots ``[M, N]``, or sign words where ``threshold`` is given.
+
+    ``scale`` and ``shift`` (fp32 ``[N]``) and ``residual`` (floating ``[M, N]``) make the real output
+    ``dot * scale + shift + residual``; they exclude ``threshold``. ``blocked`` is the CPU's and unused.
+    """
+    if threshold is not None and not (scale is None and shift is None and residual is None):
+        raise ValueError("scale, shift and residual belong to real output, threshold to bit output")
+    rows, outputs = input.shape[0], weight.shape[0]
+    if threshold is None:
+        out = torch.empty(rows, outputs, dtype=torch.float32, device=input.device)
+    else:
+        out = torch.empty(rows, -(-outputs // 32), dtype=torch.int32, device=input.device)
+    _matmul(input, weight, in_features, out, threshold, scale, shift, residual, tile)
+    return out

@@ -1,0 +1,109 @@
+"""The Triton kernels compile for sm_80, sm_90 and sm_100 to the machine code they were written for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.aot
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHS = (80, 90, 100)
+# Registers per thread. An SM has 65536: 64 leave room for 1024 threads, 128 for 512, 255 is the most a thread
+# can have. The step must hide memory latency, the products hold a tile of sums.
+BUDGETS = {
+    "bop_step fp32": 96,
+    "bop_step fp32, Bop": 96,
+    "bop_step fp32, dense weight": 112,
+    "bop_step bf16 state, AMP": 200,
+    "pack_bits rows fp32": 40,
+    "pack_bits rows bf16": 40,
+    "pack_bits NCHW fp32": 200,
+    "unpack_bits bf16": 40,
+    "linear rows": 128,
+    "linear popcount": 168,
+    "linear decode": 168,
+    "linear decode to bits": 168,
+    "conv decode 64 to 64": 168,
+    "conv decode 256 to 256": 168,
+    "conv decode 256 to 256 bits": 168,
+    "conv popcount": 168,
+}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[tuple[int, str], dict[str, Any]]:
+    """What every case compiled to, by architecture and name."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tests/triton_aot.py")]
+    running = [
+        subprocess.Popen(
+            [*command, str(arch)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for arch in ARCHS
+    ]
+    results = {}
+    for process in running:
+        out, err = process.communicate()
+        assert process.returncode == 0, err.decode()[-3000:]
+        results.update({(r["arch"], r["case"]): r for r in map(json.loads, out.splitlines())})
+    return results
+
+
+def test_table_registers_and_spills(compiled: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {name for _, name in compiled} == set(BUDGETS) and len(compiled) == len(ARCHS) * len(BUDGETS)
+    columns = ("registers", "spills", "shared", "instructions", "ldg128", "stg128", "popc", "tensor_int8")
+    lines = [f"{'sm':>4} {'kernel':28}" + "".join(f"{column:>13}" for column in columns)]
+    lines += [
+        f"{r['arch']:>4} {r['case']:28}" + "".join(f"{r[column]:>13}" for column in columns)
+        for r in compiled.values()
+    ]
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
+    assert {key: r["spills"] for key, r in compiled.items() if r["spills"]} == {}
+    over = {key: r["registers"] for key, r in compiled.items() if r["registers"] > BUDGETS[r["case"]]}
+    assert over == {}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_step_moves_16_bytes_at_a_time_and_never_fuses(compiled: dict, arch: int) -> None:
+    for case, tensors_read, tensors_written in (
+        ("bop_step fp32", 3, 2),
+        ("bop_step fp32, Bop", 2, 1),
+        ("bop_step fp32, dense weight", 4, 2),
+        ("bop_step bf16 state, AMP", 3, 2),
+    ):
+        r = compiled[arch, case]
+        assert r["ldg128"] >= tensors_read and r["stg128"] >= tensors_written, case
+        assert r["ptx_fma"] == 0 and r["ptx_ftz"] == 0, case
+    # Only the square root's own iteration may fuse: without it there is nothing left.
+    assert compiled[arch, "bop_step fp32, Bop"]["ffma"] == 0
+    assert compiled[arch, "bop_step fp32"]["ffma"] > 0
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_packing_moves_16_bytes_at_a_time(compiled: dict, arch: int) -> None:
+    for case in ("pack_bits rows fp32", "pack_bits rows bf16", "pack_bits NCHW fp32"):
+        r = compiled[arch, case]
+        assert r["ldg128"] == r["ldg"] > 0, case
+    assert compiled[arch, "unpack_bits bf16"]["stg128"] > 0
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_products_use_popc_or_int8_tensor_cores_as_meant(compiled: dict, arch: int) -> None:
+    for (chip, case), r in compiled.items():
+        if chip != arch or not case.startswith(("linear", "conv")):
+            continue
+        if "decode" in case:
+            assert r["tensor_int8"] > 0 and r["popc"] == 0, case
+            assert (r["wgmma"] > 0) == (arch == 90), case
+        else:
+            assert r["popc"] >= 16 and r["tensor_int8"] == 0, case
