@@ -49,6 +49,7 @@ test: install  ## every Python and C++ test
 	@echo "==> Python tests"
 	@$(BIN)/python -m pytest -x -q --durations=10 -m "not fuzz"
 	@echo "==> C++ tests of the torch-free core"
+	@mkdir -p build
 	@cmake -S . -B $(CMAKE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release > $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
 	@cmake --build $(CMAKE_BUILD) --parallel $(JOBS) >> $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
 	@ctest --test-dir $(CMAKE_BUILD) --output-on-failure --no-tests=error

@@ -20,7 +20,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from . import __version__, backends, data, inference, train
@@ -176,8 +176,7 @@ def run_with_progress(trainer: train.Trainer, checkpoint: Path | None = None) ->
     """Train with a live bar: loss, accuracy, flip rate, steps per second; one line per finished epoch."""
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=12),
         TextColumn("loss {task.fields[loss]}  acc {task.fields[accuracy]}  flips {task.fields[flip_rate]}"),
         TextColumn("{task.fields[rate]} steps/s"),
         TimeRemainingColumn(compact=True),
@@ -200,9 +199,9 @@ def run_with_progress(trainer: train.Trainer, checkpoint: Path | None = None) ->
 
         def on_epoch(epoch: train.Epoch) -> None:
             bar.console.print(
-                f"epoch {epoch.epoch:3d}  loss {epoch.loss:.4f}  train {epoch.train_accuracy:7.2%}  "
-                f"test {epoch.test_accuracy:7.2%}  flips/weight/step {epoch.flip_rate:.2e}  "
-                f"{epoch.steps_per_second:.1f} steps/s",
+                f"epoch {epoch.epoch:3d}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:6.1%}  "
+                f"test {epoch.test_accuracy:6.1%}  "
+                f"flips {epoch.flip_rate:.1e}  {epoch.steps_per_second:.1f} steps/s",
                 highlight=False,
             )
 

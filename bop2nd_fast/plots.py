@@ -44,9 +44,16 @@ def training(history: Sequence[Epoch], path: str | Path, title: str) -> None:
         color=BLUE,
         marker="o",
         markersize=3.5,
-        label="training",
+        label="training, mean over the epoch",
     )
-    accuracy.plot(epochs, test, color=ORANGE, marker="s", markersize=3.5, label=f"test, last {test[-1]:.1%}")
+    accuracy.plot(
+        epochs,
+        test,
+        color=ORANGE,
+        marker="s",
+        markersize=3.5,
+        label=f"test, at its end (last: {test[-1]:.1%})",
+    )
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     accuracy.set_ylabel("share of images classified correctly")
     accuracy.set_ylim(top=1.01)
@@ -58,18 +65,18 @@ def training(history: Sequence[Epoch], path: str | Path, title: str) -> None:
 
 
 def _flip_rates(axes: Axes, history: Sequence[Epoch]) -> None:
-    """One line per layer on a logarithmic axis; epochs without a flip are left out of it."""
+    """One line per layer on a logarithmic axis; an epoch without a flip leaves a gap."""
     names = list(history[0].layers)
     shades = colormaps["viridis"]
     for depth, name in enumerate(names):
-        points = [(e.epoch, e.layers[name]) for e in history if e.layers[name] > 0]
-        if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                color=shades(0.95 * depth / max(1, len(names) - 1)),
-                linewidth=1.6,
-                label=name.removesuffix(".weight"),
-            )
+        axes.plot(
+            [entry.epoch for entry in history],
+            [entry.layers[name] or float("nan") for entry in history],
+            color=shades(0.95 * depth / max(1, len(names) - 1)),
+            linewidth=1.6,
+            marker=".",
+            label=name.removesuffix(".weight"),
+        )
     axes.set_yscale("log")
     axes.set_ylabel("flips per weight and step")
     axes.legend(
@@ -79,20 +86,23 @@ def _flip_rates(axes: Axes, history: Sequence[Epoch]) -> None:
 
 @dataclass(frozen=True)
 class Bar:
-    """One measured median with its quartiles, in seconds. ``ours`` is drawn in colour."""
+    """One measured median with a lower and an upper quantile, in seconds.
+
+    ``factor`` is its time as a multiple of ours; None for ours, which is drawn in colour.
+    """
 
     label: str
     median: float
     lower: float
     upper: float
-    ours: bool = False
+    factor: float | None = None
 
 
 def bars(groups: Sequence[tuple[str, Sequence[Bar]]], path: str | Path, title: str, note: str = "") -> None:
     """Horizontal bars of times, one panel per group (panel title, its bars); shorter is better.
 
-    Each bar carries its time and how often our median fits into it; whiskers are the quartiles. Axes start
-    at zero, so that lengths can be compared.
+    Each bar carries its time and its factor; whiskers go from ``lower`` to ``upper``. Axes start at zero, so
+    that lengths can be compared.
     """
     counts = [len(entries) for _, entries in groups]
     figure = Figure(figsize=(9.5, 1.1 + 0.42 * sum(counts) + 0.75 * len(groups)), layout="constrained")
@@ -109,16 +119,15 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], path: str | Path, title: s
 def _bar_panel(axes: Axes, name: str, entries: Sequence[Bar]) -> None:
     longest = max(bar.median for bar in entries)
     scale, unit = (1e3, "ms") if longest >= 1e-3 else (1e6, "µs")
-    ours = next((bar.median for bar in entries if bar.ours), None)
     axes.set_title(name, loc="left", fontsize=11)
     for row, bar in enumerate(entries):
         middle = bar.median * scale
         spread = [[middle - bar.lower * scale], [bar.upper * scale - middle]]
-        axes.barh(row, middle, color=BLUE if bar.ours else GREY, height=0.7)
+        axes.barh(row, middle, color=BLUE if bar.factor is None else GREY, height=0.7)
         axes.errorbar(middle, row, xerr=spread, color="black", capsize=2.5, linewidth=1)
         text = f"{middle:.3g} {unit}"
-        if ours is not None and not bar.ours:
-            text += f"   {bar.median / ours:.2g}x"
+        if bar.factor is not None:
+            text += f"   {bar.factor:.2g}x" if bar.factor < 10 else f"   {bar.factor:.0f}x"
         axes.annotate(
             text, (bar.upper * scale, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
         )

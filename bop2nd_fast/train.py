@@ -93,10 +93,13 @@ class Settings:
             raise ValueError(f"lr is {self.lr}, it must be a finite number >= 0")
 
 
-# Constant hyperparameters that work. Digits: found by `make demo`'s author on four seeds; CIFAR-10: the
-# ablation's base run of arXiv 2104.05124.
+# Constant hyperparameters that work: (width, settings). Digits: with seeds 0, 1 and 2 better than batches
+# of 50 and than a threshold of 3e-2. CIFAR-10: the base run of the ablation in arXiv 2104.05124.
 RECIPES = {
-    "digits": (32, Settings(epochs=20, batch_size=50, gamma=1e-3, sigma=1e-2, threshold=2e-2)),
+    "digits": (
+        32,
+        Settings(epochs=20, batch_size=32, gamma=1e-3, sigma=1e-2, threshold=2e-2, report_every=1),
+    ),
     "cifar10": (
         128,
         Settings(

@@ -225,7 +225,11 @@ def test_history_and_plots_are_written(tmp_path):
     read = json.loads((tmp_path / "history.json").read_text())
     assert read["dataset"] == "digits" and [train.Epoch(**entry) for entry in read["epochs"]] == history
     plots.training(history, tmp_path / "training.png", "a title")
-    plots.bars([("panel", [plots.Bar("a", 1e-4, 9e-5, 2e-4, ours=True)])], tmp_path / "bars.png", "a title")
+    plots.bars(
+        [("panel", [plots.Bar("a", 1e-4, 9e-5, 2e-4), plots.Bar("b", 1e-3, 9e-4, 2e-3, factor=10.0)])],
+        tmp_path / "bars.png",
+        "a title",
+    )
     for name in ("training.png", "bars.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
