@@ -12,6 +12,8 @@ namespace bop2nd {
 const KernelTable& count_call();
 // The table of one entry, or null where this machine or build cannot run it.
 const KernelTable* table_of(int id);
+// Serves the operators with a table from outside (the tests' emulated instruction set); null ends that.
+void override_table(const KernelTable* table);
 
 }  // namespace bop2nd
 

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// How close the loops come to their yardsticks, on one thread; best of many short runs. Not a test.
+// usage: bench_core [seconds]
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/operators.h"
+
+using namespace bop2nd;
+using Clock = std::chrono::steady_clock;
+
+extern "C" double bop2nd_register_loop(int id, int64_t iterations);
+extern "C" double bop2nd_bandwidth_loop(const float* grad, float* m, float* v, int32_t* words, int64_t n);
+
+struct Case {
+  std::string name;
+  double work;  // multiply-accumulates or bytes
+  std::function<void()> run;
+  double best = 1e30;
+};
+
+void run_interleaved(std::vector<Case>& cases, double seconds) {
+  auto end = Clock::now() + std::chrono::duration<double>(seconds);
+  do {
+    for (Case& c : cases) {
+      for (int i = 0; i < 5; ++i) {  // the first finds its operands out of the caches
+        auto start = Clock::now();
+        c.run();
+        c.best = std::min(c.best, std::chrono::duration<double>(Clock::now() - start).count());
+      }
+    }
+  } while (Clock::now() < end);
+}
+
+// The first case is the yardstick.
+void report(const std::vector<Case>& cases, double scale, const char* unit) {
+  double limit = cases[0].work / cases[0].best;
+  for (const Case& c : cases) {
+    double rate = c.work / c.best;
+    std::printf("  %-28s %9.1f us %8.1f %s  %.2f\n", c.name.c_str(), c.best * 1e6, rate * scale, unit, rate / limit);
+  }
+}
+
+void bench_matmul(int id, double seconds) {
+  std::vector<Case> cases;
+  cases.push_back({"register loop", bop2nd_register_loop(id, 100), [=] { bop2nd_register_loop(id, 100); }});
+  auto add = [&](const std::string& name, const ConvShape& s, double products) {
+    auto x = std::vector<uint32_t>(static_cast<size_t>(s.batch * s.height * s.width * s.group_words()), 0x55u);
+    auto w = std::vector<uint32_t>(static_cast<size_t>(s.group_blocks() * s.taps() * s.group_words() * 16), 0x33u);
+    auto out = std::vector<float>(static_cast<size_t>(s.batch * s.out_size(0) * s.out_size(1) * s.out_channels));
+    cases.push_back({name, products, [=]() mutable {
+                       binary_conv(s, x.data(), w.data(), Emit::kFloat32, nullptr, out.data());
+                     }});
+  };
+  for (int64_t c : {64, 128, 256, 512}) {
+    int64_t size = 56 * 64 / c;
+    double taps = static_cast<double>((3 * size - 2) * (3 * size - 2));  // padded taps are left out
+    add("conv 3x3 " + std::to_string(c) + " @ " + std::to_string(size), {1, size, size, c, 1, c, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0},
+        taps * static_cast<double>(c * c));
+  }
+  for (int64_t m : {1, 256}) {
+    add("linear 1024, batch " + std::to_string(m), {m, 1, 1, 1024, 1, 1024, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0},
+        static_cast<double>(m << 20));
+  }
+  run_interleaved(cases, seconds);
+  report(cases, 1e-9, "GMAC/s");
+}
+
+void bench_step(double seconds) {
+  constexpr int64_t kSize = 1 << 24;
+  std::vector<float> g(kSize, 0.1f), m(kSize, 0.0f), v(kSize, 0.0f);
+  std::vector<int32_t> words(kSize / 32, 0);
+  StepTensor t{words.data(), g.data(), m.data(), v.data(), Dtype::kPacked, Dtype::kFloat32, Dtype::kFloat32, 1, kSize, 0};
+  int64_t counts[2];
+  double bytes = 20.25 * kSize;
+  std::vector<Case> cases = {
+      {"read and write only", bytes, [&] { bop2nd_bandwidth_loop(g.data(), m.data(), v.data(), words.data(), kSize); }},
+      {"step, 16 M weights", bytes, [&] { bop_step({t}, {1e-3f, 1e-2f, 1e-3f, 1e-9f, 1.0f}, counts); }}};
+  run_interleaved(cases, seconds);
+  report(cases, 1e-9, "GB/s");
+}
+
+int main(int argc, char** argv) {
+  double seconds = argc > 1 ? std::atof(argv[1]) : 3.0;
+  for (int id = 0; id < bop2nd_isa_count(); ++id) {
+    if (bop2nd_isa_force(id) != 0) continue;
+    std::printf("%s\n", bop2nd_isa_name(id));
+    bench_matmul(id, seconds);
+    bench_step(seconds);
+  }
+}

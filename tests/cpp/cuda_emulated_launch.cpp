@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// csrc/cuda/launch.h on emulated blocks and host memory: with register_cuda.cpp (BOP2ND_EMULATED) it makes a
+// library whose operators run the CUDA binding, planning and kernel bodies on a machine without a GPU.
+#include <cstring>
+#include <memory>
+
+#include "../../csrc/cuda/launch.h"
+#include "cuda_host_block.h"
+
+namespace bop2nd::cuda {
+namespace {
+
+DeviceTraits pretended;
+
+template <class Tile, Math math, int kVector>
+void run_tiles(const MatmulPlan& plan, const MatmulProblem& p) {
+  for (int64_t i = 0; i < plan.n_blocks(); ++i) {
+    HostBlock block(Tile::kSharedBytes);
+    auto work = std::make_unique<MatmulBlock<Tile, math, kVector, HostBlock>>(
+        block, p, static_cast<int>(i % plan.n_tiles), static_cast<int>(i / plan.n_tiles));
+    work->run();
+  }
+}
+
+template <class Tile, Math math>
+void run_vector(const MatmulPlan& plan, const MatmulProblem& p) {
+  if (plan.vector_words == 4) return run_tiles<Tile, math, 4>(plan, p);
+  if (plan.vector_words == 2) return run_tiles<Tile, math, 2>(plan, p);
+  run_tiles<Tile, math, 1>(plan, p);
+}
+
+template <class Tile>
+void run_math(const MatmulPlan& plan, const MatmulProblem& p) {
+  if (plan.math == Math::kXorBits) return run_vector<Tile, Math::kXorBits>(plan, p);
+  if (plan.math == Math::kAndBits) return run_vector<Tile, Math::kAndBits>(plan, p);
+  run_vector<Tile, Math::kAndBytes>(plan, p);
+}
+
+template <Value kType>
+void run_pack(const PackProblem& p) {
+  for (int64_t i = 0; i < p.n_blocks(); ++i) {
+    HostBlock block(16);
+    if (p.path == PackProblem::Path::kFlat) {
+      pack_flat<kType>(block, p, i);
+    } else if (p.path == PackProblem::Path::kRows) {
+      pack_rows<kType>(block, p, i);
+    } else {
+      pack_columns<kType>(block, p, i);
+    }
+  }
+}
+
+}  // namespace
+
+Error device_traits(int, DeviceTraits* traits) {
+  *traits = pretended;
+  return nullptr;
+}
+
+Error launch_matmul(const MatmulPlan& plan, const MatmulProblem& p, const TermsProblem& terms, Stream) {
+  for (int64_t i = 0; plan.needs_terms && i < terms.n_blocks(); ++i) {
+    HostBlock block(terms.shared_bytes());
+    terms_block(block, terms, i);
+  }
+  if (plan.kernel == Kernel::kLargeTile) {
+    run_math<LargeTile>(plan, p);
+  } else if (plan.kernel == Kernel::kSmallTile) {
+    run_math<SmallTile>(plan, p);
+  } else {
+    for (int64_t i = 0; i < plan.n_tiles; ++i) {
+      HostBlock block(SkinnyTile::kSharedBytes);
+      plan.vector_words == 4 ? skinny_block<4>(block, p, static_cast<int>(i))
+                             : skinny_block<1>(block, p, static_cast<int>(i));
+    }
+  }
+  return nullptr;
+}
+
+Error launch_step(const StepBatch& batch, int n_blocks, Stream) {
+  for (int i = 0; i < n_blocks; ++i) {
+    HostBlock block(16);
+    if (batch.state_type == Value::kFloat32) {
+      batch.second_moment ? step_block<Value::kFloat32, true>(block, batch, i)
+                          : step_block<Value::kFloat32, false>(block, batch, i);
+    } else {
+      batch.second_moment ? step_block<Value::kBFloat16, true>(block, batch, i)
+                          : step_block<Value::kBFloat16, false>(block, batch, i);
+    }
+  }
+  return nullptr;
+}
+
+Error launch_pack(const PackProblem& p, Stream) {
+  if (p.type == Value::kFloat32) run_pack<Value::kFloat32>(p);
+  if (p.type == Value::kBFloat16) run_pack<Value::kBFloat16>(p);
+  if (p.type == Value::kFloat16) run_pack<Value::kFloat16>(p);
+  return nullptr;
+}
+
+Error launch_unpack(const UnpackProblem& p, Stream) {
+  for (int64_t i = 0; i < p.n_blocks(); ++i) {
+    HostBlock block(16);
+    if (p.type == Value::kFloat32) unpack_block<Value::kFloat32>(block, p, i);
+    if (p.type == Value::kBFloat16) unpack_block<Value::kBFloat16>(block, p, i);
+    if (p.type == Value::kFloat16) unpack_block<Value::kFloat16>(block, p, i);
+  }
+  return nullptr;
+}
+
+Error clear_memory(void* at, int64_t n_bytes, Stream) {
+  std::memset(at, 0, static_cast<size_t>(n_bytes));
+  return nullptr;
+}
+
+}  // namespace bop2nd::cuda
+
+// Which chip to pretend to be: 80 (XOR), 90 (AND), 100 (bytes), and its multiprocessors.
+extern "C" __attribute__((visibility("default"))) void bop2nd_emulated_chip(int arch, int n_multiprocessors) {
+  bop2nd::cuda::pretended = {bop2nd::cuda::math_of_arch(arch * 10), n_multiprocessors};
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Binary convolutions and linear layers against a plain loop over bits.
+#include "check.h"
+#include "core/bit_layout.h"
+#include "cpu/half_float.h"
+#include "cpu/operators.h"
+
+using namespace bop2nd;
+
+struct Operands {
+  std::vector<uint32_t> x, w, blocked;
+};
+
+std::vector<uint32_t> random_rows(Random& random, int64_t rows, int64_t length) {
+  std::vector<uint32_t> words(static_cast<size_t>(rows * words_for(length)));
+  BitLayout row{length};
+  for (size_t i = 0; i < words.size(); ++i) {
+    words[i] = random.word() & low_bits(row.elements_in(static_cast<int64_t>(i) % row.row_words()));
+  }
+  return words;
+}
+
+int sign_at(const std::vector<uint32_t>& words, int64_t row, int64_t row_words, int64_t e) {
+  uint32_t word = words[static_cast<size_t>(row * row_words + BitLayout::word_of(e))];
+  return (word >> BitLayout::bit_of(e)) & 1 ? -1 : 1;
+}
+
+int32_t plain_dot(const ConvShape& s, const Operands& o, int64_t n, int64_t oy, int64_t ox, int64_t out) {
+  int64_t g = out / s.group_outputs(), words = s.group_words();
+  int32_t sum = 0;
+  for (int64_t i = 0; i < s.kernel[0]; ++i) {
+    for (int64_t j = 0; j < s.kernel[1]; ++j) {
+      int64_t y = oy * s.stride[0] - s.padding[0] + i * s.dilation[0];
+      int64_t x = ox * s.stride[1] - s.padding[1] + j * s.dilation[1];
+      bool inside = y >= 0 && y < s.height && x >= 0 && x < s.width;
+      for (int64_t c = 0; c < s.group_channels(); ++c) {
+        int value = s.padding_value;
+        if (inside) value = sign_at(o.x, ((n * s.height + y) * s.width + x) * s.groups + g, words, c);
+        sum += value * sign_at(o.w, out * s.taps() + i * s.kernel[1] + j, words, c);
+      }
+    }
+  }
+  return sum;
+}
+
+template <class T>
+void check_real(const char* isa, const ConvShape& s, const Operands& o, const std::vector<int32_t>& want, Emit emit) {
+  Guarded<T> out(want.size());
+  binary_conv(s, o.x.data(), o.blocked.data(), emit, nullptr, out.data());
+  out.check_guards(isa);
+  for (size_t i = 0; i < want.size(); ++i) {
+    float value = to_float(from_float<T>(static_cast<float>(want[i])));
+    CHECK(to_float(out[static_cast<int64_t>(i)]) == value, "%s output %zu", isa, i);
+  }
+}
+
+void check_conv(const char* isa, const ConvShape& s) {
+  Random random;
+  Operands o;
+  o.x = random_rows(random, s.batch * s.height * s.width * s.groups, s.group_channels());
+  o.w = random_rows(random, s.out_channels * s.taps(), s.group_channels());
+  int64_t row_words = s.taps() * s.group_words();
+  o.blocked.assign(static_cast<size_t>(s.groups * s.group_blocks() * row_words * 16), 0xA5A5A5A5u);
+  block_weight(o.w.data(), s.out_channels, s.groups, row_words, o.blocked.data());
+  std::vector<int32_t> want, threshold;
+  for (int64_t i = 0; i < s.out_channels; ++i) threshold.push_back(static_cast<int32_t>(random.below(13)) - 6);
+  for (int64_t n = 0; n < s.batch; ++n) {
+    for (int64_t y = 0; y < s.out_size(0); ++y) {
+      for (int64_t x = 0; x < s.out_size(1); ++x) {
+        for (int64_t out = 0; out < s.out_channels; ++out) want.push_back(plain_dot(s, o, n, y, x, out));
+      }
+    }
+  }
+  check_real<float>(isa, s, o, want, Emit::kFloat32);
+  check_real<BFloat16>(isa, s, o, want, Emit::kBFloat16);
+  check_real<Float16>(isa, s, o, want, Emit::kFloat16);
+  int64_t pixels = s.batch * s.out_size(0) * s.out_size(1), words = words_for(s.out_channels);
+  Guarded<uint32_t> bits(static_cast<size_t>(pixels * words));
+  binary_conv(s, o.x.data(), o.blocked.data(), Emit::kBits, threshold.data(), bits.data());
+  bits.check_guards(isa);
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t e = 0; e < words * kWordBits; ++e) {
+      bool below = e < s.out_channels && want[static_cast<size_t>(p * s.out_channels + e)] < threshold[static_cast<size_t>(e)];
+      CHECK(((bits[p * words + BitLayout::word_of(e)] >> BitLayout::bit_of(e)) & 1) == (below ? 1u : 0u),
+            "%s bit %ld of pixel %ld", isa, (long)e, (long)p);
+    }
+  }
+}
+
+// Counts that come close to the limits of their registers: every bit differs.
+void check_all_different(const char* isa, int64_t features) {
+  ConvShape s{3, 1, 1, features, 1, 17, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
+  std::vector<uint32_t> x(static_cast<size_t>(3 * s.group_words()), ~0u);
+  for (int64_t m = 0; m < 3; ++m) {
+    x[static_cast<size_t>((m + 1) * s.group_words() - 1)] = low_bits(BitLayout{features}.elements_in(s.group_words() - 1));
+  }
+  std::vector<uint32_t> blocked(static_cast<size_t>(2 * s.group_words() * 16), 0);
+  Guarded<float> out(3 * 17);
+  binary_conv(s, x.data(), blocked.data(), Emit::kFloat32, nullptr, out.data());
+  out.check_guards(isa);
+  for (int64_t i = 0; i < 3 * 17; ++i) CHECK(out[i] == static_cast<float>(-features), "%s %ld features", isa, (long)features);
+}
+
+int main() {
+  on_every_instruction_set([](const char* isa) {
+    for (int64_t features : {0, 1, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1031, 4096}) {
+      for (int64_t rows : {1, 2, 3, 5, 70}) {
+        check_conv(isa, {rows, 1, 1, features, 1, rows % 2 ? 16 : 37, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
+      }
+    }
+    for (int pad : {0, 1, -1}) {
+      check_conv(isa, {2, 5, 6, 64, 1, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, pad});
+      check_conv(isa, {1, 9, 8, 70, 2, 20, {3, 3}, {2, 1}, {1, 2}, {1, 1}, pad});
+      check_conv(isa, {1, 9, 9, 33, 1, 50, {5, 5}, {1, 1}, {2, 2}, {1, 1}, pad});
+      check_conv(isa, {1, 11, 12, 32, 1, 5, {7, 7}, {2, 2}, {3, 3}, {1, 1}, pad});
+      check_conv(isa, {2, 7, 7, 96, 3, 96, {3, 3}, {1, 1}, {2, 2}, {2, 2}, pad});
+      check_conv(isa, {1, 2, 1, 40, 1, 16, {5, 5}, {1, 1}, {2, 2}, {1, 1}, pad});
+      check_conv(isa, {1, 2, 2, 32, 1, 33, {1, 1}, {1, 1}, {3, 4}, {1, 1}, pad});
+      check_conv(isa, {1, 3, 3, 32, 1, 16, {4, 4}, {1, 1}, {0, 0}, {1, 1}, pad});
+      check_conv(isa, {0, 3, 3, 32, 1, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, pad});
+    }
+    for (int64_t rounds : {31, 32, 62, 63}) {
+      for (int64_t more : {-1, 0, 1, 77}) check_all_different(isa, 32 * 16 * rounds + more);
+    }
+  });
+}
