@@ -273,10 +273,8 @@ class PoolBits(PackedLayer):
             raise ValueError(f"pooling words of {self.decreasing.shape[0]} per pixel, got {words.shape[-1]}")
         axes = [_PoolAxis(words.shape[1 + i], i, self.config) for i in (0, 1)]
         if self.decreasing is None:
-            return _pool(words, axes, torch.bitwise_and, -1)
-        all_negative = _pool(words, axes, torch.bitwise_and, -1)
-        any_negative = _pool(words, axes, torch.bitwise_or, 0)
-        return (all_negative & ~self.decreasing) | (any_negative & self.decreasing)
+            return _and_over_windows(words, axes)
+        return _and_over_windows(words ^ self.decreasing, axes) ^ self.decreasing  # a | b = ~(~a & ~b)
 
     def describe(self) -> str:
         mixed = "" if self.decreasing is None else ", both directions"
@@ -306,18 +304,18 @@ class _PoolAxis:
         return [slice(start, start + (self.out - 1) * self.stride + 1, self.stride) for start in starts]
 
 
-def _pool(words: Tensor, axes: list[_PoolAxis], combine: Any, neutral: int) -> Tensor:
+def _and_over_windows(words: Tensor, axes: list[_PoolAxis]) -> Tensor:
     rows, columns = axes
     padding = (0, 0, columns.before, columns.after, rows.before, rows.after)
     if any(padding):
-        words = F.pad(words, padding, value=neutral)
+        words = F.pad(words, padding, value=-1)  # all ones: neutral
     for dim, axis in ((1, rows), (2, columns)):
         index: list[Any] = [slice(None)] * 4
         result: Tensor | None = None
         for tap in axis.taps():
             index[dim] = tap
             view = words[tuple(index)]
-            result = view if result is None else combine(result, view)
+            result = view if result is None else result & view
         assert result is not None
         words = result
     return words.contiguous()

@@ -1,0 +1,116 @@
+"""Random networks of all layers that fusion knows, in random order: packed, saved, loaded, compared."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bop2nd_fast.inference import convert, load
+from bop2nd_fast.nn import BinaryConv2d, BinaryLinear
+from tests.inference_models import images, kinds, wild_batch_norms
+
+
+def random_between(rng: random.Random, channels: int, images: bool, size: int) -> tuple[list[nn.Module], int]:
+    """Layers between two binary ones, and the image size after them."""
+    modules: list[nn.Module] = []
+    for _ in range(rng.randrange(5)):
+        kind = rng.choice(["norm", "norm", "pool", "clip", "relu", "leaky", "prelu", "dropout", "tanh"])
+        if kind == "norm":
+            affine = rng.random() < 0.8
+            modules.append((nn.BatchNorm2d if images else nn.BatchNorm1d)(channels, affine=affine))
+        elif kind == "pool" and images and size >= 4:
+            kernel = rng.choice((2, 3))
+            padding, stride, ceil = rng.choice((0, 1)), rng.choice((1, 2)), rng.random() < 0.5
+            modules.append(nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil))
+            size = modules[-1](torch.zeros(1, 1, size, size)).shape[-1]
+        elif kind == "clip":
+            modules.append(nn.Hardtanh(-rng.choice((1, 5)), rng.choice((1, 7)), inplace=rng.random() < 0.5))
+        elif kind == "relu":
+            modules.append(nn.ReLU(inplace=rng.random() < 0.5))
+        elif kind == "leaky":
+            modules.append(nn.LeakyReLU(rng.choice((0.1, -0.5))))
+        elif kind == "prelu":
+            modules.append(nn.PReLU(rng.choice((1, channels)), init=rng.choice((0.25, -0.25))))
+        elif kind == "dropout":
+            modules.append(nn.Dropout(0.5))
+        elif kind == "tanh":
+            modules.append(nn.Tanh())
+    return modules, size
+
+
+def random_network(rng: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
+    size, channels = rng.randrange(5, 12), rng.choice((1, 3, 8, 33, 64))
+    shape = (channels, size, size)
+    modules: list[nn.Module] = []
+    for i in range(rng.randrange(1, 4)):
+        out = rng.choice((4, 24, 32, 40, 72))
+        real = i == 0 and rng.random() < 0.3
+        groups = rng.choice([g for g in (1, 2, 4) if channels % g == 0])
+        conv = BinaryConv2d(
+            channels,
+            out,
+            3,
+            stride=rng.choice((1, 1, 2)),
+            padding=rng.choice((1, 2)),
+            padding_value=0 if real else rng.choice((0, 1, -1)),
+            groups=groups,
+            bias=rng.random() < 0.3,
+            input_quantizer=None if real else rng.choice(("ste_sign", "approx_sign")),
+        )
+        channels = out
+        size = (size + 2 * conv.padding[0] - 3) // conv.stride[0] + 1
+        between, size = random_between(rng, channels, True, size)
+        modules += [conv, *between]
+    modules.append(nn.Flatten())
+    features = channels * size * size
+    for _ in range(rng.randrange(1, 3)):
+        out = rng.choice((7, 32, 65))
+        modules.append(BinaryLinear(features, out, bias=rng.random() < 0.3))
+        between, _ = random_between(rng, out, False, 0)
+        modules += between
+        features = out
+    model = nn.Sequential(*modules)
+    for module in model.modules():
+        if isinstance(module, (BinaryConv2d, BinaryLinear)) and module.bias is not None:
+            nn.init.normal_(module.bias, std=4)
+    return model, shape
+
+
+def check(seed: int, folder: Path) -> list[str]:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    model, shape = random_network(rng)
+    wild_batch_norms(model, seed).eval()
+    dtype = rng.choice((torch.float32, torch.float32, torch.float32, torch.bfloat16))
+    model.to(dtype)
+    packed = convert(model, images((rng.choice((1, 2)), *shape), seed).to(dtype))
+    packed.save(folder / "model.safetensors")
+    loaded = load(folder / "model.safetensors")
+    x = images((3, *shape), seed + 1).to(dtype)
+    with torch.no_grad():
+        expected = model(x)
+    for one in (packed, loaded):
+        actual = one(x)
+        assert actual.dtype == expected.dtype and actual.stride() == expected.stride(), model
+        assert torch.equal(actual, expected), model
+    return kinds(packed)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_networks(seed: int, tmp_path: Path) -> None:
+    check(seed, tmp_path)
+
+
+@pytest.mark.fuzz
+@pytest.mark.timeout(1800)
+def test_many_random_networks(tmp_path: Path) -> None:
+    """300 networks; among them every kind of layer must have occurred."""
+    seen: set[str] = set()
+    for seed in range(1000, 1300):
+        seen.update(check(seed, tmp_path))
+    ours = {"packed_conv2d", "packed_linear", "real_conv2d", "pack", "pool_bits", "regroup", "flatten_bits"}
+    assert ours <= seen
