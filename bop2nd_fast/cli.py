@@ -131,7 +131,7 @@ def train_command(
 ) -> None:
     """Train a binary network. Values not given come from the data set's recipe."""
     default_width, settings = train.RECIPES[data_name.value]
-    given = {
+    given: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
         "gamma": gamma,
@@ -183,7 +183,7 @@ def run_with_progress(trainer: train.Trainer, checkpoint: Path | None = None) ->
     )
     done = len(trainer.history) * len(trainer.batches)
     with Progress(*columns, console=out) as bar:
-        blank = {"epoch": "-", "loss": "-", "accuracy": "-", "flip_rate": "-", "rate": "-"}
+        blank: dict[str, Any] = {"epoch": "-", "loss": "-", "accuracy": "-", "flip_rate": "-", "rate": "-"}
         task = bar.add_task("training", total=trainer.n_steps, completed=done, **blank)
 
         def on_progress(now: train.Progress) -> None:

@@ -31,9 +31,9 @@ STEP = {
 }
 CONV = {
     conv.PACKED: "bop2nd_fast: pack, XNOR, popcount",
-    conv.BF16[1]: "F.conv2d bf16, channels-last",
     conv.FP32[0]: "F.conv2d fp32",
     conv.FP32[1]: "F.conv2d fp32, channels-last",
+    conv.BF16[1]: "F.conv2d bf16, channels-last",
 }
 
 
