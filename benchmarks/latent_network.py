@@ -1,12 +1,15 @@
-"""The same networks as most people write them: fp32 latent weights, ``sign`` with a straight-through estimator.
+"""The same networks as most people write them: fp32 latent weights, a sign with a straight-through estimator.
 
-:func:`twin` takes one of our models and puts ordinary layers in place of the binary ones, with the same signs,
-so that both compute the same function and the same gradients.
+:func:`twin` takes one of our models and puts ordinary layers in place of the binary ones, with the same
+signs, so that both compute the same function and gradients. One difference remains: ``torch.sign(0)``
+is 0, where a bit can only be +1 or -1; :func:`zeros_positive` takes it away for a comparison.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,6 +87,22 @@ def twin(model: nn.Module, inference: bool = False) -> nn.Module:
             parent = result.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], _counterpart(layer, name, inference))
     return result.eval() if inference else result
+
+
+@contextmanager
+def zeros_positive(model: nn.Module) -> Iterator[None]:
+    """Within it, layers that binarize their input see exact zeros as 1 (the gradient passes unchanged)."""
+
+    def replace(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return inputs[0] + (inputs[0] == 0)
+
+    layers = [m for m in model.modules() if isinstance(m, (LatentConv2d, LatentLinear)) and not m.real_input]
+    handles = [layer.register_forward_pre_hook(replace) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _counterpart(layer: BinaryConv2d | BinaryLinear, name: str, inference: bool) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Memory of a training step on the CPU, measured in a process of its own: ``python -m benchmarks.memory NAME``.
+"""Memory of a training step on the CPU, in a process of its own: ``python -m benchmarks.memory NAME ...``.
 
 Two figures, because each misses something:
 

@@ -20,7 +20,8 @@ from bop2nd_fast import backends
 from .registry import BOUND, Contender, GateError, Prepared, Unavailable
 
 REGISTER_LOOP, STREAM_LOOP = "bop2nd_register_loop", "bop2nd_bandwidth_loop"
-COPY, STREAM, REGISTER = "copy of as many bytes", "read/write loop", "register loop"
+COPY, COPY_ONE_THREAD = "copy of as many bytes", "copy of as many bytes, 1 thread"
+STREAM, REGISTER = "read/write loop", "register loop"
 
 
 def symbol(name: str, argument_types: list[Any]) -> Any:
@@ -51,7 +52,8 @@ def copy_contender(n_bytes: int, threads: int | None = None) -> Contender:
 
         return Prepared(check, lambda: target.copy_(source))
 
-    return Contender(COPY, BOUND, make, bytes=n_bytes // 8 * 8, threads=threads)
+    name = COPY_ONE_THREAD if threads == 1 else COPY
+    return Contender(name, BOUND, make, bytes=n_bytes // 8 * 8, threads=threads)
 
 
 def stream_contender(n_weights: int, threads: int | None = None) -> Contender:

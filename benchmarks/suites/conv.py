@@ -30,6 +30,7 @@ INT8 = ("int8 onednn::qconv2d", "int8 quantized::conv2d (x86)", "int8 quantized:
 INT_MM = "int8 matrix product alone"
 LARQ = "Larq Compute Engine"
 CHECKED_IMAGES = 2
+LARQ_WORDS = 1 << 17  # its converter takes most of a minute for the largest layers of XNOR-Net
 
 
 def cases(quick: bool) -> list[Case]:
@@ -120,7 +121,7 @@ def _contenders(shape: ConvShape) -> list[Contender]:
         result.append(entry(name, BASELINE, partial(_int8, partial(int8.quantized_conv, engine), data)))
     if shape.groups == 1:
         result.append(entry(INT_MM, BOUND, partial(_make_int_mm, data)))
-    if shape.batch == 1 and shape.groups == 1:
+    if shape.batch == 1 and shape.groups == 1 and shape.weight_words < LARQ_WORDS:
         result.append(entry(LARQ, BASELINE, partial(_make_larq, data), slow=True))
     return [*result, roofline.register_contender()]
 

@@ -112,6 +112,7 @@ def _contenders(shapes: tuple[WeightShape, ...]) -> list[Contender]:
         Contender(COMPILED, BASELINE, partial(_make_compiled, data), bytes=28 * n, items=n, slow=True),
         Contender(ADAM, BASELINE, partial(_make_adam, data), bytes=28 * n, items=n),
         roofline.copy_contender(packed_bytes),
+        roofline.copy_contender(packed_bytes, threads=1),
         roofline.stream_contender(n),
     ]
 

@@ -1,0 +1,318 @@
+"""The pictures of the report: bars of speed-up for every suite, and a roofline.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from bop2nd_fast.atomic_write import atomic_write
+
+from . import roofline
+from .families import FAMILIES, best
+from .registry import OURS
+from .results import contender
+from .suites import conv, linear, step, train_step
+from .tables import significant
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+GREY, DARK = "#9A9A9A", "#444444"
+FAMILY_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
+
+Records = Sequence[dict[str, Any]]
+
+
+def draw_all(records: Records, directory: Path) -> list[Path]:
+    """Draw what the records allow, as PNGs in ``directory``; returns the files."""
+    written = []
+    conv_records = [r for r in records if r["suite"] == "conv"]
+    stages = [r for r in conv_records if {conv.GOAL, conv.LARGE_BATCH} & set(r["tags"])]
+    others = [r for r in conv_records if r not in stages and conv.INNER not in r["tags"]]
+    rows = [
+        ("step", "Optimizer step: time of others over bop2nd's", _of(records, "step")),
+        ("conv", "3x3 convolutions of a ResNet-18's stages: time of others over bop2nd's", stages),
+        ("conv_networks", "Convolutions of BinaryNet, XNOR-Net, Bi-Real-Net and others", others),
+        ("linear", "Linear layers: time of others over bop2nd's", _of(records, "linear")),
+        ("pack", "Packing: time of others over bop2nd's", _of(records, "pack")),
+        ("inference", "Inference: time of others over the packed network's", _of(records, "inference")),
+    ]
+    for name, title, chosen in rows:
+        if any(best(r, names) for r in chosen for names in FAMILIES[r["suite"]].values()):
+            written.append(_save(_speedups(title, chosen), directory / f"{name}.png"))
+    training = _of(records, "train_step")
+    if training and contender(training[0], train_step.PACKED):
+        written.append(_save(_training(training[0]), directory / "train_step.png"))
+    if any(contender(r, roofline.REGISTER) for r in records):
+        written.append(_save(_roofline(records), directory / "roofline.png"))
+    return written
+
+
+def _of(records: Records, suite: str) -> list[dict[str, Any]]:
+    return [r for r in records if r["suite"] == suite]
+
+
+def _caption(figure: Figure, records: Records, more: str = "") -> None:
+    stamp = records[0]["stamp"]
+    threads = sorted({r["threads"] for r in records})
+    count = " or ".join(map(str, threads)) + (" thread" if threads == [1] else " threads")
+    text = f"{stamp['processor']}, {count}, torch {stamp['torch']}, kernels {stamp['active_backend']}. {more}"
+    figure.supxlabel(text, fontsize=8.5, color=DARK)
+
+
+def _plain(axes: Axes, grid: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#DDDDDD", linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+# ------------------------------------------------------------------------------------- speed-ups
+
+
+def _speedups(title: str, records: Records) -> Figure:
+    """Grouped horizontal bars, one group per case, one bar per class of baselines, logarithmic axis."""
+    families = FAMILIES[records[0]["suite"]]
+    shown = [r for r in records if any(best(r, names) for names in families.values())]
+    groups = [[(i, best(r, names)) for i, names in enumerate(families.values())] for r in shown]
+    bars = [[(i, v) for i, v in group if v is not None] for group in groups]
+    height = 0.21 * sum(map(len, bars)) + 0.19 * len(bars) + 1.7
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    axes = figure.subplots()
+    _plain(axes, "x")
+    top, ticks, labels = 0.0, [], []
+    for record, group in zip(shown, bars, strict=True):
+        for k, (i, value) in enumerate(group):
+            axes.barh(
+                top + k, value - 1, left=1, height=0.84, color=FAMILY_COLOURS[i], label=list(families)[i]
+            )
+            axes.annotate(
+                f"{significant(value)}x",
+                (max(value, 1), top + k),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+            )
+        ticks.append(top + (len(group) - 1) / 2)
+        labels.append(_case_label(record))
+        top += len(group) + 1.1
+    axes.set_yticks(ticks, labels, fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(top - 0.9, -0.8)
+    axes.set_xscale("log")
+    values = [v for group in bars for _, v in group]
+    axes.set_xlim(min(0.8, *(0.85 * v for v in values)), 1.7 * max(values))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{significant(x)}x"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
+    axes.axvline(1, color=DARK, linewidth=1.2)
+    axes.set_xlabel(
+        "median of paired time ratios, logarithmic; right of 1: bop2nd is faster",
+        fontsize=9,
+    )
+    figure.suptitle(title, fontsize=12.5, fontweight="bold")
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    ordered = [f for f in families if f in handles]
+    axes.legend(
+        [handles[f] for f in ordered],
+        ordered,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+    )
+    more = "Of each class the fastest variant." if any(len(n) > 1 for n in families.values()) else ""
+    _caption(figure, shown, more)
+    return figure
+
+
+def _case_label(record: dict[str, Any]) -> str:
+    text = str(record["case"])
+    if record["suite"] == "conv":
+        head, _, batch = text.partition(" batch ")
+        return f"{head}\nbatch {batch}" if batch != "1" else head
+    return text.replace(", ", "\n", 1) if len(text) > 26 else text
+
+
+# --------------------------------------------------------------------------------------- training
+
+
+def _training(record: dict[str, Any]) -> Figure:
+    """Time and three kinds of memory of one training step, ours beside the latent-weight networks."""
+    entries = [e for e in record["contenders"] if "seconds" in e]
+    names = [str(e["name"]).replace(", ", "\n") for e in entries]
+    colours = [BLUE if e["role"] == OURS else ORANGE for e in entries]
+    panels = [("Time", "ms", [1e3 * e["seconds"]["median"] for e in entries])]
+    for key, title in (
+        ("allocator_peak", "Peak of torch's allocator"),
+        ("rss_growth", "Growth of the resident set"),
+        ("saved_for_backward", "Kept for backward"),
+    ):
+        if any(key in e.get("memory", {}) for e in entries):
+            panels.append((title, "MiB", [e.get("memory", {}).get(key, 0) / 2**20 for e in entries]))
+    figure = Figure(
+        figsize=(max(9.5, 3.1 * len(panels) + 1.2), 0.62 * len(entries) + 1.9), layout="constrained"
+    )
+    for k, (title, unit, values) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), k + 1)
+        _plain(axes, "x")
+        axes.barh(range(len(values)), values, color=colours, height=0.7)
+        for row, value in enumerate(values):
+            text = f"{significant(value)} {unit}" if value else "not measured"
+            if value and colours[row] != BLUE and values[0]:
+                text += f"\n{significant(value / values[0])}x ours"
+            axes.annotate(
+                text, (value, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5
+            )
+        axes.set_yticks(range(len(values)), names if k == 0 else [""] * len(values), fontsize=9)
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.5 * max(values))
+        axes.set_title(title, fontsize=10.5, loc="left")
+        axes.set_xlabel(unit, fontsize=9)
+    figure.suptitle(f"Training step: {record['case']}", fontsize=12.5, fontweight="bold")
+    _caption(figure, [record])
+    return figure
+
+
+# --------------------------------------------------------------------------------------- roofline
+
+
+def _roofline(records: Records) -> Figure:
+    """Left: binary layers under the register loop and one thread's bandwidth. Right: the step's bandwidth."""
+    with_step = bool(_of(records, "step"))
+    figure = Figure(figsize=(12.5 if with_step else 8, 5.4), layout="constrained")
+    panels = figure.subplots(
+        1, 2 if with_step else 1, squeeze=False, width_ratios=(1.45, 1)[: 1 + with_step]
+    )[0]
+    _roofline_layers(panels[0], records)
+    if with_step:
+        _step_bandwidths(panels[1], records)
+    figure.suptitle(
+        "Roofline: how close the operators come to this machine's limits", fontsize=12.5, fontweight="bold"
+    )
+    _caption(figure, [r for r in records if r["suite"] in ("conv", "linear")] or records)
+    return figure
+
+
+def _roofline_layers(axes: Axes, records: Records) -> None:
+    peaks = [e["rate"] for r in records if (e := contender(r, roofline.REGISTER))]
+    peak = float(np.median(peaks))
+    points = []
+    for record in records:
+        ours = contender(record, conv.PACKED)
+        if record["suite"] in ("conv", "linear") and ours:
+            points.append((record, ours["operations"] / ours["bytes"], ours["rate"]))
+    copies = [e["rate"] for r in records if (e := contender(r, roofline.COPY_ONE_THREAD))]
+    low = min([x for _, x, _ in points], default=1) / 3
+    high = max([x for _, x, _ in points], default=100) * 3
+    grid = np.geomspace(low, high, 200)
+    roof = np.full_like(grid, peak)
+    axes.axhline(peak, color=DARK, linewidth=1.2)
+    axes.annotate(
+        f"register loop: {significant(peak)} GMAC/s",
+        (high, peak),
+        xytext=(-4, 5),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+    )
+    if copies:
+        bandwidth = float(max(copies))
+        roof = np.minimum(roof, bandwidth * grid)
+        axes.plot(grid, np.minimum(bandwidth * grid, peak), color=DARK, linewidth=1.2)
+        axes.annotate(
+            f"copy from memory: {significant(bandwidth)} GB/s",
+            (low, bandwidth * low),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="top",
+            fontsize=9,
+        )
+    for tag, marker, colour in (("conv", "o", BLUE), ("linear", "s", VERMILION)):
+        chosen = [(x, y) for r, x, y in points if r["suite"] == tag]
+        if chosen:
+            label = {"conv": "convolutions", "linear": "linear layers"}[tag]
+            axes.scatter(
+                *zip(*chosen, strict=True),
+                s=36,
+                marker=marker,
+                color=colour,
+                label=label,
+                zorder=3,
+                alpha=0.85,
+            )
+    fp32 = [
+        (r, e["rate"])
+        for r in records
+        if r["suite"] in ("conv", "linear")
+        for n in (*conv.FP32, linear.FP32)
+        if (e := contender(r, n))
+    ]
+    if fp32:
+        best_fp32 = max(rate for _, rate in fp32)
+        axes.axhline(best_fp32, color=ORANGE, linewidth=1.2, linestyle="--")
+        axes.annotate(
+            f"best fp32 layer: {significant(best_fp32)} GMAC/s",
+            (high, best_fp32),
+            xytext=(-4, 5),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+        )
+    axes.fill_between(grid, roof, color="#F2F2F2", zorder=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(low, high)
+    axes.set_ylim(top=3 * peak)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: significant(x)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: significant(x)))
+    _plain(axes, "both")
+    axes.set_title("Binary layers, one thread, float in to float out", fontsize=10.5, loc="left")
+    axes.set_xlabel("multiply-accumulates per byte of input, weight and output", fontsize=9)
+    axes.set_ylabel("GMAC/s", fontsize=9)
+    axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+
+
+def _step_bandwidths(axes: Axes, records: Records) -> None:
+    names = [
+        (roofline.STREAM, "read/write loop\nof the same bytes", GREY),
+        (roofline.COPY, "copy", GREY),
+        (step.PACKED, "bop2nd", BLUE),
+        (step.BF16, "bop2nd, bf16", SKY),
+        (step.COMPILED, "careful eager,\ncompiled", ORANGE),
+        (step.ADAM, "Adam, fused", ORANGE),
+        (step.CAREFUL, "careful eager", ORANGE),
+    ]
+    record = next((r for r in records if r["suite"] == "step"), None)
+    found = (
+        []
+        if record is None
+        else [(label, e["rate"], c) for n, label, c in names if (e := contender(record, n))]
+    )
+    _plain(axes, "x")
+    axes.barh([f[0] for f in found], [f[1] for f in found], color=[f[2] for f in found], height=0.7)
+    for row, (_, rate, _) in enumerate(found):
+        axes.annotate(
+            significant(rate), (rate, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
+        )
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0, labelsize=9)
+    if found:
+        axes.set_xlim(0, 1.15 * max(f[1] for f in found))
+    case = "" if record is None else f": {record['case']}, {record['threads']} threads"
+    axes.set_title(f"Step{case}", fontsize=10.5, loc="left")
+    axes.set_xlabel("GB/s, counting the bytes each must move at least", fontsize=9)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    # No software version or date inside: the same results give the same file.
+    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=130, metadata={"Software": None}))
+    return path
