@@ -6,6 +6,8 @@
 // reads its weights once whatever the kernel; a tile must not be mostly empty, nor most of the chip idle.
 #pragma once
 
+#include <string>
+
 #include "binary_matmul.h"
 #include "binary_skinny.h"
 #include "binary_terms.h"
@@ -28,6 +30,26 @@ struct MatmulPlan {
   int64_t scratch_words() const { return zero_begin() + partial_words + arrival_words; }
   int64_t zero_begin() const { return column_term_words + pixel_count_words; }
   int64_t n_blocks() const { return n_tiles * split.n_slices; }
+
+  // Operands that start in the middle of a vector (views) are read in smaller pieces.
+  void fit_alignment(const void* x, const void* w) {
+    uintptr_t both = reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(w);
+    while (vector_words > 1 && both % static_cast<uintptr_t>(4 * vector_words) != 0) vector_words /= 2;
+    if (kernel == Kernel::kSkinny && vector_words == 2) vector_words = 1;
+  }
+
+  std::string describe() const {
+    if (kernel == Kernel::kSkinny) {
+      return "popcount kernel: up to 8 rows read the weights once, tensor cores would idle";
+    }
+    std::string text = math == Math::kXorBits ? "1-bit tensor cores, XOR.POPC"
+                       : math == Math::kAndBits
+                           ? "1-bit tensor cores, AND.POPC (XOR is not native on this chip)"
+                           : "int8 tensor cores on decoded bits (1-bit is emulated on this chip)";
+    text += kernel == Kernel::kLargeTile ? ", 128x128 tiles" : ", 64x64 tiles";
+    if (split.n_slices > 1) text += ", k split in " + std::to_string(split.n_slices);
+    return text;
+  }
 };
 
 template <class Tile>

@@ -1,0 +1,120 @@
+"""The CUDA kernels compile for every architecture without a GPU, and their machine code keeps the rules.
+
+The rules (no spills, register budgets, which instructions must be there) are stated in
+``csrc/cuda/check.py``, which ``make cuda-check`` runs as well; its table is printed here with ``-s``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _check_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cuda_check", ROOT / "csrc" / "cuda" / "check.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cuda_check"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+check = _check_module()
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[Any]:
+    try:
+        compiled: list[Any] = check.compile_all()
+    except check.ToolMissing as missing:
+        pytest.skip(str(missing))
+    print("\n" + check.table(compiled))
+    return compiled
+
+
+@pytest.mark.timeout(900)
+def test_every_kernel_keeps_the_rules_on_every_architecture(reports: list[Any]) -> None:
+    assert {r.arch for r in reports} == set(check.ARCHITECTURES)
+    assert {r.name for r in reports} == set(check.REGISTER_BUDGETS)
+    per_arch = Counter(r.arch for r in reports)
+    assert len(set(per_arch.values())) == 1, f"kernels are missing somewhere: {per_arch}"
+    assert [text for r in reports for text in check.broken_rules(r)] == []
+
+
+def test_the_tensor_core_instruction_is_the_native_one(reports: list[Any]) -> None:
+    """Stated on its own, beside the rules: 1-bit XOR, 1-bit AND, or bytes, by architecture."""
+    wanted = {80: "BMMA.*XOR", 89: "BMMA.*XOR", 90: "BMMA.*AND", 100: "IMMA", 120: "IMMA"}
+    for r in reports:
+        if r.name.startswith("binary_matmul"):
+            mma = {text for text in r.instructions if "MMA" in text}
+            assert mma
+            assert all(re.match(wanted[r.arch], text) for text in mma), (r.name, r.arch, mma)
+
+
+def test_shared_memory_lets_two_blocks_share_a_multiprocessor() -> None:
+    """tile.h: the large tile takes 65 KiB (164 KiB on sm_80, 228 on sm_90), the small one below the 48 KiB
+    that need no asking."""
+    source = (
+        '#include "tile.h"\nusing namespace bop2nd::cuda;\n'
+        "static_assert(LargeTile::kSharedBytes <= 66 * 1024 && 2 * LargeTile::kSharedBytes <= 163 * 1024);\n"
+        'static_assert(LargeTile::kSharedBytes <= 99 * 1024, "sm_86 and sm_89");\n'
+        "static_assert(SmallTile::kSharedBytes <= 48 * 1024);\n"
+    )
+    command = [_compiler(), "-std=c++17", "-fsyntax-only", f"-I{ROOT / 'csrc' / 'cuda'}", "-x", "c++", "-"]
+    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_step_fuses_nothing() -> None:
+    try:
+        ptx = check.step_ptx()
+    except check.ToolMissing as missing:
+        pytest.skip(str(missing))
+    assert ".entry" in ptx
+    assert "sqrt.rn.f32" in ptx
+    assert not re.findall(r"fma\.r\w+\.f32|sqrt\.approx|\.ftz", ptx)
+
+
+def test_a_broken_rule_is_reported() -> None:
+    instructions = Counter({"BMMA.168256.XOR.POPC": 4, "LDGSTS.E.BYPASS.128": 4, "LDSM.16.M88.4": 2})
+    spilling = check.KernelReport("binary_matmul_large", "vector 4", 90, 256, 8, 16, instructions)
+    text = "\n".join(check.broken_rules(spilling))
+    for part in ("8 bytes of spills", "stack frame of 16", "256 registers", "wants AND.POPC"):
+        assert part in text
+    sound = check.KernelReport("binary_matmul_large", "vector 4", 80, 200, 0, 0, instructions)
+    assert check.broken_rules(sound) == []
+    slow = check.KernelReport("bop_step", "fp32, with v", 90, 64, 0, 0, Counter({"LDG.E": 20, "STG.E": 8}))
+    assert len(check.broken_rules(slow)) == 2
+
+
+def _compiler() -> str:
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    return compiler
+
+
+def test_the_binding_compiles_against_any_torch() -> None:
+    """Against a CPU-only torch as well: the stable headers carry the shims it needs."""
+    command = [
+        *(_compiler(), "-std=c++17", "-fsyntax-only", "-Wall", "-Werror", "-Wno-unknown-pragmas"),
+        *("-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030A0000"),
+        f"-I{Path(torch.__file__).parent / 'include'}",
+        f"-I{sysconfig.get_paths()['include']}",
+        str(ROOT / "csrc" / "register_cuda.cpp"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
