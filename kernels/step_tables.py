@@ -7,7 +7,8 @@ are on 16 bytes. Dense weights count as one row of ``numel`` weights.
 
 Both are built on the host once and kept on the device, keyed by everything they depend on. A gradient at a
 new address costs a new address table: one asynchronous copy of 64 bytes per tensor from pinned memory,
-ordered before the step on the current stream. A caller who steps the same tensors on several streams has
+ordered before the step on the current stream. In a CUDA graph that copy is a node of the graph; table and
+pinned source then live as long as the process. A caller who steps the same tensors on several streams has
 to order these streams, as for the tensors themselves.
 """
 
@@ -45,11 +46,31 @@ _chunk_tables: OrderedDict[Any, Tensor] = OrderedDict()
 _captured: dict[Any, list[Launch]] = {}
 
 
+# Pinned buffers kept for tables that have to be made during capture, where none may be allocated.
+_spares: dict[tuple[int, ...], list[Tensor]] = {}
+_MAX_SPARES = 8
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def _upload(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Host table -> (device table, its pinned source). Pinned and asynchronous: the host does not wait."""
+    """Host table -> (device table, its pinned source). Pinned and asynchronous: the host does not wait.
+
+    Raises RuntimeError in a capture that no eager step of as many tensors has gone before.
+    """
     if device.type != "cuda":
         return rows, rows
-    staging = rows.pin_memory()
+    spares = _spares.setdefault(tuple(rows.shape), [])
+    if _capturing(device):
+        if not spares:
+            raise RuntimeError("step once outside the CUDA graph, with the same parameters, before capturing")
+        staging = spares.pop().copy_(rows)
+    else:
+        staging = rows.pin_memory()
+        if len(spares) < _MAX_SPARES:
+            spares.append(torch.empty_like(staging, pin_memory=True))
     return staging.to(device, non_blocking=True), staging
 
 
@@ -96,7 +117,9 @@ def _row_of(
 
 def _build(tensors: list[tuple[Tensor, ...]], device: torch.device) -> list[Launch]:
     """Group the tensors by dtypes and make one launch of each group."""
-    classes: dict[tuple[torch.dtype, ...], tuple[list[list[int]], list[tuple[int, int]]]] = {}
+    classes: dict[
+        tuple[torch.dtype, torch.dtype, torch.dtype], tuple[list[list[int]], list[tuple[int, int]]]
+    ] = {}
     for i, (weight, grad, *moments) in enumerate(tensors):
         if grad.numel() == 0:
             continue
@@ -129,6 +152,6 @@ def plan(tensors: list[tuple[Tensor, ...]], device: torch.device) -> list[Launch
             _plans.popitem(last=False)
     else:
         _plans.move_to_end(key)
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if _capturing(device):
         _captured[key] = launches
     return launches

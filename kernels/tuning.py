@@ -111,7 +111,8 @@ def conv_tile(chip: str, group_outputs: int, group_words: int) -> MatmulTile:
     if group_outputs < 32:
         return POPCOUNT
     tile = DECODE["sm90" if chip == "interpreter" else chip, "wide" if group_outputs > 64 else "narrow"]
-    words = 4 if group_words > 2 else group_words
+    # mma.sync keeps both decoded operands in registers: two words a turn hold the wide tile to 192 of them.
+    words = 4 if group_words > 2 and tile.weights_in_shared else min(group_words, 2)
     return dataclasses.replace(tile, block_words=words)
 
 

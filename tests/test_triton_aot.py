@@ -31,9 +31,9 @@ BUDGETS = {
     "linear popcount": 168,
     "linear decode": 168,
     "linear decode to bits": 168,
-    "conv decode 64 to 64": 168,
-    "conv decode 256 to 256": 168,
-    "conv decode 256 to 256 bits": 168,
+    "conv decode 64 to 64": 192,
+    "conv decode 256 to 256": 192,
+    "conv decode 256 to 256 bits": 192,
     "conv popcount": 168,
 }
 

@@ -92,7 +92,8 @@ def test_the_tables_tiles() -> None:
         assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
     assert conv_tile("sm90", 8, 4) is POPCOUNT
     assert conv_tile("sm90", 64, 2).block_words == 2
-    assert conv_tile("sm100", 512, 16) == DECODE["sm100", "wide"]
+    assert conv_tile("sm90", 512, 16) == DECODE["sm90", "wide"]
+    assert conv_tile("sm100", 512, 16).block_words == 2
 
 
 def test_wrong_arguments_raise() -> None:

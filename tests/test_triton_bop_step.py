@@ -235,3 +235,28 @@ def test_half_a_million_words_use_larger_chunks() -> None:
     assert tuning.step_chunk_words(2**19) > tuning.step_chunk_words(2**19 - 1)
     chunks = step_tables._chunk_rows(3, 131, 130, 64)
     assert chunks.tolist() == [[3, 0, 64, 1], [3, 64, 128, 1], [3, 128, 130, 1], [3, 130, 131, 0]]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs need a GPU")
+def test_a_captured_step_replays_like_eager_steps() -> None:
+    kinds = [(torch.int32, (64, 64)), (torch.float32, (100,))]
+    hyper, seed = torch.tensor(HYPER, device=DEVICE), torch.tensor([3, 1], device=DEVICE)
+    counts = torch.empty(2, 2, dtype=torch.int64, device=DEVICE)
+    eager = make_group(kinds, torch.float32, torch.bfloat16)
+    captured = [[tensor.clone() for tensor in column] for column in eager]
+    start = [[tensor.clone() for tensor in column] for column in eager]
+    bop_step.bop_step_(*captured, hyper, counts, seed=seed)  # warm up: compiles, keeps spare tables
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        grads = [grad + 0 for grad in captured[1]]  # new addresses inside the graph
+        bop_step.bop_step_(captured[0], grads, *captured[2:], hyper, counts, seed=seed)
+    for column, first in zip(captured, start, strict=True):
+        for tensor, value in zip(column, first, strict=True):
+            tensor.copy_(value)
+    for _ in range(3):
+        seed[1] += 1
+        reference.bop_step_(*eager, hyper, torch.empty_like(counts), seed=seed)
+        graph.replay()
+        for a_column, e_column in zip(captured, eager, strict=True):
+            assert all(same_bits(a, e) for a, e in zip(a_column, e_column, strict=True))
