@@ -235,9 +235,7 @@ def _send_words(func: Any, *args: Any, **kwargs: Any) -> Any:
     result = func(*pytree.tree_map(_words, args), **pytree.tree_map(_words, kwargs))
     for x in pytree.tree_leaves((args, kwargs)):
         if isinstance(x, BinaryTensor) and not x.words.is_inference():
-            torch.autograd.graph.increment_version(
-                x.words
-            )  # collectives do not: blocked_words
+            torch.autograd.graph.increment_version(x.words)  # collectives do not: blocked_words
     return result
 
 
@@ -245,27 +243,8 @@ def _words(x: Any) -> Any:
     return x.words if isinstance(x, BinaryTensor) else x
 
 
-def _gather_words(func: Any, x: BinaryTensor, group_size: int, group_name: Any) -> Tensor:
-    """Functional all-gather along axis 0, waited for at once: ``DTensor.full_tensor()`` of row blocks."""
-    layout = x.bit_layout
-    if layout.dim == 0:
-        return call_on_values(func, (x, group_size, group_name), {})
-    shape = (layout.shape[0] * group_size, *layout.shape[1:])
-    gathered = Layout(shape, layout.dim, layout.dtype, layout.version)
-    functional = torch.ops._c10d_functional
-    for name in ("wait_tensor", "_wrap_tensor_autograd"):  # what the caller does next; nothing is left to do
-        if hasattr(functional, name):  # the second is new, and defined when first needed
-            HANDLERS[getattr(functional, name).default] = lambda func, x: x
-    words = functional.wait_tensor.default(func(x.words, group_size, group_name))
-    return BinaryTensor(words, gathered)
-
-
-def _register_collectives() -> None:
-    c10d, functional = torch.ops.c10d, torch.ops._c10d_functional
+# Only these: the functional all-gather of DTensor.full_tensor() sends values, for it pads blocks with zeros.
+if torch.distributed.is_available():
+    c10d = torch.ops.c10d
     moves = (c10d.broadcast_, c10d.allgather_, c10d._allgather_base_, c10d.gather_, c10d.scatter_)
     HANDLERS.update(dict.fromkeys((op.default for op in (*moves, c10d.send, c10d.recv_)), _send_words))
-    HANDLERS[functional.all_gather_into_tensor.default] = _gather_words
-
-
-if torch.distributed.is_available():
-    _register_collectives()

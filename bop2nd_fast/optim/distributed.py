@@ -33,12 +33,12 @@ def broadcast_parameters(model: nn.Module, source: int = 0, group: Any = None) -
     For ``DistributedDataParallel(model, init_sync=False)``: DDP's own start sends unpacked weights, 32 times
     the bytes.
     """
-    for _, x in _named_tensors(model):
+    for _, x in _named_tensors(model, buffers=True):
         dist.broadcast(x.detach(), source, group=group)
 
 
 @torch.no_grad()
-def check_replicas(model_or_params: Any, group: Any = None) -> int:
+def check_replicas(model_or_params: Any, group: Any = None, buffers: bool = False) -> int:
     """Prove that all processes of ``group`` hold the same bits; returns how many tensors were compared.
 
     Every tensor is reduced to a 64-bit checksum that depends on each word and its place; the checksums'
@@ -46,15 +46,18 @@ def check_replicas(model_or_params: Any, group: Any = None) -> int:
     probability of 1 - 2^-64. Sends 32 bytes per tensor. Synchronises.
 
     Args:
-        model_or_params: a module (parameters and buffers), a mapping of names to tensors (a ``state_dict``),
-            an iterable of tensors or of (name, tensor), or an optimizer (its state).
+        model_or_params: a module, an optimizer (its state), a mapping of names to tensors (a ``state_dict``),
+            or an iterable of tensors or of (name, tensor).
         group: process group; for parameters sharded in a 2-d mesh, that of the replicating axis.
+
+        buffers: compare a module's buffers too. Batch norm's running statistics differ between processes
+            after a forward pass: each saw its own data.
 
     Raises:
         ReplicaMismatchError: on every rank, naming the first tensor that differs.
         ValueError: sharded tensors without a ``group``: their blocks are meant to differ.
     """
-    named = list(_named_tensors(model_or_params))
+    named = list(_named_tensors(model_or_params, buffers))
     if group is None and any(hasattr(x, "to_local") for _, x in named):
         raise ValueError(
             "sharded parameters have no replicas in the whole world; pass the group of the mesh axis "
@@ -112,10 +115,11 @@ def _bits(x: Tensor) -> Tensor:
     return x
 
 
-def _named_tensors(source: Any) -> Iterator[tuple[str, Tensor]]:
+def _named_tensors(source: Any, buffers: bool) -> Iterator[tuple[str, Tensor]]:
     if isinstance(source, nn.Module):
         yield from source.named_parameters()
-        yield from source.named_buffers()
+        if buffers:
+            yield from source.named_buffers()
     elif isinstance(source, torch.optim.Optimizer):
         params = [p for group in source.param_groups for p in group["params"]]
         yield from _nested("state", [source.state.get(p, {}) for p in params])
