@@ -25,21 +25,23 @@ from .group import HyperGroup
 State = dict[Tensor, dict[str, Any]]
 
 
-def walk(p: Tensor, x: Tensor) -> Tensor:
-    """``x`` (shaped like ``p``) as a contiguous view in the order in which ``p`` lies in memory.
-
-    Of sharded tensors this process's blocks."""
-    p, x = local_tensor(p), local_tensor(x)
+def _in_walk_order(p: Tensor, x: Tensor) -> Tensor:
+    """A view of ``x`` (shaped like ``p``) whose axes are in the order in which ``p`` lies in memory."""
     if isinstance(p, BinaryTensor):
-        return x.movedim(p.bit_layout.dim, -1).contiguous()
+        return x.movedim(p.bit_layout.dim, -1)
     strides = p.stride()
-    return x.permute(sorted(range(p.dim()), key=lambda d: (-strides[d], d))).contiguous()
+    return x.permute(sorted(range(p.dim()), key=lambda d: (-strides[d], d)))
+
+
+def walk(p: Tensor, x: Tensor) -> Tensor:
+    """``x`` (shaped like ``p``) as a contiguous tensor in the order in which ``p`` lies in memory: a view of
+    ``x`` where :func:`is_laid_like` says so, else a copy. Of sharded tensors this process's blocks."""
+    return _in_walk_order(local_tensor(p), local_tensor(x)).contiguous()
 
 
 def is_laid_like(p: Tensor, x: Tensor) -> bool:
     """Whether ``walk(p, x)`` is a view of ``x``: only then does writing it write ``x``."""
-    x = local_tensor(x)
-    return walk(p, x).data_ptr() == x.data_ptr() if x.numel() else True
+    return _in_walk_order(local_tensor(p), local_tensor(x)).is_contiguous()
 
 
 @dataclass
@@ -115,7 +117,8 @@ class Plan:
             found_inf = found_inf.to(device)
             applied = (found_inf == 0).to(torch.int64).reshape(())
         batch.step.add_(applied)
-        counts = self.last[batch.rows]
+        first, n = batch.rows.start, len(batch.params)
+        counts = self.last.narrow(0, first, n)
         torch.ops.bop2nd.bop_step_(
             [w.words if isinstance(w, BinaryTensor) else walk(w, w) for w in map(local_tensor, batch.params)],
             [walk(p, p.grad) for p in batch.params],  # type: ignore[arg-type]
@@ -128,12 +131,16 @@ class Plan:
             seed=None if self.moment_dtype == torch.float32 else self._seed(batch),
             maximize=self.maximize,
         )
-        self.total[batch.rows].add_(counts)
+        self.total.narrow(0, first, n).add_(counts)
         if batch.scale is not None:
             assert self.target_flip_rate is not None
             adapting = applied * (batch.step > self.warmup_steps)
             adapt_threshold(
-                batch.scale, counts[0, 1], batch.params[0].numel(), self.target_flip_rate, adapting
+                batch.scale,
+                counts.select(0, 0).select(0, 1),
+                batch.params[0].numel(),
+                self.target_flip_rate,
+                adapting,
             )
 
     def _hyper(self, batch: Batch, hyper_of: Any) -> Tensor:

@@ -70,6 +70,13 @@ class Knob(Optimizer):
         # Schedulers warn when they step before their optimizer has; this one has nothing to step.
         self._opt_called = True
 
+    def __eq__(self, other: object) -> bool:
+        """Equal to its target: trainers ask whether a scheduler's optimizer is one of theirs."""
+        return other is self or other is self.target
+
+    def __hash__(self) -> int:
+        return hash(self.target)
+
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Does nothing: the target takes its own steps."""
 
