@@ -178,29 +178,16 @@ GOALS: tuple[Goal, ...] = (
     ),
 )
 
-# Aims on an H200, each a ratio within one run of `python -m benchmarks.gpu`. A record of its results file
-# that has "goal" (a name below) and "value" closes one; the others are open.
-GPU_GOALS: tuple[tuple[str, str], ...] = (
-    ("Triton step, 64 M weights fp32: share of the device's copy bandwidth", ">= 90 %"),
-    ("Triton step, 64 M weights fp32: against careful eager under torch.compile", ">= 1.3x"),
-    ("Triton step, 64 M weights fp32: against Adam(fused=True)", ">= 1.3x"),
-    ("Triton step, 64 M weights fp32: against careful eager", ">= 8x"),
-    ("Triton step, ResNet-18's 20 binary tensors in one launch: share of the copy bandwidth", ">= 70 %"),
-    ("Triton step, ResNet-18's 20 binary tensors: host time per step", "<= 25 us"),
-    ("Triton pack: share of the copy bandwidth", ">= 85 %"),
-    ("Triton binary GEMM 8192^3, decode path: against cuBLAS bf16", ">= 1.4x"),
-    ("Triton binary linear 4096x4096, batch 1: against bf16", ">= 8x"),
+# Aims of the CUDA C++ kernels on an H200, each within one run of `python -m benchmarks.gpu`, which states
+# those of the Triton kernels itself (`gpu.GOALS`). Nothing measures these yet.
+CUDA_GOALS: tuple[tuple[str, str], ...] = (
+    ("CUDA, BMMA from registers, back to back: the chip's 1-bit peak", "measured"),
+    ("CUDA, binary GEMM 8192^3: share of that peak", "≥ 70 %"),
+    ("CUDA, binary GEMM 8192^3: over cuBLAS bf16", "≥ 3"),
     (
-        "Triton 3x3 convolutions of Bi-Real-Net-18, batch 256, float in, float out: against cuDNN bf16",
-        ">= 1.5x",
+        "CUDA, 3x3 convolutions of Bi-Real-Net-18, batch 256, bits to bits: over cuDNN bf16 channels-last",
+        "≥ 3",
     ),
-    ("Triton 3x3 convolutions of Bi-Real-Net-18, batch 256, bits in, bits out: against cuDNN bf16", ">= 3x"),
-    ("BinaryNet training step as a CUDA graph: against eager fake quantization in bf16 autocast", ">= 2x"),
-    ("BinaryNet training step: peak memory against the same", "<= 1/2"),
-    ("CUDA BMMA from registers, back to back: the chip's 1-bit peak", "measured"),
-    ("CUDA binary GEMM 8192^3: share of that peak", ">= 70 %"),
-    ("CUDA binary GEMM 8192^3: against cuBLAS bf16", ">= 3x"),
-    ("CUDA 3x3 convolutions of Bi-Real-Net-18, batch 256, bits in, bits out: against cuDNN bf16", ">= 3x"),
-    ("CUDA step: time against the Triton step", "<= 1.03x"),
-    ("compute-sanitizer memcheck and racecheck on the test sizes", "clean"),
+    ("CUDA, step: time over the Triton step's", "≤ 1.03"),
+    ("CUDA, compute-sanitizer memcheck and racecheck on the test sizes", "clean"),
 )

@@ -14,6 +14,7 @@ what the committed results give.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from bop2nd_fast.atomic_write import atomic_write
 
 from . import results
 from .families import FAMILIES, best
-from .goals import GOALS, GPU_GOALS
+from .goals import CUDA_GOALS, GOALS
 from .registry import BOUND, OURS, SUITES
 from .stamp import ROOT
 from .tables import byte_count, duration, significant
@@ -114,18 +115,31 @@ def goals_block(records: Records) -> str:
 
 
 def gpu_goals_block(directory: Path) -> str:
-    """Every GPU goal, with its value where some machine's ``gpu.jsonl`` has it."""
-    values: dict[str, str] = {}
-    for path in sorted(directory.glob("*/gpu.jsonl")):
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            if "goal" in record and record.get("value") is not None:
-                value = record["value"]
-                values[record["goal"]] = value if isinstance(value, str) else significant(float(value))
-    rows = [
-        [name, aim.replace(">=", "≥").replace("<=", "≤"), values.get(name, "open")] for name, aim in GPU_GOALS
-    ]
-    return table(("goal on an H200", "aim", "measured"), rows)
+    """Every GPU goal with its figure, from the one machine whose directory has a ``gpu.jsonl``; else open."""
+    from . import gpu  # its cases need Triton when they run, not here
+
+    paths = sorted(directory.glob("*/gpu.jsonl"))
+    if len(paths) > 1:
+        raise ReportError(f"several machines have a gpu.jsonl: {', '.join(p.parent.name for p in paths)}")
+    lines = paths[0].read_text().splitlines() if paths else []
+    read = [r for line in lines if not (r := json.loads(line))["dry_run"]]
+    records = {r["case"]: {row["name"]: row for row in r.get("contenders", [])} for r in read}
+    rows = []
+    for goal in gpu.GOALS:
+        measured, verdict = "-", "open"
+        with contextlib.suppress(KeyError):  # a case or a contender without a number
+            value = goal.value(records[goal.case])
+            met = value <= goal.aim if goal.at_most else value >= goal.aim
+            measured, verdict = significant(value), "met" if met else "**missed**"
+        aim = f"{'≤' if goal.at_most else '≥'} {significant(goal.aim)}"
+        rows.append([f"{goal.case}: {goal.name}", aim, measured, verdict])
+    rows += [[name, aim, "-", "open"] for name, aim in CUDA_GOALS]
+    text = table(("goal on an H200", "aim", "measured", "verdict"), rows)
+    if read:
+        mark = read[-1]["stamp"]
+        software = f"torch {mark['torch']}, Triton {mark['triton']}, commit {mark['commit']}"
+        text += f"\n\nMeasured on {mark['gpu']}, {software}."
+    return text
 
 
 def machine_block(records: Records) -> str:

@@ -1,0 +1,247 @@
+"""The benchmark suite: every case passes its gate, a wrong contender gets no number, results keep form."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import bop2nd_fast as bf
+from benchmarks import larq_adapter, memory, results, roofline, run
+from benchmarks.registry import (
+    BASELINE,
+    OURS,
+    SUITES,
+    VARIANT,
+    Case,
+    Contender,
+    GateError,
+    Prepared,
+    Unavailable,
+    cases,
+)
+from benchmarks.stamp import machine_name, stamp
+from benchmarks.timing import QUICK
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def mark():
+    return stamp()
+
+
+@pytest.mark.parametrize("case", cases(SUITES, quick=True), ids=lambda c: f"{c.suite}-{c.name}")
+def test_every_contender_passes_its_gate(case):
+    with torch.no_grad():
+        for contender in case.contenders():
+            if contender.slow:
+                continue
+            entrant = run.admit(contender, 1, quick=True)
+            assert entrant.gate != "failed", f"{contender.name}: {entrant.detail}"
+            if contender.role in (OURS, VARIANT):
+                assert entrant.gate == "passed", f"{contender.name}: {entrant.detail}"
+            if entrant.prepared is not None:
+                assert (entrant.prepared.run is None) != (entrant.prepared.sample is None)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_registry_is_consistent(quick):
+    for case in cases(SUITES, quick=quick):
+        contenders = [Contender("x", OURS, lambda: None)] if case.suite == "inference" else case.contenders()
+        names = [c.name for c in contenders]
+        assert len(set(names)) == len(names), case.name
+        assert [c.role for c in contenders].count(OURS) == 1, case.name
+        if not quick and case.suite in ("step", "conv"):
+            break  # building the data of every full case would take gigabytes
+    assert {c.suite for c in cases(SUITES, quick=quick)} == set(SUITES)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="there are step, conv"):
+        cases(["speed"])
+    with pytest.raises(ValueError, match="binary_conv2d"):
+        cases(["conv"], op="convolve")
+    with pytest.raises(ValueError, match="role"):
+        Contender("x", "hero", lambda: None)
+    with pytest.raises(ValueError, match="at least 1"):
+        run.run(["pack"], quick=True, threads=0)
+
+
+def _case(*contenders: Contender) -> Case:
+    return Case("pack", "pack_bits", "made up", {}, "GB/s", lambda: contenders, threads=1)
+
+
+def _contender(name: str, role: str, check) -> Contender:
+    return Contender(name, role, lambda: Prepared(check, lambda: sum(range(100))), bytes=100)
+
+
+def test_no_number_without_a_passed_gate(mark):
+    def wrong() -> str:
+        raise GateError("differs")
+
+    def missing() -> Prepared:
+        raise Unavailable("not installed")
+
+    def broken() -> str:
+        raise RuntimeError("kernel threw\nlong trace")
+
+    case = _case(
+        _contender("ours", OURS, lambda: "equal"),
+        _contender("wrong", BASELINE, wrong),
+        _contender("broken", BASELINE, broken),
+        Contender("missing", BASELINE, missing),
+    )
+    record = run.measure_case(case, QUICK, None, 1, True, mark)
+    results.check(record)
+    ours, *others = record["contenders"]
+    assert ours["gate"] == "passed" and ours["seconds"]["median"] > 0
+    assert ours["rate"] == pytest.approx(100 / ours["seconds"]["median"] / 1e9)
+    assert ours["ratio"]["median"] == 1.0
+    assert [e["gate"] for e in others] == ["failed", "failed", "unavailable"]
+    assert [e["gate_detail"] for e in others] == ["differs", "RuntimeError: kernel threw", "not installed"]
+    assert not any("seconds" in e or "rate" in e or "ratio" in e for e in others)
+
+
+def test_a_wrong_operator_fails_its_gate(monkeypatch):
+    """The gate of the packing case notices a single wrong bit."""
+    case = next(c for c in cases(["pack"], quick=True) if c.op == "pack_bits_ste")
+    right = bf.reference.pack_bits_ste
+
+    def one_bit_off(x, dim=-1, groups=1):
+        signs, mask = right(x, dim, groups)
+        signs.view(-1)[-1] ^= 1
+        return signs, mask
+
+    monkeypatch.setattr(bf.reference, "pack_bits_ste", one_bit_off)
+    entrant = run.admit(case.contenders()[0], 1, quick=True)
+    assert entrant.gate == "failed" and "bits differ" in entrant.detail
+
+
+def test_a_quick_run_writes_records_that_read_back(tmp_path, capsys):
+    assert (
+        run.main(
+            ["--suite", "pack", "--quick", "--op", "unpack_bits", "--out", str(tmp_path), "--threads", "1"]
+        )
+        == 0
+    )
+    text = capsys.readouterr().out
+    assert "unpack 2x40x5x5" in text and "numbers mean nothing" in text
+    (record,) = results.read_all(tmp_path)
+    assert record["quick"] and record["threads"] == 1
+    assert {e["threads"] for e in record["contenders"]} == {1}
+
+
+def test_the_command_line_refuses_unknown_operators(capsys):
+    assert run.main(["--suite", "pack", "--quick", "--op", "nothing"]) == 2
+    assert "no case of operator 'nothing'" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------- results
+
+
+def _record(mark, case="a", **changes):
+    entry = {
+        "name": "ours",
+        "role": OURS,
+        "gate": "passed",
+        "gate_detail": "equal",
+        "threads": 1,
+        "seconds": {},
+    }
+    record = {
+        "schema": results.SCHEMA,
+        "suite": "pack",
+        "op": "pack_bits",
+        "case": case,
+        "shapes": {},
+        "networks": [],
+        "tags": [],
+        "unit": "GB/s",
+        "threads": 1,
+        "quick": True,
+        "contenders": [entry],
+        "stamp": mark,
+    }
+    return record | changes
+
+
+def test_a_record_replaces_that_of_its_case_and_keeps_the_order(tmp_path, mark):
+    for case in ("b", "a", "gone"):
+        results.put(tmp_path, _record(mark, case), ["a", "b", "gone"])
+    results.put(tmp_path, _record(mark, "b", op="pack_bits_ste"), ["a", "b"])
+    records = results.read(tmp_path / "pack.jsonl")
+    assert [(r["case"], r["op"]) for r in records] == [("a", "pack_bits"), ("b", "pack_bits_ste")]
+    assert all(json.loads(line) for line in (tmp_path / "pack.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threads": "1"}, "threads must be int"),
+        ({"schema": 0}, "schema 0"),
+        ({"suite": "speed"}, "unknown suite"),
+        ({"stamp": {}}, "the stamp lacks processor"),
+        ({"contenders": [{"name": "x", "role": OURS}]}, "no gate"),
+        (
+            {
+                "contenders": [
+                    {"name": "x", "role": OURS, "gate": "failed", "gate_detail": "y", "seconds": {}}
+                ]
+            },
+            "if and only if the gate passed",
+        ),
+    ],
+)
+def test_records_out_of_form_are_refused(tmp_path, mark, changes, message):
+    with pytest.raises(ValueError, match=message):
+        results.put(tmp_path, _record(mark, **changes), ["a"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_stamp_names_machine_software_and_commit(mark):
+    assert mark["torch"] == torch.__version__
+    assert mark["active_backend"] == bf.backends.active("cpu")
+    assert mark["cores"] >= 1 and isinstance(mark["dirty"], bool)
+    name = machine_name(
+        {"processor": "Intel(R) Xeon(R) Gold 6130 CPU @ 2.10GHz, 4 logical cores", "cores": 4}
+    )
+    assert name == "intel-xeon-gold-6130-2.10ghz-4-cores"
+
+
+# ---------------------------------------------------------------------------------------- memory
+
+
+def test_the_allocator_peak_counts_live_bytes():
+    assert memory.allocator_peak(lambda: [torch.zeros(1 << 18) for _ in range(3)]) == 3 << 20
+    one_after_the_other = memory.allocator_peak(lambda: [torch.zeros(1 << 18).sum() for _ in range(3)])
+    assert 1 << 20 <= one_after_the_other < (1 << 20) + 4096
+
+
+def test_a_binary_layer_keeps_two_bits_per_activation():
+    x = torch.randn(2, 64, 8, 8, requires_grad=True)
+    assert memory.saved_for_backward(bf.nn.BinaryConv2d(64, 32, 3, padding=1), x) == x.numel() * 2 // 8
+    dense = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU())
+    assert memory.saved_for_backward(dense, torch.randn(8, 64)) == 8 * 64 * 4 + 8 * 32 * 4
+
+
+# ------------------------------------------------------------------------------- peers and limits
+
+
+def test_a_missing_peer_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(larq_adapter, "_interpreter", "/no/such/python")
+    with pytest.raises(Unavailable, match="cannot start /no/such/python"):
+        larq_adapter._running()
+
+
+def test_the_yardsticks_count_what_they_do():
+    if bf.backends.active("cpu") not in bf.backends.INSTRUCTION_SETS:
+        pytest.skip(f"the C++ extension is not in use: {bf.backends.why_not('cpu')}")
+    assert "MAC per iteration" in roofline.register_contender().make().check()
+    assert "moves 648000 bytes" in roofline.stream_contender(32_000).make().check()
