@@ -1,0 +1,183 @@
+"""The GPU kernels on one machine: check, time, capture, write. ``python -m benchmarks.gpu --out DIR``.
+
+Every contender is compared with the specification (exact integers and bits, float64) before it is timed;
+what fails gets no number and the exit status is 1. Times are CUDA events over rotating buffers, the
+contenders of a case in turns (``timing.py``). One JSON line per case goes to ``DIR/gpu.jsonl``, each with the stamp of
+machine, versions and commit; all of it is meant to take less than 8 minutes on an H200, and cases that
+would start later are skipped and say so. ``--tune`` times candidate tiles for ``kernels/tuning.py`` instead.
+``--dry-run`` runs the cases on tiny sizes in Triton's interpreter: no GPU, no timing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .gpu_cases import Contender, Setting, cases
+from .registry import GateError
+from .stamp import stamp
+from .timing import Plan, cuda_sampler, measure
+
+PLAN = Plan(rounds=15, min_sample_s=0.004, max_contender_s=1.0)
+MINUTES = 7.5  # no case starts later
+Rows = dict[str, dict[str, Any]]  # of one case, by contender
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure made of one case's rows, and what is aimed at (at least; ``at_most``: at most)."""
+
+    case: str
+    name: str
+    aim: float
+    value: Callable[[Rows], float]
+    at_most: bool = False
+
+
+def _faster(ours: str, theirs: str) -> Callable[[Rows], float]:
+    return lambda rows: rows[theirs]["seconds"]["median"] / rows[ours]["seconds"]["median"]
+
+
+def _of_copy(ours: str) -> Callable[[Rows], float]:
+    return lambda rows: rows[ours]["bytes_per_second"] / rows["copy"]["bytes_per_second"]
+
+
+def _conv_goals(shape: str) -> tuple[Goal, Goal]:
+    case = f"conv 3x3 {shape}"
+    return (
+        Goal(case, "float to float over cuDNN", 1.5, _faster("triton", CUDNN)),
+        Goal(case, "bits to bits over cuDNN", 3.0, _faster("triton bits to bits", CUDNN)),
+    )
+
+
+def _host_us(rows: Rows) -> float:
+    return rows["triton"]["host_seconds"] * 1e6
+
+
+def _memory(rows: Rows) -> float:
+    return rows["ours, eager"]["peak_bytes"] / rows[FAKE]["peak_bytes"]
+
+
+LARGE, RESNET, TRAINING = "step, 64 M weights", "step, ResNet-18", "BinaryNet training step"
+PACK, CUBLAS, CUDNN = "triton pack signs and mask", "cuBLAS bf16", "cuDNN bf16"
+FAKE = "fake-quantized, eager"
+GOALS = (
+    Goal(LARGE, "of copy bandwidth", 0.9, _of_copy("triton")),
+    Goal(LARGE, "over torch.compile", 1.3, _faster("triton", "torch.compile")),
+    Goal(LARGE, "over Adam fused", 1.3, _faster("triton", "Adam fused")),
+    Goal(LARGE, "over careful eager", 8.0, _faster("triton", "careful eager")),
+    Goal(RESNET, "of copy bandwidth", 0.7, _of_copy("triton")),
+    Goal(RESNET, "host microseconds", 25.0, _host_us, at_most=True),
+    Goal("pack rows fp32", "of copy bandwidth", 0.85, _of_copy(PACK)),
+    Goal("pack NCHW bf16", "of copy bandwidth", 0.85, _of_copy(PACK)),
+    Goal("pack channels-last bf16", "of copy bandwidth", 0.85, _of_copy(PACK)),
+    Goal("linear 8192^3", "over cuBLAS bf16", 1.4, _faster("triton", CUBLAS)),
+    Goal("linear batch 1, 4096^2", "over cuBLAS bf16", 8.0, _faster("triton", CUBLAS)),
+    *_conv_goals("64ch 56x56"),
+    *_conv_goals("128ch 28x28"),
+    *_conv_goals("256ch 14x14"),
+    *_conv_goals("512ch 7x7"),
+    Goal(TRAINING, "graph over fake-quantized", 2.0, _faster("ours, CUDA graph", FAKE)),
+    Goal(TRAINING, "peak memory, of fake-quantized", 0.5, _memory, at_most=True),
+)
+
+
+def run_case(s: Setting, name: str, make: Callable[[], Iterator[Contender]]) -> dict[str, Any]:
+    """Gate all contenders, then time those that passed, in turns."""
+    rows, passed = [], []
+    for contender in make():
+        row: dict[str, Any] = {"name": contender.name, "gate": "passed"}
+        try:
+            contender.check()
+            passed.append((contender, row))
+        except GateError as error:
+            row |= {"gate": "failed", "detail": str(error)}
+        rows.append(row)
+    if not s.dry:
+        series = measure({c.name: cuda_sampler(c.runs) for c, _ in passed}, PLAN)
+        for contender, row in passed:
+            seconds = series[contender.name].seconds()
+            row["seconds"] = seconds.to_dict()
+            row |= {
+                f"{k}_per_second": v / seconds.median
+                for k in ("bytes", "products")
+                if (v := getattr(contender, k))
+            }
+            row |= contender.extra() if contender.extra else {}
+    return {"case": name, "contenders": rows}
+
+
+def verdicts(records: dict[str, Rows]) -> Iterator[str]:
+    """A line per goal: the figure against the aim, or open where a row has no number."""
+    for goal in GOALS:
+        try:
+            value = goal.value(records[goal.case])
+        except KeyError:
+            yield f"open    {goal.case}: {goal.name} (aim {goal.aim:g})"
+            continue
+        met = value <= goal.aim if goal.at_most else value >= goal.aim
+        yield f"{'met' if met else 'missed':7} {goal.case}: {goal.name} {value:.3g} (aim {goal.aim:g})"
+
+
+def run_all(s: Setting, out: Path, only: str) -> int:
+    """Run the cases whose name contains ``only``; returns the exit status."""
+    out.mkdir(parents=True, exist_ok=True)
+    mark, start, failed = stamp(), time.monotonic(), 0
+    records: dict[str, Rows] = {}
+    with (out / "gpu.jsonl").open("w") as file:
+        for name, make in cases(s).items():
+            if only not in name:
+                continue
+            late = time.monotonic() - start > MINUTES * 60
+            record = {"case": name, "skipped": "out of time"} if late else run_case(s, name, make)
+            file.write(json.dumps(record | {"dry_run": s.dry, "stamp": mark}) + "\n")
+            file.flush()
+            records[name] = {row["name"]: row for row in record.get("contenders", [])}
+            for row in records[name].values():
+                failed += row["gate"] == "failed"
+                time_us = f"{row['seconds']['median'] * 1e6:12.1f} us" if "seconds" in row else ""
+                print(
+                    f"{name:28} {row['name']:36} {row['gate']:7}{time_us} {row.get('detail', '')}", flush=True
+                )
+            gc.collect()
+    if not s.dry:
+        print("\n".join(verdicts(records)))
+    print(f"{time.monotonic() - start:.0f} s, {failed} checks failed, written to {out / 'gpu.jsonl'}")
+    return 1 if failed or not records else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory of the result file")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--tune", action="store_true", help="time candidate tiles instead of the cases")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="tiny sizes in Triton's interpreter, no timing"
+    )
+    chosen = parser.parse_args(arguments)
+    if chosen.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+        return run_all(Setting("cpu", True), chosen.out, chosen.only)
+    if not torch.cuda.is_available():
+        text = "no CUDA GPU here, nothing was measured (--dry-run checks the cases without one)"
+        print(f"benchmarks.gpu: {text}", file=sys.stderr)
+        return 2
+    if chosen.tune:
+        from .gpu_tune import tune
+
+        return tune(Setting("cuda", False), chosen.out)
+    return run_all(Setting("cuda", False), chosen.out, chosen.only)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

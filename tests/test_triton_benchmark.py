@@ -1,0 +1,79 @@
+"""``benchmarks.gpu`` without a GPU: its cases in the interpreter, gates, verdicts and exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.triton_device import DEVICE, runnable
+
+if reason := runnable():
+    pytest.skip(reason, allow_module_level=True)
+if DEVICE == "cuda":
+    pytest.skip("the dry run is for machines without a GPU", allow_module_level=True)
+from benchmarks import gpu, gpu_tune
+from benchmarks.gpu_cases import Setting, cases
+
+DRY = Setting("cpu", True)
+
+
+def _records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("case", ["step, ResNet", "pack NCHW", "linear batch 1", "conv 3x3", "training"])
+def test_cases_pass_their_gates_in_the_interpreter(case: str, tmp_path: Path) -> None:
+    assert gpu.run_all(DRY, tmp_path, case) == 0
+    (record,) = _records(tmp_path)
+    assert case in record["case"] and record["dry_run"] and record["stamp"]["commit"]
+    assert {row["gate"] for row in record["contenders"]} == {"passed"}
+    assert not any("seconds" in row for row in record["contenders"])
+
+
+def test_a_wrong_kernel_fails_its_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bop2nd_fast.kernels import pack_bits
+
+    monkeypatch.setattr(pack_bits, "unpack_bits", lambda words, n, dim, dtype: torch.ones(64, n, dtype=dtype))
+    assert gpu.run_all(DRY, tmp_path, "pack rows") == 1
+    gates = {row["name"]: row["gate"] for row in _records(tmp_path)[0]["contenders"]}
+    assert gates == {"triton pack signs and mask": "passed", "triton unpack": "failed", "copy": "passed"}
+
+
+def test_no_case_is_a_failure_and_no_gpu_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.run_all(DRY, tmp_path, "no such case") == 1
+    assert gpu.main(["--out", str(tmp_path / "none")]) == 2
+    assert "no CUDA GPU here" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_verdicts_compare_figures_with_aims() -> None:
+    def row(seconds: float, **more: float) -> dict:
+        return {"seconds": {"median": seconds}, **more}
+
+    records = {
+        "step, 64 M weights": {
+            "triton": row(1.0, bytes_per_second=95.0),
+            "copy": row(1.0, bytes_per_second=100.0),
+            "Adam fused": row(1.2),
+        },
+        "step, ResNet-18": {"triton": row(1.0, host_seconds=24e-6, bytes_per_second=1.0)},
+    }
+    lines = list(gpu.verdicts(records))
+    assert len(lines) == len(gpu.GOALS)
+    assert lines[0] == "met     step, 64 M weights: of copy bandwidth 0.95 (aim 0.9)"
+    assert lines[1] == "open    step, 64 M weights: over torch.compile (aim 1.3)"
+    assert lines[2] == "missed  step, 64 M weights: over Adam fused 1.2 (aim 1.3)"
+    assert lines[5] == "met     step, ResNet-18: host microseconds 24 (aim 25)"
+
+
+def test_every_goal_names_a_case_and_contenders_that_exist() -> None:
+    full = set(cases(Setting("cpu", False)))
+    assert {goal.case for goal in gpu.GOALS} <= full
+
+
+def test_candidate_tiles_follow_the_chip() -> None:
+    assert all(t.weights_in_shared for t in gpu_tune.matmul_tiles("sm90") if t.loop == "decode")
+    assert not any(t.weights_in_shared for t in gpu_tune.matmul_tiles("sm80"))
