@@ -14,8 +14,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MAX_JOBS ?= $(JOBS)
 
-NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
-CLANG_FORMAT_SOURCES = $(shell find csrc tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
+NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.py')
+CLANG_FORMAT_SOURCES = $(shell find csrc tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format bench fuzz clean
