@@ -45,7 +45,23 @@ def define(schema: str, reference: Callable[..., Any]) -> str:
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _references[name] = _counted("reference", reference)
     _library.impl(name, _references[name], "CompositeExplicitAutograd")
+    if (op := getattr(torch.ops.bop2nd, name).default)._schema.is_mutable:
+        _library.impl(name, _bumping_versions(op), "ADInplaceOrView", with_keyset=True)
     return name
+
+
+def _bumping_versions(op: Any) -> Callable[..., Any]:
+    """Autograd must know what was written: a backward through values from before then raises."""
+    written = [i for i, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write]
+
+    def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        for i in written:  # lists of tensors, or tensors; always positional
+            for tensor in args[i] if isinstance(args[i], (list, tuple)) else (args[i],):
+                torch.autograd.graph.increment_version(tensor)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+
+    return call
 
 
 def _counted(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -49,6 +49,11 @@ def pack_bits_ste(x: Tensor, dim: int = -1, groups: int = 1) -> tuple[Tensor, Te
     return _pack_bools(grouped < 0, -1).flatten(-2), _pack_bools(grouped.abs() <= 1, -1).flatten(-2)
 
 
+def apply_mask_(grad: Tensor, mask: Tensor) -> None:
+    """Clear the elements of ``grad`` ``[..., L]`` whose bit in the words ``mask`` ``[..., words(L)]`` is 0."""
+    grad.masked_fill_(~unpack_flags(mask, grad.shape[-1]), 0)
+
+
 def unpack_flags(words: Tensor, length: int) -> Tensor:
     """Words ``[..., W]`` -> booleans ``[..., length]``."""
     shifts = torch.arange(WORD_BITS, device=words.device, dtype=torch.int32)

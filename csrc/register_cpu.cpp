@@ -213,6 +213,16 @@ Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType d
   return normal_dim(dim, out.dim()) == out.dim() - 1 ? out : move_last_axis_to(out, dim);
 }
 
+void apply_mask_(const Tensor grad, const Tensor mask) {
+  check_words(mask, "mask");
+  STD_TORCH_CHECK(grad.dim() > 0 && mask.dim() == grad.dim() && grad.is_contiguous(),
+                  "grad must be contiguous in walk order and have as many axes as mask");
+  int64_t length = grad.size(grad.dim() - 1), n_rows = length > 0 ? grad.numel() / length : 0;
+  STD_TORCH_CHECK(mask.numel() == n_rows * bop2nd::words_for(length), "mask words do not fit the gradient");
+  Tensor words = compact(mask);
+  bop2nd::apply_mask(const_words_of(words), n_rows, length, real_dtype(grad, "grad"), grad.mutable_data_ptr());
+}
+
 // -------------------------------------------------------------------------------- linear, convolution
 
 Tensor block_weight(const Tensor weight, int64_t groups) {
@@ -358,6 +368,7 @@ STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
   m.impl("pack_bits", TORCH_BOX(&pack_bits));
   m.impl("pack_bits_ste", TORCH_BOX(&pack_bits_ste));
   m.impl("unpack_bits", TORCH_BOX(&unpack_bits));
+  m.impl("apply_mask_", TORCH_BOX(&apply_mask_));
   m.impl("block_weight", TORCH_BOX(&block_weight));
   m.impl("binary_linear", TORCH_BOX(&binary_linear));
   m.impl("binary_conv2d", TORCH_BOX(&binary_conv2d));

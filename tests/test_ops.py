@@ -48,6 +48,18 @@ def test_pack_and_unpack(cpu_backend: str, length: int, dtype: torch.dtype) -> N
     assert_same(ops.unpack_bits(words, length, dtype=dtype), ref.unpack_bits(words, length, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_apply_mask(cpu_backend: str, length: int, dtype: torch.dtype) -> None:
+    grad, mask = values(3, length, dtype=dtype), ref.pack_bits(torch.randn(3, length))
+    ours, expected = grad.clone(), grad.clone()
+    version = ours._version
+    ops.apply_mask_(ours, mask)
+    ref.apply_mask_(expected, mask)
+    assert torch.equal(ours.nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+    assert ours._version > version, "autograd is told of the write"
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("channels", "groups"), [(1, 1), (33, 1), (64, 1), (64, 2), (66, 3), (24, 8)])
 def test_pack_images(
@@ -296,6 +308,7 @@ def opcheck_cases() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         "pack_bits": (ops.pack_bits, (image, 1), {}),
         "pack_bits_ste": (ops.pack_bits_ste, (image, 1, 2), {}),
         "unpack_bits": (ops.unpack_bits, (w, 40), {}),
+        "apply_mask_": (ops.apply_mask_, (torch.randn(3, 40), mask), {}),
         "unpack_bits parameter": (ops.unpack_bits, (parameter, 40), {}),
         "block_weight": (ops.block_weight, (conv, 1), {}),
         "binary_linear": (ops.binary_linear, (x.clone().requires_grad_(), w, True), {}),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from .binary_linear import check_operands, mask_values, row_tiles
+from .binary_linear import check_operands, row_tiles
 from .pack_bits import words_for
 
 PADDING_VALUES = (0, 1, -1)
@@ -166,9 +166,11 @@ def _backward(
         if need_input:
             if explicit:
                 grad_x = grad_x[:, :, padding[0] : padding[0] + h, padding[1] : padding[1] + w]
+            grad_x = grad_x.contiguous(memory_format=last)
             if mask.numel():
-                grad_x = grad_x.mul_(_mask_grouped(mask[images], in_channels, groups, dtype))
-            grad_inputs.append(grad_x.contiguous(memory_format=last))
+                lanes = grad_x.permute(0, 2, 3, 1).unflatten(-1, (groups, per_group))
+                torch.ops.bop2nd.apply_mask_(lanes, mask[images].unflatten(-1, (groups, -1)))
+            grad_inputs.append(grad_x)
     if n == 0:
         grad_weight.zero_()
     if len(grad_inputs) == 1:
@@ -180,11 +182,6 @@ def _backward(
 def _unpack_grouped(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
     """Activation words -> +1 / -1 as NCHW (channels-last strides); groups start on a word of their own."""
     lanes = torch.ops.bop2nd.unpack_bits(words.unflatten(-1, (groups, -1)), channels // groups, dtype=dtype)
-    return lanes.flatten(-2).permute(0, 3, 1, 2)
-
-
-def _mask_grouped(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
-    lanes = mask_values(words.unflatten(-1, (groups, -1)), channels // groups, dtype)
     return lanes.flatten(-2).permute(0, 3, 1, 2)
 
 

@@ -90,16 +90,11 @@ def _backward(
         if dense is not None:
             torch.mm(grad[rows], dense, out=grad_input[rows])
             if mask.numel():
-                grad_input[rows].mul_(mask_values(mask[rows], in_features, grad.dtype))
+                torch.ops.bop2nd.apply_mask_(grad_input[rows], mask[rows])
         if need_weight:
             x = torch.ops.bop2nd.unpack_bits(signs[rows], in_features, dtype=grad.dtype)
             grad_weight += grad[rows].T @ x
     return grad_input.view(*grad_output.shape[:-1], in_features) if need_input else grad_input, grad_weight
-
-
-def mask_values(mask: Tensor, length: int, dtype: torch.dtype, dim: int = -1) -> Tensor:
-    """Mask words -> 1.0 where the gradient passes, 0.0 elsewhere."""
-    return torch.ops.bop2nd.unpack_bits(mask, length, dim, dtype=dtype).mul_(-0.5).add_(0.5)
 
 
 backends.define(

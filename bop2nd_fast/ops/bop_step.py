@@ -46,17 +46,3 @@ def _fake(
             raise ValueError(
                 f"weight {weight.shape}, gradient {grad.shape}, moment {exp_avg.shape} do not fit"
             )
-
-
-def _bump_versions(keyset: Any, *args: Any, **kwargs: Any) -> None:
-    """Autograd must know that weights changed: a later backward through the old ones has to raise."""
-    for tensors in (*args[:1], *args[2:4]):
-        for tensor in tensors:
-            torch.autograd.graph.increment_version(tensor)
-    torch.autograd.graph.increment_version(args[5])
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        op = torch.ops.bop2nd.bop_step_.default
-        op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
-
-
-backends._library.impl("bop_step_", _bump_versions, "ADInplaceOrView", with_keyset=True)

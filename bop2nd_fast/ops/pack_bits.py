@@ -1,4 +1,4 @@
-"""bop2nd::pack_bits, pack_bits_ste, unpack_bits - between floating values and words.
+"""bop2nd::pack_bits, pack_bits_ste, unpack_bits, apply_mask_ - between floating values and words.
 
 Cost of packing fp32: 4 bytes read and 1/8 byte (with the mask 1/4) written per element, one pass.
 The layout is stated in ``reference.py`` and ``binary_tensor.Layout``.
@@ -21,6 +21,7 @@ backends.define(
     "unpack_bits(Tensor words, int length, int dim=-1, *, ScalarType dtype=float) -> Tensor",
     reference.unpack_bits,
 )
+backends.define("apply_mask_(Tensor(a!) grad, Tensor mask) -> ()", reference.apply_mask_)
 
 
 def words_for(length: int) -> int:
@@ -45,6 +46,12 @@ def _pack_ste_fake(input: Tensor, dim: int = -1, groups: int = 1) -> tuple[Tenso
 @torch.library.register_fake("bop2nd::unpack_bits")
 def _unpack_fake(words: Tensor, length: int, dim: int = -1, dtype: torch.dtype = torch.float32) -> Tensor:
     return words.new_empty((*words.shape[:-1], length), dtype=dtype).movedim(-1, dim)
+
+
+@torch.library.register_fake("bop2nd::apply_mask_")
+def _apply_mask_fake(grad: Tensor, mask: Tensor) -> None:
+    if mask.shape != (*grad.shape[:-1], words_for(grad.shape[-1])):
+        raise ValueError(f"mask words {tuple(mask.shape)} do not fit a gradient {tuple(grad.shape)}")
 
 
 def _unpack_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor) -> None:

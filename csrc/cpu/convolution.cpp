@@ -99,7 +99,8 @@ Rectangle rectangle(const ConvShape& s, const Image& image, const Interval& rows
       }
       for (int64_t k = 0; k < words; ++k) {
         int64_t w = (i * s.kernel[1] + j) * words + k;
-        r.w_contiguous = r.w_contiguous && w == r.n_words();
+        int64_t next = r.n_words() > 0 ? r.w_offset.back() + 16 : w * 16;
+        r.w_contiguous = r.w_contiguous && w * 16 == next;
         r.w_offset.push_back(static_cast<int32_t>(w * 16));
       }
     }

@@ -62,6 +62,7 @@ KernelTable overlay(KernelTable base, const KernelTable& over) {
   if (over.pack_rows) base.pack_rows = over.pack_rows;
   if (over.pack_columns) base.pack_columns = over.pack_columns;
   if (over.unpack_rows) base.unpack_rows = over.unpack_rows;
+  if (over.apply_mask) base.apply_mask = over.apply_mask;
   if (over.matmul) base.matmul = over.matmul, base.paired_words = over.paired_words;
   if (over.stream) base.stream = over.stream;
   if (over.register_loop) base.register_loop = over.register_loop;

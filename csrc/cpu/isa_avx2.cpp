@@ -26,8 +26,9 @@ const KernelTable kAvx2Table = {step<Avx2Lanes>,
                                 pack_rows<Avx2Lanes>,
                                 pack_columns<Avx2Lanes>,
                                 unpack_rows<Avx2Lanes>,
+                                apply_mask<Avx2Lanes>,
                                 matmul<Avx2Count, CarrySaveCount>,
-                                CarrySaveCount<Avx2Count, 1>::kPaired,
+                                CarrySaveCount<Avx2Count, 1, Rows::kPlain>::kPaired,
                                 stream<Avx2Lanes>,
                                 register_loop<Avx2Count, CarrySaveCount>};
 

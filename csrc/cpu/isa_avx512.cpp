@@ -26,8 +26,9 @@ const KernelTable kAvx512Table = {step<Avx512Lanes>,
                                   pack_rows<Avx512Lanes>,
                                   pack_columns<Avx512Lanes>,
                                   unpack_rows<Avx512Lanes>,
+                                  apply_mask<Avx512Lanes>,
                                   matmul<Avx512Count, CarrySaveCount>,
-                                  CarrySaveCount<Avx512Count, 1>::kPaired,
+                                  CarrySaveCount<Avx512Count, 1, Rows::kPlain>::kPaired,
                                   stream<Avx512Lanes>,
                                   register_loop<Avx512Count, CarrySaveCount>};
 

@@ -31,8 +31,9 @@ const KernelTable kAvx512VpopcntdqTable = {nullptr,
                                            nullptr,
                                            nullptr,
                                            nullptr,
+                                           nullptr,
                                            matmul<VpopcntdqCount, DirectCount>,
-                                           DirectCount<VpopcntdqCount, 1>::kPaired,
+                                           DirectCount<VpopcntdqCount, 1, Rows::kPlain>::kPaired,
                                            nullptr,
                                            register_loop<VpopcntdqCount, DirectCount>};
 

@@ -21,8 +21,9 @@ const KernelTable kScalarTable = {step<ScalarLanes>,
                                   pack_rows<ScalarLanes>,
                                   pack_columns<ScalarLanes>,
                                   unpack_rows<ScalarLanes>,
+                                  apply_mask<ScalarLanes>,
                                   matmul<ScalarCount, CarrySaveCount>,
-                                  CarrySaveCount<ScalarCount, 1>::kPaired,
+                                  CarrySaveCount<ScalarCount, 1, Rows::kPlain>::kPaired,
                                   stream<ScalarLanes>,
                                   register_loop<ScalarCount, CarrySaveCount>};
 

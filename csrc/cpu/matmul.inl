@@ -14,25 +14,39 @@
 //
 // Include inside a target region and an anonymous namespace within bop2nd.
 
-template <class C, int P>
+// How the weights of a block are read: word k at 16 k, in pairs or plain, or plain at w_offset[k].
+enum class Rows { kPaired, kPlain, kIndexed };
+
+struct Weights {
+  const uint32_t* words;
+  const int32_t* offset;  // of kIndexed, already that of word 0
+};
+
+template <class C, Rows kRows>
+BOP2ND_INLINE typename C::I load_weight(const Weights& w, int64_t k) {
+  if constexpr (kRows == Rows::kIndexed) return C::load(w.words + w.offset[k]);
+  return C::load(w.words + 16 * k);
+}
+
+template <class C, int P, Rows kRows>
 struct DirectCount {
   using I = typename C::I;
   static constexpr bool kPaired = false;
 
   // count[p] = number of differing bits per lane; pixel p's words start at x + p * n_words.
-  static BOP2ND_INLINE void accumulate(const uint32_t* x, const uint32_t* w, int64_t n_words, bool, I (&count)[P]) {
+  static BOP2ND_INLINE void accumulate(const uint32_t* x, const Weights& w, int64_t n_words, I (&count)[P]) {
     for (int p = 0; p < P; ++p) count[p] = C::set1(0);
     const uint32_t* pixel[P];
     for (int p = 0; p < P; ++p) pixel[p] = x + p * n_words;
-    for (int64_t k = 0; k < n_words; ++k, w += 16) {
-      I weight = C::load(w);
+    for (int64_t k = 0; k < n_words; ++k) {
+      I weight = load_weight<C, kRows>(w, k);
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) count[p] = C::add(count[p], C::popcount(C::xor_word(weight, pixel[p] + k)));
     }
   }
 };
 
-template <class C, int P>
+template <class C, int P, Rows kRows>
 struct CarrySaveCount {
   using I = typename C::I;
   static constexpr bool kPaired = true;
@@ -44,12 +58,12 @@ struct CarrySaveCount {
   };
   struct Source {
     const uint32_t* x[P];
-    const uint32_t* w;
-    bool w_paired;  // else w holds plain words, and the pairs are made here
+    Weights w;
 
     BOP2ND_INLINE void advance(int64_t n) {
       for (int p = 0; p < P; ++p) x[p] += n;
-      w += 16 * n;
+      if constexpr (kRows == Rows::kIndexed) w.offset += n;
+      else w.words += 16 * n;
     }
   };
 
@@ -63,8 +77,8 @@ struct CarrySaveCount {
   template <int N>
   static BOP2ND_INLINE void add_words(const Source& s, int at, Planes& b, I (&carry)[P]) {
     if constexpr (N == 2) {
-      I w0 = C::load(s.w + 16 * at), w1 = C::load(s.w + 16 * at + 16);
-      if (!s.w_paired) w1 = C::bit_xor(w0, w1);
+      I w0 = load_weight<C, kRows>(s.w, at), w1 = load_weight<C, kRows>(s.w, at + 1);
+      if constexpr (kRows != Rows::kPaired) w1 = C::bit_xor(w0, w1);
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) C::pair_add(b.one[p], w0, w1, s.x[p] + at, carry[p]);
     } else {
@@ -104,7 +118,7 @@ struct CarrySaveCount {
   }
 
   static BOP2ND_INLINE void add_single(const Source& s, int64_t at, Planes& b) {
-    I w = C::load(s.w + 16 * at);
+    I w = load_weight<C, kRows>(s.w, at);
     for (int p = 0; p < P; ++p) {
       I carry = C::xor_word(w, s.x[p] + at);
       half_add(b.one[p], carry);
@@ -129,14 +143,13 @@ struct CarrySaveCount {
     return C::add_bytes(C::add_bytes(sum, sum), C::byte_counts(b.one[p]));
   }
 
-  static BOP2ND_INLINE void accumulate(const uint32_t* x, const uint32_t* w, int64_t n_words, bool w_paired,
-                                       I (&count)[P]) {
+  static BOP2ND_INLINE void accumulate(const uint32_t* x, const Weights& w, int64_t n_words, I (&count)[P]) {
     Planes b;
     I zero = C::set1(0);
     for (int p = 0; p < P; ++p) b.one[p] = b.two[p] = b.four[p] = b.eight[p] = b.sixteens[p] = count[p] = zero;
     Source s;
     for (int p = 0; p < P; ++p) s.x[p] = x + p * n_words;
-    s.w = w, s.w_paired = w_paired;
+    s.w = w;
     if (n_words & 1) add_single(s, n_words - 1, b);
     add_rest(s, n_words % 16, b);
     int64_t rounds = n_words / 16;
@@ -151,34 +164,34 @@ struct CarrySaveCount {
 };
 
 // Counts for all pixels of the tile, 16 to a pixel.
-template <class C, template <class, int> class Counter, bool kWPaired>
+template <class C, template <class, int, Rows> class Counter, Rows kRows>
 void count_tile(const MatmulTile& t, const uint32_t* w, uint32_t* counts) {
   constexpr int P = C::kPixels;
   int64_t n = t.n_words, p = 0;
   for (; p + P <= t.n_pixels; p += P) {
     for (int lane = 0; lane < 16; lane += C::kLanes) {
       typename C::I count[P];
-      Counter<C, P>::accumulate(t.x + p * n, w + lane, n, kWPaired, count);
+      Counter<C, P, kRows>::accumulate(t.x + p * n, {w + lane, t.w_offset}, n, count);
       for (int i = 0; i < P; ++i) C::store_int(counts + (p + i) * 16 + lane, count[i]);
     }
   }
   for (; p < t.n_pixels; ++p) {
     for (int lane = 0; lane < 16; lane += C::kLanes) {
       typename C::I count[1];
-      Counter<C, 1>::accumulate(t.x + p * n, w + lane, n, kWPaired, count);
+      Counter<C, 1, kRows>::accumulate(t.x + p * n, {w + lane, t.w_offset}, n, count);
       C::store_int(counts + p * 16 + lane, count[0]);
     }
   }
 }
 
-// The block's words without the taps that are left out, in pairs where the counter wants them.
 template <class C>
-BOP2ND_INLINE void gather_weights(const MatmulTile& t, bool paired, uint32_t* to) {
-  for (int64_t k = 0; k < t.n_words; ++k) {
+BOP2ND_INLINE void pair_weights(const uint32_t* from, int64_t n_words, uint32_t* to) {
+  for (int64_t i = 0; i < 16 * n_words; i += 32) {
     for (int lane = 0; lane < 16; lane += C::kLanes) {
-      typename C::I w = C::load(t.w + t.w_offset[k] + lane);
-      if (paired && k % 2 == 1) w = C::bit_xor(w, C::load(t.w + t.w_offset[k - 1] + lane));
-      C::store_int(to + k * 16 + lane, w);
+      typename C::I first = C::load(from + i + lane);
+      C::store_int(to + i + lane, first);
+      if (i + 16 >= 16 * n_words) continue;
+      C::store_int(to + i + 16 + lane, C::bit_xor(first, C::load(from + i + 16 + lane)));
     }
   }
 }
@@ -205,16 +218,20 @@ void emit_tile(const MatmulTile& t, const uint32_t* counts) {
   }
 }
 
-template <class C, template <class, int> class Counter>
+// Making the pairs once costs about 1 cycle a word, making them in the loop 1/4 cycle a word and pixel.
+constexpr int64_t kPairPixels = 8;
+
+template <class C, template <class, int, Rows> class Counter>
 void matmul(const MatmulTile& t, Emit emit) {
   uint32_t* counts = t.scratch;
-  uint32_t* gathered = t.scratch + t.n_pixels * 16;
-  // Gathering costs about as much as half a pixel; for few pixels it only pays where taps are left out.
-  if (!t.w_contiguous || (Counter<C, 1>::kPaired && t.n_pixels >= 4)) {
-    gather_weights<C>(t, Counter<C, 1>::kPaired, gathered);
-    count_tile<C, Counter, true>(t, gathered, counts);
+  if (!t.w_contiguous) {
+    count_tile<C, Counter, Rows::kIndexed>(t, t.w, counts);
+  } else if (Counter<C, 1, Rows::kPlain>::kPaired && t.n_pixels >= kPairPixels && t.n_words > 0) {
+    uint32_t* paired = t.scratch + t.n_pixels * 16;
+    pair_weights<C>(t.w + t.w_offset[0], t.n_words, paired);
+    count_tile<C, Counter, Rows::kPaired>(t, paired, counts);
   } else {
-    count_tile<C, Counter, false>(t, t.w, counts);
+    count_tile<C, Counter, Rows::kPlain>(t, t.w + (t.n_words > 0 ? t.w_offset[0] : 0), counts);
   }
   switch (emit) {
     case Emit::kFloat32: return emit_tile<C, float>(t, counts);

@@ -61,4 +61,11 @@ void unpack(const uint32_t* words, int64_t n_rows, int64_t length, Dtype dtype, 
   });
 }
 
+void apply_mask(const uint32_t* mask, int64_t n_rows, int64_t length, Dtype dtype, void* grad) {
+  const KernelTable& table = count_call();
+  parallel_ranges(n_rows, grain_for(kPackGrain, words_for(length)), [&](int64_t begin, int64_t end) {
+    table.apply_mask(mask, length, dtype, grad, begin, end);
+  });
+}
+
 }  // namespace bop2nd

@@ -17,6 +17,9 @@ void bop_step(const std::vector<StepTensor>& tensors, const StepHyper& hyper, in
 void pack(const PackShape& shape, const void* x, uint32_t* signs, uint32_t* mask);
 void unpack(const uint32_t* words, int64_t n_rows, int64_t length, Dtype dtype, void* out);
 
+// Clears the elements of `grad` (n_rows of `length`) whose mask bit is 0.
+void apply_mask(const uint32_t* mask, int64_t n_rows, int64_t length, Dtype dtype, void* grad);
+
 // A convolution; a linear layer is one with height = width = kernel = 1.
 struct ConvShape {
   int64_t batch, height, width;      // of the input

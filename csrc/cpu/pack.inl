@@ -128,6 +128,32 @@ void unpack_rows_as(const uint32_t* words, int64_t length, T* out, int64_t begin
   }
 }
 
+// Rows of a gradient: 0 where the mask bit is 0, as they are elsewhere.
+template <class V, class T>
+void apply_mask_as(const uint32_t* mask, int64_t length, T* grad, int64_t begin, int64_t end) {
+  BitLayout row{length};
+  int64_t n_words = row.row_words();
+  for (int64_t r = begin; r < end; ++r) {
+    for (int64_t w = 0; w < n_words; ++w) {
+      uint32_t word = mask[r * n_words + w];
+      int n = row.elements_in(w);
+      T* p = grad + r * length + w * kWordBits;
+#pragma GCC unroll 4
+      for (int i = 0; i < kWordBits; i += V::kLanes) {
+        if (n <= i) break;
+        V::store(p + i, V::keep(V::load(p + i, n - i), V::from_bits(word >> i)), n - i);
+      }
+    }
+  }
+}
+
+template <class V>
+void apply_mask(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin, int64_t end) {
+  if (dtype == Dtype::kFloat32) return apply_mask_as<V>(mask, length, static_cast<float*>(grad), begin, end);
+  if (dtype == Dtype::kBFloat16) return apply_mask_as<V>(mask, length, static_cast<BFloat16*>(grad), begin, end);
+  apply_mask_as<V>(mask, length, static_cast<Float16*>(grad), begin, end);
+}
+
 template <class V>
 void unpack_rows(const uint32_t* words, int64_t length, Dtype dtype, void* out, int64_t begin, int64_t end) {
   if (dtype == Dtype::kFloat32) return unpack_rows_as<V>(words, length, static_cast<float*>(out), begin, end);

@@ -23,6 +23,7 @@ struct Avx2Lanes {
   BOP2ND_INLINE static F flip_sign(F a, M m) {
     return _mm256_xor_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(m, 31)));
   }
+  BOP2ND_INLINE static F keep(F a, M m) { return _mm256_and_ps(a, _mm256_castsi256_ps(m)); }
   BOP2ND_INLINE static M less_zero(F a) { return compare<_CMP_LT_OQ>(a, _mm256_setzero_ps()); }
   BOP2ND_INLINE static M greater(F a, F b) { return compare<_CMP_GT_OQ>(a, b); }
   BOP2ND_INLINE static M at_most(F a, F b) { return compare<_CMP_LE_OQ>(a, b); }

@@ -23,6 +23,7 @@ struct Avx512Lanes {
   BOP2ND_INLINE static F flip_sign(F a, M m) {
     return _mm512_mask_xor_ps(a, m, a, _mm512_set1_ps(-0.0f));
   }
+  BOP2ND_INLINE static F keep(F a, M m) { return _mm512_maskz_mov_ps(m, a); }
   BOP2ND_INLINE static M less_zero(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_LT_OQ); }
   BOP2ND_INLINE static M greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   BOP2ND_INLINE static M at_most(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }

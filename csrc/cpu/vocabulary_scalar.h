@@ -20,6 +20,7 @@ struct ScalarLanes {
   BOP2ND_INLINE static F sqrt(F a) { return __builtin_sqrtf(a); }
   BOP2ND_INLINE static F abs(F a) { return __builtin_fabsf(a); }
   BOP2ND_INLINE static F flip_sign(F a, M m) { return float_of_bits(bits_of_float(a) ^ (m ? 0x80000000u : 0u)); }
+  BOP2ND_INLINE static F keep(F a, M m) { return m ? a : 0.0f; }
   BOP2ND_INLINE static M less_zero(F a) { return a < 0.0f; }
   BOP2ND_INLINE static M greater(F a, F b) { return a > b; }
   BOP2ND_INLINE static M at_most(F a, F b) { return a <= b; }

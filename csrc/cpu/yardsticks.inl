@@ -6,16 +6,17 @@
 
 // The yardstick of matmul: the same counting on one cache line of weights and one word per pixel, so that what
 // is left is the arithmetic. Returns binary multiply-accumulates (one bit each).
-template <class C, template <class, int> class Counter>
+template <class C, template <class, int, Rows> class Counter>
 double register_loop(int64_t iterations) {
   constexpr int kWords = 16 * 16;
   constexpr int P = C::kPixels;
+  constexpr Rows kRows = Counter<C, P, Rows::kPlain>::kPaired ? Rows::kPaired : Rows::kPlain;
   alignas(64) uint32_t x[P * kWords], w[kWords * 16];
   for (int i = 0; i < P * kWords; ++i) x[i] = 0x01234567u * static_cast<uint32_t>(i + 1);
   for (int i = 0; i < kWords * 16; ++i) w[i] = 0x89ABCDEFu * static_cast<uint32_t>(i + 1);
   typename C::I count[P];
   for (int64_t i = 0; i < iterations; ++i) {
-    Counter<C, P>::accumulate(x, w, kWords, true, count);
+    Counter<C, P, kRows>::accumulate(x, {w, nullptr}, kWords, count);
     for (int p = 0; p < P; ++p) C::keep_in_register(count[p]);
   }
   return static_cast<double>(iterations) * kWords * P * C::kLanes * 32;
