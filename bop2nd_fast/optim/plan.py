@@ -56,6 +56,7 @@ class Batch:
     rows: slice
     first_index: int
     strides: list[tuple[int, ...]]
+    walked: tuple[list[Tensor], list[Tensor]]  # both moments as views in walk order
     cached: tuple[Any, Tensor] | None = None
 
 
@@ -92,6 +93,7 @@ class Plan:
         """Whether somebody moved or replaced a parameter's memory or its state since the plan was made."""
         return any(
             state[p].get("exp_avg") is not batch.exp_avgs[i]
+            or (batch.exp_avg_sqs and state[p]["exp_avg_sq"] is not batch.exp_avg_sqs[i])
             or state[p]["step"] is not batch.step
             or p.stride() != batch.strides[i]
             or p.device != self.last.device
@@ -122,8 +124,7 @@ class Plan:
         torch.ops.bop2nd.bop_step_(
             [w.words if isinstance(w, BinaryTensor) else walk(w, w) for w in map(local_tensor, batch.params)],
             [walk(p, p.grad) for p in batch.params],  # type: ignore[arg-type]
-            [walk(p, m) for p, m in zip(batch.params, batch.exp_avgs, strict=True)],
-            [walk(p, v) for p, v in zip(batch.params, batch.exp_avg_sqs, strict=False)],
+            *batch.walked,
             self._hyper(batch, hyper_of),
             counts,
             inv_scale=inv_scale,
@@ -206,16 +207,22 @@ def cut_batches(parts: list[list[Tensor]], state: State, group: HyperGroup, sing
     batches, row = [], 0
     for part in parts:
         states = [state[p] for p in part]
+        exp_avgs = [s["exp_avg"] for s in states]
+        exp_avg_sqs = [s["exp_avg_sq"] for s in states if "exp_avg_sq" in s]
         batches.append(
             Batch(
                 params=part,
-                exp_avgs=[s["exp_avg"] for s in states],
-                exp_avg_sqs=[s["exp_avg_sq"] for s in states if "exp_avg_sq" in s],
+                exp_avgs=exp_avgs,
+                exp_avg_sqs=exp_avg_sqs,
                 step=states[0]["step"],
                 scale=states[0].get("threshold_scale") if singly else None,
                 rows=slice(row, row + len(part)),
                 first_index=index[id(part[0])],
                 strides=[p.stride() for p in part],
+                walked=(
+                    [walk(p, m) for p, m in zip(part, exp_avgs, strict=True)],
+                    [walk(p, v) for p, v in zip(part, exp_avg_sqs, strict=False)],
+                ),
             )
         )
         row += len(part)
