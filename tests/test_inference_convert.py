@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -426,3 +427,15 @@ def test_blocked_weights_are_kept(cpu_backend: str) -> None:
     again = [layer.weight._blocked for layer in packed.layers.values() if hasattr(layer, "threshold")]
     assert all(a is b for a, b in zip(kept, again, strict=True))
     assert not any("blocked" in key for key in packed.state_dict())
+
+
+def test_copies_and_empty_batches() -> None:
+    model = wild_batch_norms(bf.models.BinaryNet(width=4, image_size=8, in_channels=1, first_padding=1))
+    with (
+        torch.inference_mode()
+    ):  # a caller's mode does not reach the weights: their cache needs version counters
+        packed = convert(model, images((1, 1, 8, 8)))
+    assert not any(t.is_inference() for t in packed.buffers() if type(t) is Tensor)
+    for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed)), packed.to("cpu")):
+        assert_identical(copied, model, images((2, 1, 8, 8)))
+    assert packed(images((0, 1, 8, 8))).shape == (0, 10)
