@@ -2,7 +2,7 @@
 
 One build serves several torch versions (LibTorch stable ABI, torch >= 2.11) and Python versions (limited
 API, >= 3.10). Without a C++ compiler the package installs without ``_C`` and says so. BOP2ND_BUILD_CUDA is
-0, 1 or auto (the default): whether the CUDA sources are built as well.
+0, 1 or auto (the default): whether ``_C_cuda`` is built as well.
 """
 
 from __future__ import annotations
@@ -54,8 +54,20 @@ def with_cuda() -> bool:
     from torch.utils.cpp_extension import CUDA_HOME
 
     if choice == "1" and CUDA_HOME is None:
-        sys.exit("BOP2ND_BUILD_CUDA=1: no CUDA toolkit found (CUDA_HOME)")
+        sys.exit("BOP2ND_BUILD_CUDA=1: this torch is a CPU build, or no CUDA toolkit was found (CUDA_HOME)")
     return CUDA_HOME is not None
+
+
+def cuda_library() -> list:
+    """``_C_cuda``, a library of its own: it only loads where torch has CUDA."""
+    if not with_cuda():
+        return []
+    from torch.utils.cpp_extension import CUDAExtension
+
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0;10.0;12.0+PTX")
+    sources = sorted(["csrc/register_cuda.cpp", *glob.glob("csrc/cuda/*.cu")])
+    flags = {"cxx": FLAGS, "nvcc": ["-std=c++17", "-O3", "--fmad=false", "--threads=2"]}
+    return [CUDAExtension("bop2nd_fast._C_cuda", sources, extra_compile_args=flags, py_limited_api=True)]
 
 
 def extension() -> dict:
@@ -66,18 +78,12 @@ def extension() -> dict:
         print("Everything works, slowly: install g++ or clang++ (or set CXX) and reinstall.", file=sys.stderr)
         print("=" * 88, file=sys.stderr)
         return {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     sources = sorted([*glob.glob("csrc/cpu/*.cpp"), "csrc/register_cpu.cpp"])
-    flags: dict[str, list[str]] = {"cxx": FLAGS}
-    kind = CppExtension
-    if with_cuda():
-        kind = CUDAExtension
-        sources += sorted(["csrc/register_cuda.cpp", *glob.glob("csrc/cuda/*.cu")])
-        flags["nvcc"] = ["-std=c++17", "-O3", "--fmad=false", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-    module = kind("bop2nd_fast._C", sources, extra_compile_args=flags, py_limited_api=True)
+    module = CppExtension("bop2nd_fast._C", sources, extra_compile_args={"cxx": FLAGS}, py_limited_api=True)
     return {
-        "ext_modules": [module],
+        "ext_modules": [module, *cuda_library()],
         "cmdclass": {"build_ext": BuildExtension},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }

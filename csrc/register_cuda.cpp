@@ -470,6 +470,15 @@ STABLE_TORCH_LIBRARY_IMPL(BOP2ND_NAMESPACE, BOP2ND_DEVICE, m) {
 // Operator calls served so far; tests check that what they forced really ran.
 BOP2ND_EXPORT int64_t bop2nd_cuda_calls(void) { return bop2nd::cuda::n_calls.load(); }
 
+// Enqueues the product kernels' instruction back to back on the current device `device`; returns the
+// multiply-accumulates it stands for, or -1. `out`: device memory of one int32. For benchmarks.
+BOP2ND_EXPORT double bop2nd_cuda_mma_peak(void* out, int n_iterations, int device, void* stream) {
+  double n_macs = 0;
+  auto error =
+      bop2nd::cuda::launch_mma_peak(static_cast<int32_t*>(out), n_iterations, device, &n_macs, stream);
+  return error ? -1.0 : n_macs;
+}
+
 // Which kernel a product would run on a chip, in words. `arch` as 80, 90, ...; conv: sizes of the padded
 // geometry in the order n, h, w, channels, outputs, kh, kw, stride, padding, dilation, groups, padding value;
 // linear: rows, features, outputs. Returns the length of the text, or -1.

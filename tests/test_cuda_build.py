@@ -110,7 +110,7 @@ def _compiler() -> str:
 def test_the_binding_compiles_against_any_torch() -> None:
     """Against a CPU-only torch as well: the stable headers carry the shims it needs."""
     command = [
-        *(_compiler(), "-std=c++17", "-fsyntax-only", "-Wall", "-Werror", "-Wno-unknown-pragmas"),
+        *(_compiler(), "-std=c++17", "-fsyntax-only", "-Wall", "-Wno-unknown-pragmas"),
         *("-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030A0000"),
         f"-I{Path(torch.__file__).parent / 'include'}",
         f"-I{sysconfig.get_paths()['include']}",

@@ -49,7 +49,8 @@ template <class Tile>
 struct MatmulThread {
   int32_t x_base[Tile::kRowCopies];  // word of tap (0, 0); may lie in the padding
   int32_t y[Tile::kRowCopies], x[Tile::kRowCopies];
-  int32_t w_base[Tile::kColCopies];  // negative: no such output
+  int32_t w_base[Tile::kColCopies];  // negative where there is no such output
+  int32_t copy_target;               // of this thread's first chunk, within a stage
   int32_t count[Tile::kDown][Tile::kAcross][4];
 };
 
@@ -57,7 +58,7 @@ template <class Tile, Math math, int kVector, class Block>
 struct MatmulBlock {
   using Thread = MatmulThread<Tile>;
   using Threads = typename Block::template Threads<Thread, Tile::kThreads>;
-  static constexpr int kOutside = -(1 << 30);
+  static constexpr int kOutside = -(1 << 30);  // a coordinate, or an aligned offset, outside everything
 
   Block& block;
   const MatmulProblem& p;
@@ -93,7 +94,7 @@ struct MatmulBlock {
 #pragma unroll
       for (int i = 0; i < Tile::kColCopies; ++i) {
         int col = col0 + thread / Tile::kChunksPerRow + i * Tile::kRowStep;
-        t.w_base[i] = col < s.group_outputs ? (group * s.group_outputs + col) * s.k_words() : -1;
+        t.w_base[i] = col < s.group_outputs ? (group * s.group_outputs + col) * s.k_words() : kOutside;
       }
 #pragma unroll
       for (int i = 0; i < Tile::kDown; ++i)
@@ -101,6 +102,7 @@ struct MatmulBlock {
         for (int j = 0; j < Tile::kAcross; ++j)
 #pragma unroll
           for (int r = 0; r < 4; ++r) t.count[i][j][r] = 0;
+      t.copy_target = swizzle(thread / Tile::kChunksPerRow, thread % Tile::kChunksPerRow);
       for (int row = thread; row < Tile::kRows; row += Tile::kThreads) row_term(row);
     });
   }
@@ -124,29 +126,32 @@ struct MatmulBlock {
     shared_classes()[row] = border_class;
   }
 
+  // Where a source does not exist (padding, rows past the end) nothing is read and zeros are written, so its
+  // address does not matter. No branches: conditions are combined with &.
   BOP2ND_HD void copy_stage(int stage) {
     const ConvShape& s = p.shape;
-    int buffer = stage % Tile::kStages * Tile::kStageBytes;
+    constexpr int kPassBytes = Tile::kRowStep * Tile::kStageWords * 4;  // rows of one pass of all threads
+    static_assert(Tile::kRowStep % 8 == 0, "the swizzle repeats every eight rows");
     block.each(threads, [&](int thread, Thread& t) {
-      int chunk = thread % Tile::kChunksPerRow, first = thread / Tile::kChunksPerRow;
+      int target = stage % Tile::kStages * Tile::kStageBytes + t.copy_target;
 #pragma unroll
       for (int part = 0; part < 4; part += kVector) {
-        int k = stage * Tile::kStageWords + chunk * 4 + part;
+        int k = stage * Tile::kStageWords + thread % Tile::kChunksPerRow * 4 + part;
         bool in_k = k < s.k_words();
-        Tap tap = s.tap(in_k ? k : 0);
+        Tap tap = s.tap(k);
         int dy = tap.ky * s.vertical.dilation, dx = tap.kx * s.horizontal.dilation;
         int offset = (dy * s.horizontal.size + dx) * s.pixel_words() + tap.word;
 #pragma unroll
         for (int i = 0; i < Tile::kRowCopies; ++i) {
-          bool inside = in_k && s.vertical.inside(t.y[i] + dy) && s.horizontal.inside(t.x[i] + dx);
-          int target = buffer + swizzle(first + i * Tile::kRowStep, chunk) + part * 4;
-          block.template copy_async<kVector * 4>(target, inside ? p.x + t.x_base[i] + offset : p.x, inside);
+          bool inside = in_k & s.vertical.inside(t.y[i] + dy) & s.horizontal.inside(t.x[i] + dx);
+          block.template copy_async<kVector * 4>(target + i * kPassBytes + part * 4, p.x,
+                                                 t.x_base[i] + offset, inside);
         }
 #pragma unroll
         for (int i = 0; i < Tile::kColCopies; ++i) {
-          bool exists = in_k && t.w_base[i] >= 0;
-          int target = buffer + swizzle(Tile::kRows + first + i * Tile::kRowStep, chunk) + part * 4;
-          block.template copy_async<kVector * 4>(target, exists ? p.w + t.w_base[i] + k : p.w, exists);
+          bool exists = in_k & (t.w_base[i] >= 0);
+          block.template copy_async<kVector * 4>(target + Tile::kRows * 64 + i * kPassBytes + part * 4, p.w,
+                                                 t.w_base[i] + k, exists);
         }
       }
     });
@@ -240,13 +245,15 @@ struct MatmulBlock {
 #pragma unroll
         for (int j = 0; j < Tile::kAcross; ++j)
 #pragma unroll
-          for (int r = 0; r < 4; ++r) {
+          for (int r = 0; r < 4; r += 2) {  // registers r and r + 1 hold neighbours of a row
             Coordinate at = FragmentBits::c(thread % 32, r);
             int index = result_index(down + i * 16 + at.row, across + j * 8 + at.col, Tile::kCols);
             if (split) {
               block.atomic_add(sums + index, t.count[i][j][r]);
+              block.atomic_add(sums + index + 1, t.count[i][j][r + 1]);
             } else {
-              counts[index] = t.count[i][j][r];
+              *reinterpret_cast<Word2*>(counts + index) = {
+                  {static_cast<uint32_t>(t.count[i][j][r]), static_cast<uint32_t>(t.count[i][j][r + 1])}};
             }
           }
     });

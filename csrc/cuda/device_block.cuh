@@ -36,11 +36,12 @@ struct DeviceBlock {
   __device__ __forceinline__ void sync() { __syncthreads(); }
   __device__ __forceinline__ void fence() { __threadfence(); }
 
-  // `target` in bytes of shared memory; zeros are written where the source does not exist. Whole 16-byte
-  // vectors bypass L1.
+  // `target` in bytes of shared memory; where the source does not exist zeros are written and nothing is read
+  // (a source size of 0). Whole 16-byte vectors bypass L1.
   template <int n_bytes>
-  __device__ __forceinline__ void copy_async(int target, const uint32_t* source, bool exists) {
+  __device__ __forceinline__ void copy_async(int target, const uint32_t* base, int32_t offset, bool exists) {
     uint32_t to = shared_address(target);
+    const uint32_t* source = base + offset;
     int n_read = exists ? n_bytes : 0;
     if constexpr (n_bytes == 16) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(source), "r"(n_read)

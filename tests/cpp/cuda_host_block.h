@@ -91,10 +91,11 @@ class HostBlock {
   void fence() {}
 
   template <int n_bytes>
-  void copy_async(int target, const uint32_t* source, bool exists) {
-    if (target % n_bytes != 0 || reinterpret_cast<uintptr_t>(source) % n_bytes != 0) std::abort();
+  void copy_async(int target, const uint32_t* base, int32_t offset, bool exists) {
+    uintptr_t source = reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(int64_t{4} * offset);
+    if (target % n_bytes != 0 || source % n_bytes != 0) std::abort();
     Copy copy{target, n_bytes, {}};
-    if (exists) std::memcpy(copy.data, source, n_bytes);
+    if (exists) std::memcpy(copy.data, reinterpret_cast<const void*>(source), n_bytes);
     std::memset(bytes() + target, 0x5A, n_bytes);
     open_.push_back(copy);
   }
