@@ -2,8 +2,8 @@
 
 Every contender is compared with the specification (exact integers and bits, float64) before it is timed;
 what fails gets no number and the exit status is 1. Times are CUDA events over rotating buffers, the
-contenders of a case in turns (``timing.py``). One JSON line per case goes to ``DIR/gpu.jsonl``, each with the stamp of
-machine, versions and commit; all of it is meant to take less than 8 minutes on an H200, and cases that
+contenders of a case in turns (``timing.py``). One JSON line per case goes to ``DIR/gpu.jsonl`` with the stamp
+of machine, versions and commit; all of it is meant to take less than 8 minutes on an H200, and cases that
 would start later are skipped and say so. ``--tune`` times candidate tiles for ``kernels/tuning.py`` instead.
 ``--dry-run`` runs the cases on tiny sizes in Triton's interpreter: no GPU, no timing.
 """

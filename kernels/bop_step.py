@@ -37,11 +37,11 @@ _TRITON_DTYPE = {
 
 
 @triton.jit
-def bop_rule(g, m, v, negative, gamma, sigma, a, b):
-    """THE UPDATE RULE, on registers: new moments, candidates, flips. ``v`` is None for Bop."""
+def bop_rule(g, m, v, negative, gamma, sigma, a, b, HAS_V: tl.constexpr):
+    """THE UPDATE RULE, on registers: new moments, candidates, flips. Without ``HAS_V`` no ``v`` is read."""
     m = m + gamma * (g - m)
     bound = b
-    if v is not None:
+    if HAS_V:
         v = v + sigma * (g * g - v)
         bound = a * tl.sqrt_rn(v) + b
     candidates = (m < 0) == negative
@@ -87,7 +87,7 @@ def _update(
     PACKED: tl.constexpr = weight.dtype.element_ty == tl.int32
     g = to_float32(tl.load(grad + offsets, mask=live, other=0))
     m = to_float32(tl.load(exp_avg + offsets, mask=live, other=0))
-    v = None
+    v = m
     if exp_avg_sq is not None:
         v = to_float32(tl.load(exp_avg_sq + offsets, mask=live, other=0))
     if scale is not None:
@@ -100,7 +100,7 @@ def _update(
     else:
         w = to_float32(tl.load(weight + offsets, mask=live, other=1))
         negative = w < 0
-    m, v, candidates, flips = bop_rule(g, m, v, negative, gamma, sigma, a, b)
+    m, v, candidates, flips = bop_rule(g, m, v, negative, gamma, sigma, a, b, exp_avg_sq is not None)
     candidates = candidates & live
     flips = flips & live
     if exp_avg.dtype.element_ty == tl.bfloat16:

@@ -33,7 +33,7 @@ BUDGETS = {
     "linear decode to bits": 168,
     "conv decode 64 to 64": 192,
     "conv decode 256 to 256": 192,
-    "conv decode 256 to 256 bits": 192,
+    "conv decode 256 to 256 bits": 208,
     "conv popcount": 168,
 }
 
