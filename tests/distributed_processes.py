@@ -7,7 +7,9 @@ threads. The fork server is a clean process of its own.
 from __future__ import annotations
 
 import datetime
+import io
 import multiprocessing
+import multiprocessing.connection
 import os
 import tempfile
 import time
@@ -21,7 +23,10 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "bop2nd_fast", __name__])
+# torch._dynamo: the first optimizer would import it, which takes seconds
+_context.set_forkserver_preload(
+    ["torch._dynamo", "torch.distributed.fsdp", "bop2nd_fast", "pytest", __name__]
+)
 
 
 def start(target: Callable[..., Any], *args: Any) -> Any:
@@ -30,6 +35,11 @@ def start(target: Callable[..., Any], *args: Any) -> Any:
     process = _context.Process(target=target, args=args, daemon=True)
     process.start()
     return process
+
+
+def pipe() -> Any:
+    """(receiving end, sending end)."""
+    return _context.Pipe(duplex=False)
 
 
 def run(worker: Callable[..., Any], world_size: int, *args: Any, seconds: float = 100) -> list[Any]:
@@ -42,7 +52,7 @@ def run(worker: Callable[..., Any], world_size: int, *args: Any, seconds: float 
         store, pipes, processes = Path(directory) / "store", [], []
         try:
             for rank in range(world_size):
-                ours, theirs = _context.Pipe(duplex=False)
+                ours, theirs = pipe()
                 processes.append(start(_main, worker, rank, world_size, str(store), theirs, args))
                 theirs.close()
                 pipes.append(ours)
@@ -63,10 +73,11 @@ def _collect(pipes: list[Any], deadline: float) -> list[Any]:
         for pipe in ready:
             rank = pipes.index(pipe)
             try:
-                failure, results[rank] = pipe.recv()
+                failure, saved = pipe.recv()
             except EOFError:
                 failure = "it died"
             assert failure is None, f"rank {rank}: {failure}"
+            results[rank] = torch.load(io.BytesIO(saved), weights_only=False)
     return [results[rank] for rank in range(len(pipes))]
 
 
@@ -85,7 +96,9 @@ def _main(
         result = worker(rank, world_size, *args)
         dist.barrier()
         dist.destroy_process_group()
-        pipe.send((None, result))
+        saved = io.BytesIO()
+        torch.save(result, saved)  # pickled, tensors would be handles on memory of this process
+        pipe.send((None, saved.getvalue()))
     except BaseException:
         pipe.send((traceback.format_exc(), None))
         raise

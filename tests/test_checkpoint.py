@@ -1,0 +1,193 @@
+"""Checkpoints: killed at every call of a write, killed at random moments, damaged files."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bop2nd_fast as bf
+from bop2nd_fast import checkpoint
+
+from .distributed_processes import pipe, start
+
+N_STEPS = 120
+
+
+def training(path: str | Path) -> tuple[checkpoint.Run, nn.Module, tuple[Any, ...], torch.Generator]:
+    generator = torch.Generator().manual_seed(5)
+    torch.manual_seed(11)
+    model = nn.Sequential(
+        bf.nn.BinaryLinear(40, 33, input_quantizer=None),
+        nn.BatchNorm1d(33),
+        nn.Dropout(0.1),
+        bf.nn.BinaryLinear(33, 4),
+    )
+    binary, real = bf.optim.split_parameters(model)
+    opts = (
+        bf.optim.Bop2ndOrder(binary, gamma=1e-2, sigma=1e-2, threshold=0.05, bias_correction="adam"),
+        torch.optim.Adam(real, lr=1e-2),
+    )
+    run = checkpoint.Run(path, model=model, binary=opts[0], real=opts[1], batches=generator)
+    return run, model, opts, generator
+
+
+def train(path: str, n_steps: int, progress: Any = None, every: int = 1) -> None:
+    """Train to ``n_steps`` with a checkpoint after every step, or after every ``every``-th."""
+    torch.set_num_threads(1)
+    run, model, opts, generator = training(path)
+    for step in range(run.resume(), n_steps):
+        images = torch.randn(16, 40, generator=generator)
+        labels = torch.randint(0, 4, (16,), generator=generator)
+        F.cross_entropy(model(images), labels).backward()
+        for optimizer in opts:
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % every == 0:
+            run.save(step + 1)
+        if progress is not None:
+            progress.send(step + 1)
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, bf.BinaryTensor):
+        assert torch.equal(a.words, b.words), where
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+@pytest.mark.distributed
+def test_killed_20_times_at_random_moments(tmp_path):
+    """SIGKILL between, before and within writes; the end is that of a run that nobody disturbed."""
+    path, moments = tmp_path / "run.pt", random.Random(2)
+    reached = []
+    for _ in range(20):
+        ours, theirs = pipe()
+        process = start(train, str(path), N_STEPS, theirs)
+        theirs.close()
+        for _ in range(moments.randint(1, 2)):
+            assert ours.poll(60), "the training process makes no progress"
+            reached.append(ours.recv())
+        time.sleep(moments.uniform(0, 0.03))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        step = checkpoint.load_latest(path)["step"]
+        assert reached[-1] <= step < N_STEPS, "a finished checkpoint was lost"
+    train(str(path), N_STEPS)
+    train(str(tmp_path / "undisturbed.pt"), N_STEPS, every=N_STEPS)
+    assert_same(checkpoint.load(path), checkpoint.load(tmp_path / "undisturbed.pt"))
+    assert checkpoint.load(path)["step"] == N_STEPS
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "undisturbed.pt") == [
+        "run.pt",
+        "run.pt.previous",
+    ]
+
+
+CALLS = ["link", "replace", "fsync"]  # of module os: everything by which a write becomes visible or durable
+
+
+def killed_in_call(path: str, n: int) -> None:
+    """Write a checkpoint, but end before (even n) or after (odd n) the n//2-th of ``CALLS``."""
+    left = [n // 2]
+
+    def wrapped(original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0 and n % 2 == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*args, **kwargs)
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, wrapped(getattr(os, name)))
+    checkpoint.save(path, {"value": torch.full((1000,), 2.0)})
+
+
+@pytest.mark.distributed
+def test_killed_at_every_call_of_a_write(tmp_path):
+    kills = 0
+    for n in range(100):
+        path = tmp_path / f"{n}.pt"
+        checkpoint.save(path, {"value": torch.full((1000,), 0.0)})
+        checkpoint.save(path, {"value": torch.full((1000,), 1.0)})
+        process = start(killed_in_call, str(path), n)
+        process.join(60)
+        value = checkpoint.load(path)["value"]
+        assert value.unique().numel() == 1 and value[0] in (1.0, 2.0)
+        assert checkpoint.load(f"{path}.previous")["value"][0] in (0.0, 1.0)
+        if process.exitcode == 0:
+            assert value[0] == 2
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        checkpoint.save(path, {"value": torch.full((1000,), 3.0)})  # and the next write works
+        assert checkpoint.load(path)["value"][0] == 3
+        assert {p.name for p in tmp_path.iterdir() if p.name.lstrip(".").startswith(f"{n}.pt")} == {
+            f"{n}.pt",
+            f"{n}.pt.previous",
+        }
+    assert kills == 10  # link, replace, fsync of the file, replace, fsync of the directory; before and after
+
+
+def test_damaged_file_falls_back_to_the_previous_one_loudly(tmp_path):
+    path = tmp_path / "run.pt"
+    assert checkpoint.load_latest(path) is None
+    checkpoint.save(path, {"step": 1})
+    checkpoint.save(path, {"step": 2})
+    assert checkpoint.load_latest(path) == {"step": 2}
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+        checkpoint.load(path)
+    with pytest.warns(RuntimeWarning, match="going on from"):
+        assert checkpoint.load_latest(path) == {"step": 1}
+    Path(f"{path}.previous").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+        checkpoint.load_latest(path)
+
+
+def test_an_exception_while_writing_leaves_everything(tmp_path):
+    path = tmp_path / "run.pt"
+    checkpoint.save(path, {"step": 1})
+    with pytest.raises((AttributeError, TypeError, RuntimeError)):
+        checkpoint.save(path, {"step": lambda: None})
+    assert checkpoint.load(path) == {"step": 1}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_refuses_what_is_not_its_own(tmp_path):
+    run, model, _, _ = training(tmp_path / "run.pt")
+    run.save(3)
+    before = model[0].weight.words.clone()
+    other = checkpoint.Run(tmp_path / "run.pt", model=model)
+    with pytest.raises(checkpoint.CheckpointError, match="this run has"):
+        other.resume()
+    checkpoint.save(tmp_path / "run.pt", {"something": 1})
+    with pytest.raises(checkpoint.CheckpointError, match="not written by"):
+        run.resume()
+    assert torch.equal(model[0].weight.words, before)
+    with pytest.raises(TypeError, match="no state_dict"):
+        checkpoint.Run(tmp_path / "x.pt", model=3)
