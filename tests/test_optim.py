@@ -302,6 +302,50 @@ def test_group_behaves_like_a_dict_and_swaps_tensors_for_floats() -> None:
     assert type(pickle.loads(pickle.dumps(group))) is dict
 
 
+# ------------------------------------------------------------------------- changing one import
+
+
+class EagerBop2ndOrder(torch.optim.Optimizer):
+    """What people write themselves: dense weights, plain torch, the paper's biased rule."""
+
+    def __init__(
+        self, params: Any, gamma: float = 1e-6, sigma: float = 1e-2, threshold: float = 1e-6
+    ) -> None:
+        super().__init__(params, {"gamma": gamma, "sigma": sigma, "threshold": threshold})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["m"], state["v"] = torch.zeros_like(p), torch.zeros_like(p)
+                m, v = state["m"], state["v"]
+                m += group["gamma"] * (p.grad - m)
+                v += group["sigma"] * (p.grad**2 - v)
+                bound = group["threshold"] * (v.double().sqrt().float() + 1e-10)
+                p[(m.sign() == p) & (m.abs() > bound)] *= -1
+
+
+def _users_own_training(optimizer_class: Any) -> Tensor:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(12, 70, bias=False), nn.Tanh(), nn.Linear(70, 3, bias=False))
+    for p in model.parameters():
+        p.data = torch.where(p.data < 0, -1.0, 1.0)
+    optimizer = optimizer_class(model.parameters(), gamma=1e-2, sigma=1e-2, threshold=5e-2)
+    for _ in range(50):
+        optimizer.zero_grad()
+        model(torch.randn(20, 12)).square().mean().backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_a_users_own_dense_model_changes_one_import() -> None:
+    eager, ours = _users_own_training(EagerBop2ndOrder), _users_own_training(Bop2ndOrder)
+    assert torch.equal(ours.abs(), torch.ones_like(ours))
+    assert torch.equal(eager, ours)
+
+
 # ------------------------------------------------------------------------- conventions
 
 

@@ -23,8 +23,11 @@ aten = torch.ops.aten
 @pytest.fixture(autouse=True)
 def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield
+    torch.set_num_threads(threads)
     torch._dynamo.reset()
 
 
@@ -220,6 +223,7 @@ def _train(step: Callable[[Tensor, Tensor], Tensor], after: Callable[[], Any]) -
     return losses
 
 
+@pytest.mark.slow
 def test_compiled_mixed_training_never_breaks_nor_recompiles() -> None:
     """Forward and backward one compiled thing, the steps of both members another (that one by inductor, which
     is slow to compile): 100 scheduled steps."""
@@ -250,6 +254,7 @@ def test_compiled_mixed_training_never_breaks_nor_recompiles() -> None:
     assert float(optimizer.param_groups[1]["lr"]) == pytest.approx(0.02 * 0.99**100, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(torch._dynamo.config, "trace_autograd_ops"),
     reason="this torch breaks the graph at backward()",

@@ -89,6 +89,7 @@ def test_mixed_is_its_two_members(kind: str) -> None:
     assert [c.flips for c in mixed.telemetry()] == [c.flips for c in one.telemetry()]
     assert mixed.telemetry()[1].name == "2.weight"
     assert len(mixed.report(quiet=True)) == 3
+    assert list(mixed.signal_histogram()) == ["0.weight", "2.weight", "5.weight"]
     assert len(mixed.param_groups) == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,19 @@ def test_target_flip_rate_rests_in_warmup_and_in_skipped_steps() -> None:
         if step == 3:
             del optimizer.grad_scale, optimizer.found_inf
         assert (optimizer.state[p]["threshold_scale"] == 1) == (step < 4)
+
+
+# ------------------------------------------------------------------------- the example
+
+
+def test_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[1] / "examples" / "optimizer.py"
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert float(printed.split("epoch 10  accuracy ")[1].split()[0]) > 0.8
+    assert "flips/step" in printed
+    assert "resumed at gamma 0.001" in printed
+    assert len((tmp_path / "flips.jsonl").read_text().splitlines()) == 20

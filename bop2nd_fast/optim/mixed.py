@@ -216,6 +216,10 @@ class MixedOptimizer(Optimizer):
         """The binary layers' regimes; see :meth:`Bop2ndOrder.report`."""
         return self._bop().report(quiet)
 
+    def signal_histogram(self, bins: int = 40, limit: float = 8.0) -> dict[str, Tensor]:
+        """Of the binary parameters; see :meth:`Bop2ndOrder.signal_histogram`."""
+        return self._bop().signal_histogram(bins, limit)
+
     def _bop(self) -> BopBase:
         if not isinstance(self.binary, BopBase):
             raise TypeError(f"{type(self.binary).__name__} keeps no counts of flips")

@@ -9,15 +9,19 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .group import HyperGroup
 from .plan import Plan, steps_of
 
 if TYPE_CHECKING:
     from .base import BopBase
+    from .mixed import MixedOptimizer
+
+    Reporting: TypeAlias = BopBase | MixedOptimizer
 
 # Of the flips that sign(m) alone would make, the share below which the threshold does nothing.
 INACTIVE_BELOW = 0.01
@@ -161,11 +165,13 @@ def signal_histograms(optimizer: BopBase, bins: int, limit: float) -> dict[str, 
 # ------------------------------------------------------------------------- loggers
 
 
-def _hyperparameters(optimizer: BopBase) -> dict[str, float]:
+def _hyperparameters(optimizer: Reporting) -> dict[str, float]:
+    """Everything a schedule may drive; of a real optimizer's groups the learning rate."""
     return {
         f"group{g}/{name}": float(group[name])
         for g, group in enumerate(optimizer.param_groups)
-        for name in optimizer._ranges
+        for name in (group.ranges if isinstance(group, HyperGroup) else ("lr",))
+        if name in group
     }
 
 
@@ -179,7 +185,7 @@ class JsonLinesLogger:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def __call__(self, optimizer: BopBase, step: int) -> None:
+    def __call__(self, optimizer: Reporting, step: int) -> None:
         """Write the last step's counts, stamped ``step``."""
         hyper = _hyperparameters(optimizer)
         with self.path.open("a", encoding="utf-8") as file:
@@ -200,7 +206,7 @@ class TensorBoardLogger:
     def __init__(self, writer: Any) -> None:
         self.writer = writer
 
-    def __call__(self, optimizer: BopBase, step: int) -> None:
+    def __call__(self, optimizer: Reporting, step: int) -> None:
         """Write the last step's rates, stamped ``step``."""
         for counts in optimizer.telemetry():
             for what in ("flips", "candidates", "blocked"):
