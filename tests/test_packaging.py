@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import tomllib
 
 import bop2nd_fast
+from bop2nd_fast import backends
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = sorted(path.name for path in (ROOT / "kernels").glob("*.py"))
@@ -110,6 +112,34 @@ def test_every_requirement_is_pinned_exactly_and_covers_the_extras():
 
 def normal(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
+
+
+README_PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("index", range(len(README_PROGRAMS)))
+def test_the_programs_of_the_readme_run(index, tmp_path):
+    command = [sys.executable, "-c", README_PROGRAMS[index]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    finished = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_readme_tells_which_backend_has_which_operator():
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    told = {
+        op: [cell.strip() for cell in cells.split("|")]
+        for ops, cells in rows
+        for op in re.findall(r"\w+", ops)
+    }
+    registered = (ROOT / "csrc" / "register_cpu.cpp").read_text()
+    assert told.keys() == backends._references.keys()
+    for op, (reference, cpu, triton, _) in told.items():
+        assert reference == "yes"
+        assert (cpu == "yes") == (f'm.impl("{op}"' in registered), op
+        assert (triton == "yes") == (op in backends._TRITON_LAUNCHERS), op
 
 
 @pytest.mark.slow
