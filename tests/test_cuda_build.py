@@ -118,3 +118,20 @@ def test_the_binding_compiles_against_any_torch() -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_library_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bop2nd_fast import cuda_library
+
+    monkeypatch.setattr(cuda_library.importlib.util, "find_spec", lambda _: None)
+    absent = cuda_library.CudaLibrary()
+    assert absent.symbols is None
+    assert "were not built" in (absent.why_not() or "")
+    assert absent.calls() == 0
+
+    def refuse(name: str) -> ModuleType:
+        raise ImportError(f"{name}: undefined symbol: some_shim")
+
+    monkeypatch.setattr(cuda_library.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(cuda_library.importlib, "import_module", refuse)
+    assert "undefined symbol: some_shim" in (cuda_library.CudaLibrary().why_not() or "")

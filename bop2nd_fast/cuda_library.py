@@ -1,0 +1,98 @@
+"""``_C_cuda``: the CUDA C++ kernels' library and its control symbols (plain C, called through ctypes).
+
+Loading it registers its operators for CUDA tensors; that touches no device. It is a library beside ``_C``
+because it only loads where torch is a CUDA build.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+
+import torch
+
+OPS = (
+    "bop_step_",
+    "pack_bits",
+    "pack_bits_ste",
+    "unpack_bits",
+    "binary_linear",
+    "binary_conv2d",
+    "binary_linear_packed",
+    "binary_conv2d_packed",
+)
+_MODULE = "bop2nd_fast._C_cuda"
+
+
+class CudaLibrary:
+    """The library if it is there; ``missing`` says why it is not (None: it is loaded)."""
+
+    def __init__(self) -> None:
+        self.missing: str | None = None
+        self.symbols: ctypes.CDLL | None = None
+        if importlib.util.find_spec(_MODULE) is None:
+            needs = "a CUDA build of torch" if torch.version.cuda is None else "nvcc"
+            self.missing = f"the CUDA C++ kernels were not built (installing them needs {needs})"
+            return
+        try:
+            module = importlib.import_module(_MODULE)
+        except ImportError as error:
+            self.missing = f"the CUDA C++ kernels do not load ({error})"
+            return
+        symbols = ctypes.CDLL(str(module.__file__))
+        symbols.bop2nd_cuda_calls.restype = ctypes.c_int64
+        symbols.bop2nd_cuda_mma_peak.restype = ctypes.c_double
+        self.symbols = symbols
+
+    def why_not(self) -> str | None:
+        """Why these kernels cannot run here, or None if they can."""
+        if self.missing is not None:
+            return self.missing
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        major, minor = torch.cuda.get_device_capability()
+        return None if major >= 8 else f"they need compute capability 8.0, this device has {major}.{minor}"
+
+    def calls(self) -> int:
+        """Operator calls served so far."""
+        return 0 if self.symbols is None else int(self.symbols.bop2nd_cuda_calls())
+
+    def explain_product(self, sizes: tuple[int, ...], arch: int, n_multiprocessors: int) -> str:
+        """Which kernel a binary product would run on a chip of compute capability ``arch`` (80, 90, ...).
+
+        Args:
+            sizes: linear: rows, features, outputs. Convolution: n, height, width, channels, outputs, kernel
+                height and width, stride, padding, dilation, groups, padding value.
+
+        Raises:
+            ValueError: another number of sizes.
+        """
+        assert self.symbols is not None
+        text = ctypes.create_string_buffer(256)
+        values = (ctypes.c_int64 * len(sizes))(*sizes)
+        n = self.symbols.bop2nd_cuda_explain(values, len(sizes), arch, n_multiprocessors, text, len(text))
+        if n < 0:
+            raise ValueError(f"3 sizes describe a linear product, 12 a convolution; got {len(sizes)}")
+        return text.value.decode()
+
+    def mma_peak(self, n_iterations: int) -> float:
+        """Enqueue the product's tensor-core instruction back to back on the current stream.
+
+        Returns:
+            The multiply-accumulates it stands for; time it with events to get the chip's peak.
+
+        Raises:
+            RuntimeError: the kernel could not be launched.
+        """
+        assert self.symbols is not None
+        out = torch.zeros(1, dtype=torch.int32, device="cuda")
+        stream = torch.cuda.current_stream().cuda_stream
+        n_macs = float(
+            self.symbols.bop2nd_cuda_mma_peak(
+                ctypes.c_void_p(out.data_ptr()), n_iterations, out.device.index, ctypes.c_void_p(stream)
+            )
+        )
+        if n_macs < 0:
+            raise RuntimeError("the peak kernel could not be launched")
+        return n_macs
