@@ -9,7 +9,8 @@ about 4 operations. Memory is the limit. Unpacking reads 1/8 byte and writes the
 How: a tensor is seen as ``[outer, length, inner]`` with ``length`` packed. ``inner == 1`` (linear layers,
 channels-last images): a block of ``[words, 32]`` elements, contiguous in memory, is reduced across lanes.
 ``inner > 1`` (NCHW along C): 32 rows of ``inner`` are read one after another, each by neighbouring threads,
-and shifted into the word in registers. Other strides are copied to contiguous memory first.
+and shifted into the word in registers. Other strides, and ``inner`` below 32 (the taps of a 3x3 weight), are
+copied to rows first.
 
 Limits: fp32, bf16, fp16; fewer than 2**31 words in the result.
 """
@@ -123,7 +124,7 @@ def _pack(input: Tensor, dim: int, groups: int, with_mask: bool) -> tuple[Tensor
         return signs, mask
     inner = input.shape[dim + 1 :].numel()
     packed_last = input.movedim(dim, -1)
-    in_rows = packed_last.is_contiguous() or not input.is_contiguous() or inner == 1
+    in_rows = packed_last.is_contiguous() or not input.is_contiguous() or inner < 32
     with on_device_of(input):
         if in_rows:
             source = packed_last.contiguous()

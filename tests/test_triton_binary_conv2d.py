@@ -30,6 +30,7 @@ CASES = {
     "whole words per group": ((1, 64, 6, 5), 64, (3, 3), (1, 1), (1, 1), (1, 1), 2),
     "padding wider than the image": ((1, 33, 2, 3), 4, (3, 3), (1, 1), (3, 2), (1, 1), 1),
 }
+PADDED = ("3x3, odd channels", "strides and dilation", "groups")
 Case = tuple[tuple[int, ...], int, tuple[int, int], Any, Any, Any, int]
 
 
@@ -42,9 +43,10 @@ def operands(case: Case) -> tuple[Tensor, Tensor, list[Any]]:
     return x.to(DEVICE), reference.pack_bits(w.to(DEVICE), 1), [stride, padding, dilation, groups]
 
 
-@pytest.mark.parametrize("padding_value", [0, 1, -1])
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("loop", TILES)
+@pytest.mark.parametrize(("loop", "name", "padding_value"), [
+    *((loop, name, 0) for loop in TILES for name in CASES),
+    *((loop, name, value) for loop in ("popcount", "decode") for name in PADDED for value in (1, -1)),
+])  # fmt: skip
 def test_packed_dots_and_threshold_bits(loop: str, name: str, padding_value: int) -> None:
     x, w, geometry = operands(CASES[name])
     words, _ = reference.pack_bits_ste(x, 1, geometry[-1])

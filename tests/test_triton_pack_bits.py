@@ -47,7 +47,7 @@ def test_every_length(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("channels", "groups"), [(3, 1), (33, 1), (64, 1), (64, 2), (40, 2), (99, 3)])
 def test_images(dtype: torch.dtype, channels: int, groups: int) -> None:
-    x = values(2, channels, 5, 7, dtype=dtype)
+    x = values(2 if channels == 33 else 1, channels, 5, 7, dtype=dtype)
     check(x, 1, groups)
     check(x.contiguous(memory_format=torch.channels_last), 1, groups)
 

@@ -5,6 +5,7 @@ Import this before anything that imports triton: the interpreter is chosen when 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import torch
@@ -16,6 +17,8 @@ if DEVICE == "cpu":
 
 def runnable() -> str | None:
     """None if kernels can run in this process, else the reason why not."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package 'triton' is not installed"
     import triton.language as tl
     from triton.runtime.interpreter import InterpretedFunction
 

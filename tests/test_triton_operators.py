@@ -1,0 +1,85 @@
+"""The operators on Triton's launchers, eager and traced by torch.compile, as a training step uses them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import bop2nd_fast as bf
+from tests.triton_device import DEVICE, runnable
+
+if reason := runnable():
+    pytest.skip(reason, allow_module_level=True)
+
+
+def small_network() -> torch.nn.Module:
+    torch.manual_seed(5)
+    return torch.nn.Sequential(
+        bf.nn.BinaryConv2d(3, 33, 3, padding=1, input_quantizer=None),
+        torch.nn.BatchNorm2d(33),
+        bf.nn.BinaryConv2d(33, 4, 3, stride=2),
+        torch.nn.Flatten(),
+        bf.nn.BinaryLinear(16, 5),
+    ).to(DEVICE)
+
+
+def training_step(compiler: str | None, backend: str) -> tuple[list[float], list[Tensor]]:
+    """Two steps; losses, and the words afterwards. ``compiler``: forward and loss in one graph, or eager."""
+    model = small_network()
+    with bf.backends.use(backend):
+        binary, _ = bf.optim.split_parameters(model)
+        optimizer = bf.optim.Bop2ndOrder(binary, gamma=0.3, sigma=0.2, threshold=0.1)
+        x, labels = torch.randn(3, 3, 6, 6, device=DEVICE), torch.tensor([0, 4, 2], device=DEVICE)
+
+        def forward(x: Tensor) -> Tensor:
+            return F.cross_entropy(model(x), labels)
+
+        step: Any = torch.compile(forward, backend=compiler, fullgraph=True) if compiler else forward
+        losses = []
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = step(x)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        torch._dynamo.reset()
+        return losses, [p.words.clone() for p in binary]
+
+
+@pytest.mark.parametrize("compiler", [None, "aot_eager"])
+def test_a_training_step_as_on_the_reference(compiler: str | None) -> None:
+    before = bf.backends.calls()
+    losses, words = training_step(compiler, "triton")
+    after = bf.backends.calls()
+    assert after["triton"] > before["triton"]
+    expected_losses, expected = training_step(None, "reference")
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert all(torch.equal(a, e) for a, e in zip(words, expected, strict=True))
+    start = [p.words for p in bf.optim.split_parameters(small_network())[0]]
+    assert not torch.equal(words[0], start[0])
+
+
+def test_compiled_step_of_the_operator_has_no_graph_break() -> None:
+    from bop2nd_fast import reference
+
+    def step(weight: Tensor, grad: Tensor, m: Tensor, v: Tensor, hyper: Tensor, counts: Tensor) -> Tensor:
+        torch.ops.bop2nd.bop_step_([weight], [grad], [m], [v], hyper, counts)
+        return counts.sum()
+
+    hyper = torch.tensor([0.3, 0.2, 0.1, 0.05], device=DEVICE)
+    grad, v = torch.randn(3, 70, device=DEVICE), torch.rand(3, 70, device=DEVICE)
+    weight, m = (
+        reference.pack_bits(torch.randn(3, 70, device=DEVICE)),
+        0.1 * torch.randn(3, 70, device=DEVICE),
+    )
+    counts = torch.zeros(1, 2, dtype=torch.int64, device=DEVICE)
+    expected = [t.clone() for t in (weight, m, v, counts)]
+    reference.bop_step_([expected[0]], [grad], [expected[1]], [expected[2]], hyper, expected[3])
+    with bf.backends.use("triton"):
+        torch.compile(step, backend="aot_eager", fullgraph=True)(weight, grad, m, v, hyper, counts)
+        torch._dynamo.reset()
+    assert all(torch.equal(a, e) for a, e in zip((weight, m, v, counts), expected, strict=True))
