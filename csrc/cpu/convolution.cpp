@@ -91,18 +91,18 @@ Rectangle rectangle(const ConvShape& s, const Image& image, const Interval& rows
   int64_t words = s.group_words(), n_columns = columns.tap_last - columns.tap_first;
   bool joined = s.dilation[1] == 1 && s.groups == 1;  // the taps of a kernel row lie side by side
   if (joined) r.run_words *= n_columns;
+  int64_t n_taps = (rows.tap_last - rows.tap_first) * n_columns;
+  r.run_offset.reserve(static_cast<size_t>(n_taps));
+  r.w_offset.reserve(static_cast<size_t>(n_taps * words));
   for (int64_t i = rows.tap_first; i < rows.tap_last; ++i) {
     for (int64_t j = columns.tap_first; j < columns.tap_last; ++j) {
       if (!joined || j == columns.tap_first) {
         int64_t x = (i * s.dilation[0] * image.width + j * s.dilation[1]) * image.pixel_words;
         r.run_offset.push_back(static_cast<int32_t>(x));
       }
-      for (int64_t k = 0; k < words; ++k) {
-        int64_t w = (i * s.kernel[1] + j) * words + k;
-        int64_t next = r.n_words() > 0 ? r.w_offset.back() + 16 : w * 16;
-        r.w_contiguous = r.w_contiguous && w * 16 == next;
-        r.w_offset.push_back(static_cast<int32_t>(w * 16));
-      }
+      int32_t w = static_cast<int32_t>((i * s.kernel[1] + j) * words * 16);
+      if (!r.w_offset.empty() && w != r.w_offset.back() + 16) r.w_contiguous = false;
+      for (int64_t k = 0; k < words; ++k, w += 16) r.w_offset.push_back(w);
     }
   }
   return r;
@@ -162,6 +162,7 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
   int64_t wanted = 8 * pool().n_threads();
   int64_t parts = std::min(blocks, std::max<int64_t>(1, wanted / std::max<int64_t>(1, n_tiles * groups)));
   std::vector<Task> tasks;
+  tasks.reserve(static_cast<size_t>((n_tiles + 1) * groups * parts));
   for (const Rectangle& r : plan.rectangles) {
     for (int64_t p = 0; p < r.n_pixels; p += kTilePixels) {
       for (int64_t g = 0; g < groups; ++g) {
@@ -181,12 +182,21 @@ struct Destination {
   int64_t pixel_items, item_bytes;  // per output pixel, in what MatmulTile::out_offset counts
 };
 
-// The words pixel p sees, side by side; in pairs (see matmul.inl) if wanted.
+// The words one pixel sees, side by side; in pairs (see matmul.inl) if wanted.
 void gather_pixel(const Rectangle& r, const uint32_t* x, bool paired, uint32_t* to) {
+  if (paired && r.run_words % 2 == 0) {  // both steps at once, two words at a time
+    for (int32_t offset : r.run_offset) {
+      for (int64_t k = 0; k < r.run_words; k += 2, to += 2) {
+        uint32_t first = x[offset + k], second = x[offset + k + 1];
+        to[0] = first;
+        to[1] = first ^ second;
+      }
+    }
+    return;
+  }
   uint32_t* at = to;
   for (int32_t offset : r.run_offset) {
-    std::copy(x + offset, x + offset + r.run_words, at);
-    at += r.run_words;
+    for (int64_t k = 0; k < r.run_words; ++k) *at++ = x[offset + k];
   }
   if (!paired) return;
   for (int64_t k = 1; k < r.n_words(); k += 2) to[k] ^= to[k - 1];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How close the loops come to their yardsticks, on one thread; best of many short runs. Not a test.
-// usage: bench_core [seconds]
+// usage: bench_core [seconds per suite] [first instruction set]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -17,6 +17,18 @@ using Clock = std::chrono::steady_clock;
 
 extern "C" double bop2nd_register_loop(int id, int64_t iterations);
 extern "C" double bop2nd_bandwidth_loop(const float* grad, float* m, float* v, int32_t* words, int64_t n);
+
+// Memory on cache lines, as torch's is: a 64-byte store across two lines costs two.
+template <class T>
+struct OnLines {
+  std::vector<T> memory;
+
+  OnLines(size_t n, T value) : memory(n + 64 / sizeof(T), value) {}
+  T* data() {
+    size_t past_line = reinterpret_cast<uintptr_t>(memory.data()) % 64;
+    return memory.data() + (64 - past_line) / sizeof(T) % (64 / sizeof(T));
+  }
+};
 
 struct Case {
   std::string name;
@@ -51,9 +63,9 @@ void bench_matmul(int id, double seconds) {
   std::vector<Case> cases;
   cases.push_back({"register loop", bop2nd_register_loop(id, 100), [=] { bop2nd_register_loop(id, 100); }});
   auto add = [&](const std::string& name, const ConvShape& s, double products) {
-    auto x = std::vector<uint32_t>(static_cast<size_t>(s.batch * s.height * s.width * s.group_words()), 0x55u);
-    auto w = std::vector<uint32_t>(static_cast<size_t>(s.group_blocks() * s.taps() * s.group_words() * 16), 0x33u);
-    auto out = std::vector<float>(static_cast<size_t>(s.batch * s.out_size(0) * s.out_size(1) * s.out_channels));
+    OnLines<uint32_t> x(static_cast<size_t>(s.batch * s.height * s.width * s.group_words()), 0x55u);
+    OnLines<uint32_t> w(static_cast<size_t>(s.group_blocks() * s.taps() * s.group_words() * 16), 0x33u);
+    OnLines<float> out(static_cast<size_t>(s.batch * s.out_size(0) * s.out_size(1) * s.out_channels), 0.0f);
     cases.push_back({name, products, [=]() mutable {
                        binary_conv(s, x.data(), w.data(), Emit::kFloat32, nullptr, out.data());
                      }});
@@ -74,8 +86,8 @@ void bench_matmul(int id, double seconds) {
 
 void bench_step(double seconds) {
   constexpr int64_t kSize = 1 << 24;
-  std::vector<float> g(kSize, 0.1f), m(kSize, 0.0f), v(kSize, 0.0f);
-  std::vector<int32_t> words(kSize / 32, 0);
+  OnLines<float> g(kSize, 0.1f), m(kSize, 0.0f), v(kSize, 0.0f);
+  OnLines<int32_t> words(kSize / 32, 0);
   StepTensor t{words.data(), g.data(), m.data(), v.data(), Dtype::kPacked, Dtype::kFloat32, Dtype::kFloat32, 1, kSize, 0};
   int64_t counts[2];
   double bytes = 20.25 * kSize;
@@ -88,7 +100,7 @@ void bench_step(double seconds) {
 
 int main(int argc, char** argv) {
   double seconds = argc > 1 ? std::atof(argv[1]) : 3.0;
-  for (int id = 0; id < bop2nd_isa_count(); ++id) {
+  for (int id = argc > 2 ? std::atoi(argv[2]) : 0; id < bop2nd_isa_count(); ++id) {
     if (bop2nd_isa_force(id) != 0) continue;
     std::printf("%s\n", bop2nd_isa_name(id));
     bench_matmul(id, seconds);
