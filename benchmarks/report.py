@@ -94,7 +94,7 @@ def memory_rows(records: Records) -> list[list[str]]:
     rows = []
     for record in records:
         entries = [e for e in record["contenders"] if "memory" in e]
-        ours = next((e["memory"] for e in entries if e["role"] == OURS), {})
+        ours: dict[str, int] = next((e["memory"] for e in entries if e["role"] == OURS), {})
         for entry in entries:
             for key, value in entry["memory"].items():
                 factor = f"{value / ours[key]:.2f}x" if key in ours and entry["role"] != OURS else ""

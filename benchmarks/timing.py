@@ -48,7 +48,8 @@ class Quantiles:
         """Raises ``ValueError`` without samples."""
         if not samples:
             raise ValueError("no samples")
-        return Quantiles(*(quantile(samples, q) for q in (0.5, 0.1, 0.9)), len(samples))
+        median, p10, p90 = (quantile(samples, q) for q in (0.5, 0.1, 0.9))
+        return Quantiles(median, p10, p90, len(samples))
 
     def to_dict(self) -> dict[str, float]:
         return {"median": self.median, "p10": self.p10, "p90": self.p90, "samples": self.n}

@@ -224,6 +224,12 @@ def test_the_allocator_peak_counts_live_bytes():
     assert 1 << 20 <= one_after_the_other < (1 << 20) + 4096
 
 
+def test_the_resident_set_is_measured_without_the_past():
+    torch.ones(64 << 18).sum()  # 64 MiB, gone before the measurement
+    growth = memory.rss_growth(lambda: torch.ones(32 << 18))
+    assert 28 << 20 <= growth <= 48 << 20
+
+
 def test_a_binary_layer_keeps_two_bits_per_activation():
     x = torch.randn(2, 64, 8, 8, requires_grad=True)
     assert memory.saved_for_backward(bf.nn.BinaryConv2d(64, 32, 3, padding=1), x) == x.numel() * 2 // 8

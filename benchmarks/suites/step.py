@@ -1,7 +1,7 @@
 """Suite ``step``: Bop2ndOrder's step against eager torch, the compiler and fused Adam.
 
 The weights of ours are packed, everybody else's are dense fp32. Gradients are shared; they do not change
-between runs, and with the test data some hundredths of a percent of the weights flip in the first run.
+between runs. About one weight in a thousand flips in the first run (in the gate), hardly any later.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Data:
         return torch.empty(shape).normal_(generator=self.generator)
 
     def moments(self, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
-        m = [self._normal(s).mul_(3e-3).to(dtype) for s in self.shapes]
+        m = [self._normal(s).mul_(1e-3).to(dtype) for s in self.shapes]
         return m, [self._normal(s).square_().mul_(0.1).add_(0.9).to(dtype) for s in self.shapes]
 
     def words(self) -> list[Tensor]:
@@ -169,7 +169,7 @@ def _compare_rows(
                     raise GateError(
                         f"{name} of tensor {i}, rows {window.start}..{window.stop} differ from the reference"
                     )
-            if windows == [slice(0, g.shape[0])] and not torch.equal(counts[i : i + 1], got_counts):
+            if windows == [slice(0, after[0][i].shape[0])] and not torch.equal(counts[i : i + 1], got_counts):
                 raise GateError(
                     f"counts of tensor {i}: {counts[i].tolist()}, reference {got_counts[0].tolist()}"
                 )

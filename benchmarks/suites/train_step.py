@@ -20,9 +20,9 @@ import bop2nd_fast as bf
 from .. import memory
 from ..latent_network import twin, zeros_positive
 from ..networks import BINARYNET
-from ..registry import BASELINE, OURS, Case, Contender, GateError, Prepared
+from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared
 
-PACKED = "bop2nd"
+PACKED, PACKED_BF16 = "bop2nd", "bop2nd, bf16 moments"
 LATENT, LATENT_FUSED = "latent weights, Adam", "latent weights, Adam(fused=True)"
 LATENT_COMPILED = "latent weights, torch.compile, Adam(fused=True)"
 SEED = 11
@@ -50,6 +50,7 @@ def _contenders(width: int, batch: int, image: int, quick: bool) -> list[Contend
 
     return [
         entry(PACKED, OURS),
+        entry(PACKED_BF16, VARIANT),
         entry(LATENT, BASELINE),
         entry(LATENT_FUSED, BASELINE),
         entry(LATENT_COMPILED, BASELINE, slow=True),
@@ -86,9 +87,11 @@ def training(name: str, width: int, batch: int, image_size: int) -> Training:
     model: nn.Module = bf.models.BinaryNet(width=width, image_size=image_size)
     x, labels = torch.randn(batch, 3, image_size, image_size), torch.randint(0, 10, (batch,))
     optimizers: list[torch.optim.Optimizer]
-    if name == PACKED:
+    if name in (PACKED, PACKED_BF16):
         binary, real = bf.optim.split_parameters(model)
-        optimizers = [bf.optim.Bop2ndOrder(binary), torch.optim.Adam(real, lr=0.01, fused=True)]
+        moments = torch.bfloat16 if name == PACKED_BF16 else torch.float32
+        bop = bf.optim.Bop2ndOrder(binary, moment_dtype=moments)
+        optimizers = [bop, torch.optim.Adam(real, lr=0.01, fused=True)]
     else:
         model = twin(model)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -110,26 +113,24 @@ def steps(name: str, width: int, batch: int, image_size: int, n: int) -> Trainin
 
 def _make(name: str, width: int, batch: int, image: int, quick: bool) -> Prepared:
     it = training(name, width, batch, image)
-    check = _check_packed if name == PACKED else partial(_check_latent, name)
+    check = partial(_check_packed, name) if name in (PACKED, PACKED_BF16) else partial(_check_latent, name)
 
     def measure_memory() -> dict[str, int]:
-        saved = memory.saved_for_backward(it.model, it.x)
-        if name == LATENT_COMPILED:
-            return {"saved_for_backward": saved}
-        return memory.in_own_process(name, width, batch, image, torch.get_num_threads()) | {
-            "saved_for_backward": saved
-        }
+        peaks = memory.in_own_process(name, width, batch, image, torch.get_num_threads())
+        return peaks | {"saved_for_backward": memory.saved_for_backward(it.model, it.x)}
 
-    return Prepared(check, it.step, memory=None if quick else measure_memory)
+    # Compiling once more in another process would take longer than everything else.
+    without = quick or name == LATENT_COMPILED
+    return Prepared(check, it.step, memory=None if without else measure_memory)
 
 
-def _check_packed() -> str:
+def _check_packed(name: str) -> str:
     """A small network, two steps on the backend in use and on the reference: same losses, same words."""
     results = []
     before = bf.backends.forced() or "auto"
     for backend in (before, "reference"):
         with bf.backends.use(backend):
-            it = training(PACKED, 16, 6, 16)
+            it = training(name, 16, 6, 16)
             losses = [it.step().item() for _ in range(2)]
             words = [p.words for p in it.model.parameters() if isinstance(p, bf.BinaryTensor)]
             results.append((losses, words))
