@@ -337,6 +337,11 @@ def _check_knobs(group: HyperGroup, ranges: dict[str, Range], params: list[Tenso
             raise ValueError(
                 f"with capturable=True, {name} must lie on {params[0].device}, got {value.device}"
             )
+    if group["target_flip_rate"] is not None and any(hasattr(p, "to_local") for p in params):
+        raise ValueError(
+            "target_flip_rate steers by the flips of a whole parameter; of a sharded one each process counts "
+            "only its block"
+        )
     threshold = group["threshold"]
     if group["target_flip_rate"] is not None and not isinstance(threshold, Tensor) and threshold == 0:
         raise ValueError("target_flip_rate multiplies the threshold, so the threshold must be > 0")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
 from .base import BopBase
+from .distributed import local_tensor
 from .mixed import MixedOptimizer
 from .telemetry import name_of
 
@@ -92,13 +93,16 @@ class FlipTracker:
             for i, p in enumerate(plan.group["params"]):
                 if p in self._counts:
                     now, total, flips = self._counts[p].tolist()
-                    never = 1 - int(_popcount(self._ever[p])) / max(1, p.numel())
-                    rows.append(TrackedFlips(name_of(plan, g, i), p.numel(), now, total, flips, never))
+                    never = 1 - int(_popcount(self._ever[p])) / max(1, local_tensor(p).numel())
+                    rows.append(
+                        TrackedFlips(name_of(plan, g, i), local_tensor(p).numel(), now, total, flips, never)
+                    )
         return rows
 
 
 def _words(p: Tensor) -> Tensor:
-    """A copy of a parameter's sign bits."""
+    """A copy of a parameter's sign bits (of its local block, if it is sharded)."""
+    p = local_tensor(p)
     if isinstance(p, BinaryTensor):
         return p.words.clone()
     words: Tensor = torch.ops.bop2nd.pack_bits(p.detach().reshape(1, -1), 1)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..binary_tensor import BinaryTensor
 from .base import BopBase
 from .bop import Bop2ndOrder
+from .distributed import local_tensor
 from .telemetry import FlipCounts, LayerReport
 
 Maker: TypeAlias = "Callable[[list[tuple[str, Tensor]]], Optimizer] | Optimizer"
@@ -20,7 +21,7 @@ Maker: TypeAlias = "Callable[[list[tuple[str, Tensor]]], Optimizer] | Optimizer"
 
 def is_binary(name: str, p: Tensor) -> bool:
     """Whether a parameter is a BinaryTensor (the default routing)."""
-    return isinstance(p, BinaryTensor)
+    return isinstance(local_tensor(p), BinaryTensor)
 
 
 class _JoinedState(MutableMapping[Tensor, Any]):
@@ -139,7 +140,7 @@ class MixedOptimizer(Optimizer):
         owned = {id(p) for group in self.param_groups for p in group["params"]}
         if tensors and all(id(p) in owned for p in tensors):
             return  # torch's constructor announces what the members already have
-        kinds = {isinstance(p, BinaryTensor) for p in tensors}
+        kinds = {is_binary("", p) for p in tensors}
         if len(kinds) != 1:
             raise ValueError("a group must be all binary or all real")
         member = self.binary if kinds == {True} else self.real

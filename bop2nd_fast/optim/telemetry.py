@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .distributed import local_tensor
 from .group import HyperGroup
 from .plan import Plan, steps_of
 
@@ -35,6 +36,7 @@ class FlipCounts:
 
     ``candidates``: weights whose sign agrees with the first moment's (a flip would go downhill);
     ``flips``: those that flipped; ``blocked``: candidates the threshold held back.
+    Of a sharded parameter this process's block is counted.
     ``group``, ``index``: place in ``param_groups``; ``name``: as given with named parameters, else made up.
     """
 
@@ -82,7 +84,7 @@ def read_counts(optimizer: BopBase) -> list[FlipCounts]:
             if id(p) not in counts or id(p) in plan.missed or counts[id(p)][2] == 0:
                 continue
             candidates, flips, _ = counts[id(p)]
-            records.append(FlipCounts(g, i, p.numel(), candidates, flips, name_of(plan, g, i)))
+            records.append(FlipCounts(g, i, local_tensor(p).numel(), candidates, flips, name_of(plan, g, i)))
     return records
 
 
@@ -98,7 +100,7 @@ def layer_reports(optimizer: BopBase) -> list[LayerReport]:
         plan.clear_totals()
         for i, p in enumerate(plan.group["params"]):
             candidates, flips, steps = totals.get(id(p), (0, 0, 0))
-            rows.append(_judge(name_of(plan, g, i), p.numel(), candidates, flips, steps))
+            rows.append(_judge(name_of(plan, g, i), local_tensor(p).numel(), candidates, flips, steps))
     return rows
 
 
