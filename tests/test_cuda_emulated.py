@@ -24,6 +24,8 @@ import bop2nd_fast  # noqa: F401  (defines the operators whose schemas are copie
 from bop2nd_fast import reference as _reference
 
 reference: Any = _reference  # called with one tuple for its geometry
+pytestmark = pytest.mark.timeout(900)  # compiles when its sources changed
+
 ROOT = Path(__file__).resolve().parent.parent
 OPS = (
     "bop_step_",
