@@ -18,7 +18,7 @@ from bop2nd_fast.atomic_write import atomic_write
 
 from . import roofline
 from .families import FAMILIES, best
-from .registry import OURS
+from .registry import OURS, VARIANT
 from .results import contender
 from .suites import conv, linear, step, train_step
 from .tables import significant
@@ -61,10 +61,14 @@ def _of(records: Records, suite: str) -> list[dict[str, Any]]:
 
 def _caption(figure: Figure, records: Records, more: str = "") -> None:
     stamp = records[0]["stamp"]
-    threads = sorted({r["threads"] for r in records})
-    count = " or ".join(map(str, threads)) + (" thread" if threads == [1] else " threads")
-    text = f"{stamp['processor']}, {count}, torch {stamp['torch']}, kernels {stamp['active_backend']}. {more}"
+    software = f"torch {stamp['torch']}, kernels {stamp['active_backend']}"
+    text = f"{stamp['processor']}, {_threads(records)}, {software}. {more}"
     figure.supxlabel(text, fontsize=8.5, color=DARK)
+
+
+def _threads(records: Records) -> str:
+    counts = sorted({r["threads"] for r in records})
+    return " or ".join(map(str, counts)) + (" thread" if counts == [1] else " threads")
 
 
 def _plain(axes: Axes, grid: str) -> None:
@@ -148,7 +152,7 @@ def _training(record: dict[str, Any]) -> Figure:
     """Time and three kinds of memory of one training step, ours beside the latent-weight networks."""
     entries = [e for e in record["contenders"] if "seconds" in e]
     names = [str(e["name"]).replace(", ", "\n") for e in entries]
-    colours = [BLUE if e["role"] == OURS else ORANGE for e in entries]
+    colours = [{OURS: BLUE, VARIANT: SKY}.get(e["role"], ORANGE) for e in entries]
     panels = [("Time", "ms", [1e3 * e["seconds"]["median"] for e in entries])]
     for key, title in (
         ("allocator_peak", "Peak of torch's allocator"),
@@ -204,7 +208,7 @@ def _roofline(records: Records) -> Figure:
 
 def _roofline_layers(axes: Axes, records: Records) -> None:
     peaks = [e["rate"] for r in records if (e := contender(r, roofline.REGISTER))]
-    peak = float(np.median(peaks))
+    peak = float(max(peaks))
     points = []
     for record in records:
         ours = contender(record, conv.PACKED)
@@ -213,6 +217,8 @@ def _roofline_layers(axes: Axes, records: Records) -> None:
     copies = [e["rate"] for r in records if (e := contender(r, roofline.COPY_ONE_THREAD))]
     low = min([x for _, x, _ in points], default=1) / 3
     high = max([x for _, x, _ in points], default=100) * 3
+    if copies:
+        low = min(low, peak / max(copies) / 4)  # so that the slope can be seen
     grid = np.geomspace(low, high, 200)
     roof = np.full_like(grid, peak)
     axes.axhline(peak, color=DARK, linewidth=1.2)
@@ -307,7 +313,7 @@ def _step_bandwidths(axes: Axes, records: Records) -> None:
     axes.tick_params(axis="y", length=0, labelsize=9)
     if found:
         axes.set_xlim(0, 1.15 * max(f[1] for f in found))
-    case = "" if record is None else f": {record['case']}, {record['threads']} threads"
+    case = "" if record is None else f": {record['case']}, {_threads([record])}"
     axes.set_title(f"Step{case}", fontsize=10.5, loc="left")
     axes.set_xlabel("GB/s, counting the bytes each must move at least", fontsize=9)
 
