@@ -499,6 +499,33 @@ def test_bf16_moments_are_rounded_by_chance_and_resume_alike() -> None:
     assert not torch.equal(first, saved["state"][0]["exp_avg"])
 
 
+@pytest.mark.parametrize("saved_as", [torch.float32, torch.bfloat16])
+def test_the_saved_precision_of_moments_wins(saved_as: torch.dtype) -> None:
+    optimizer = Bop2ndOrder(_network(True), **VALUES, moment_dtype=saved_as)
+    train(optimizer, 5)
+    other = torch.bfloat16 if saved_as == torch.float32 else torch.float32
+    resumed = Bop2ndOrder(_network(True), moment_dtype=other)
+    resumed.load_state_dict(optimizer.state_dict())
+    for p, q in zip(optimizer.param_groups[0]["params"], resumed.param_groups[0]["params"], strict=True):
+        assert resumed.state[q]["exp_avg"].dtype == saved_as
+        assert torch.equal(optimizer.state[p]["exp_avg"], resumed.state[q]["exp_avg"])
+    resumed.param_groups[0]["moment_dtype"] = other
+    train(resumed, 1)
+    assert resumed.state[q]["exp_avg"].dtype == other
+
+
+def test_options_that_contradict_each_other_later() -> None:
+    optimizer = Bop([parameter(signs(3, 3), True)], target_flip_rate=1e-3)
+    group = optimizer.param_groups[0]
+    with pytest.raises(ValueError, match="threshold must be > 0"):
+        group["threshold"] = 0.0
+    group["target_flip_rate"] = None
+    group["threshold"] = 0.0
+    with pytest.raises(ValueError, match="threshold must be > 0"):
+        group["target_flip_rate"] = 1e-3
+    assert group["target_flip_rate"] is None
+
+
 def test_moments_follow_a_parameter_whose_memory_order_changes() -> None:
     params, twins = _network(False), _network(False)
     optimizer, untouched = Bop2ndOrder(params, **VALUES), Bop2ndOrder(twins, **VALUES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -67,7 +67,8 @@ class BopBase(Optimizer):
     def _wrapped(self, group: dict[str, Any]) -> HyperGroup:
         return HyperGroup(group, self._ranges, self._check_option, self._replan)
 
-    def _check_option(self, name: str, value: Any) -> None:
+    def _check_option(self, name: str, value: Any, together: Mapping[str, Any]) -> None:
+        """Raise if a group's item may not have this value, alone or with the others."""
         if name == "moment_dtype" and value not in MOMENT_DTYPES:
             raise ValueError(f"moment_dtype must be one of {MOMENT_DTYPES}, got {value}")
         if name == "warmup_steps" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
@@ -76,11 +77,17 @@ class BopBase(Optimizer):
             raise ValueError(f"target_flip_rate must be None or in (0, 1), got {value!r}")
         if name == "seed" and (isinstance(value, bool) or not isinstance(value, int)):
             raise ValueError(f"seed must be an integer, got {value!r}")
+        if name in ("threshold", "target_flip_rate") and together.get("target_flip_rate") is not None:
+            threshold = together["threshold"]
+            if not isinstance(threshold, Tensor) and threshold == 0:
+                raise ValueError("target_flip_rate multiplies the threshold, so the threshold must be > 0")
 
     # ------------------------------------------------------------------ plans
 
-    def _replan(self, group: dict[str, Any]) -> None:
-        """Make a group's plan anew: an option changed, or memory moved. Its totals start from 0."""
+    def _replan(self, group: HyperGroup, changed: str) -> None:
+        """Make a group's plan anew, as an option has changed. Its totals start from 0."""
+        if changed not in self.defaults:
+            return  # something that others keep in the group
         for g, plan in enumerate(self._plans):
             if plan.group is group:
                 self._plans[g] = self._plan(plan.group)
@@ -121,13 +128,14 @@ class BopBase(Optimizer):
                 self.state[p][name] = torch.zeros_like(p, dtype=group["moment_dtype"])
 
     def _settle_state(self, group: HyperGroup, params: list[Tensor]) -> None:
-        """Moments on their parameter's device, in its memory order; the controller's factor if it is on."""
+        """Moments on their parameter's device, in its memory order and the group's dtype; the controller's
+        factor if it is on."""
         steps: dict[int, Tensor] = {}
         for p in params:
             state = self.state[p]
             for name in self._moments:
-                if state[name].device != p.device or not is_laid_like(p, state[name]):
-                    state[name] = torch.zeros_like(p, dtype=state[name].dtype).copy_(state[name])
+                if not _fits(p, state[name], group["moment_dtype"]):
+                    state[name] = torch.zeros_like(p, dtype=group["moment_dtype"]).copy_(state[name])
             if state["step"].device != p.device:
                 state["step"] = steps.setdefault(id(state["step"]), state["step"].to(p.device))
             if group["target_flip_rate"] is None:
@@ -321,6 +329,10 @@ def _kind(p: Any) -> str:
     return f"a tensor of {p.dtype}" if isinstance(p, Tensor) else type(p).__name__
 
 
+def _fits(p: Tensor, moment: Tensor, dtype: torch.dtype) -> bool:
+    return moment.device == p.device and moment.dtype == dtype and is_laid_like(p, moment)
+
+
 def _check_one_device(params: list[Tensor]) -> None:
     devices = sorted({str(p.device) for p in params})
     if len(devices) > 1:
@@ -342,6 +354,3 @@ def _check_knobs(group: HyperGroup, ranges: dict[str, Range], params: list[Tenso
             "target_flip_rate steers by the flips of a whole parameter; of a sharded one each process counts "
             "only its block"
         )
-    threshold = group["threshold"]
-    if group["target_flip_rate"] is not None and not isinstance(threshold, Tensor) and threshold == 0:
-        raise ValueError("target_flip_rate multiplies the threshold, so the threshold must be > 0")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -128,8 +128,8 @@ class Bop2ndOrder(BopBase):
         }
         super().__init__(params, defaults)
 
-    def _check_option(self, name: str, value: Any) -> None:
-        super()._check_option(name, value)
+    def _check_option(self, name: str, value: Any, together: Mapping[str, Any]) -> None:
+        super()._check_option(name, value, together)
         if name == "bias_correction" and value not in thresholds.BIAS_CORRECTIONS:
             raise ValueError(f"bias_correction must be one of {thresholds.BIAS_CORRECTIONS}, got {value!r}")
 

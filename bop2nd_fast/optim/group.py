@@ -56,21 +56,21 @@ class HyperGroup(dict[str, Any]):
     Args:
         values: the group's items, ``params`` among them.
         ranges: name -> :class:`Range` of the hyperparameters that have a knob.
-        check_option: called with (name, value) for every other item; raises if the value is not allowed.
-        on_option: called after one of the other items has changed.
+        check_option: called with (name, value, all items as they would be); raises if that is not allowed.
+        on_option: called with (group, name) after another item, or a hyperparameter's tensor, changed.
     """
 
     def __init__(
         self,
         values: Mapping[str, Any],
         ranges: Mapping[str, Range],
-        check_option: Callable[[str, Any], None],
-        on_option: Callable[[HyperGroup], None] | None = None,
+        check_option: Callable[[str, Any, Mapping[str, Any]], None],
+        on_option: Callable[[HyperGroup, str], None] | None = None,
     ) -> None:
         self.ranges, self._check_option, self._on_option = ranges, check_option, on_option
         self._buffers: dict[str, Tensor] = {}
         for name, value in values.items():
-            self._check(name, value)
+            self._check(name, value, values)
         super().__init__({name: self._plain(name, value) for name, value in values.items()})
 
     def knob(self, name: str, device: torch.device) -> Tensor:
@@ -87,32 +87,38 @@ class HyperGroup(dict[str, Any]):
     def load(self, saved: Mapping[str, Any]) -> None:
         """Take over the items of a saved group, except its parameters. A tensor hyperparameter keeps its
         identity (whoever holds it still drives the group) and takes the saved value."""
+        on_option, self._on_option = self._on_option, None  # the caller acts once, on all of it
         for name, value in saved.items():
             if name in ("params", "param_names"):
                 continue
             if name in self.ranges and isinstance(self[name], Tensor):
                 self[name].fill_(value)
             else:
-                self[name] = value.detach().clone() if isinstance(value, Tensor) else value
+                self._set(name, value.detach().clone() if isinstance(value, Tensor) else value)
+        self._on_option = on_option
 
     def check_all(self, values: Mapping[str, Any]) -> None:
-        """Raise if one of ``values`` could not be assigned; changes nothing."""
+        """Raise if ``values`` could not be assigned together; changes nothing."""
+        together = {**self, **values}
         for name, value in values.items():
-            self._check(name, value)
+            self._check(name, value, together)
 
     # ------------------------------------------------------------------ what dict would do around __setitem__
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check(name, value)
+        self._check(name, value, {**self, name: value})
+        self._set(name, value)
+
+    def _set(self, name: str, value: Any) -> None:
         was_tensor = isinstance(self.get(name), Tensor)
         super().__setitem__(name, self._plain(name, value))
         if name not in self.ranges:
             if self._on_option is not None and name != "params":
-                self._on_option(self)
+                self._on_option(self, name)
         elif isinstance(value, Tensor) or was_tensor:
             self._buffers.pop(name, None)
             if self._on_option is not None:
-                self._on_option(self)  # another tensor is the knob now
+                self._on_option(self, name)  # another tensor is the knob now
         elif name in self._buffers:
             self._buffers[name].fill_(value)
 
@@ -125,7 +131,7 @@ class HyperGroup(dict[str, Any]):
         values = dict(*args, **kwargs)
         self.check_all(values)
         for name, value in values.items():
-            self[name] = value
+            self._set(name, value)
 
     def __ior__(self, other: Any) -> HyperGroup:  # type: ignore[override, misc]
         self.update(other)
@@ -134,11 +140,10 @@ class HyperGroup(dict[str, Any]):
     def __reduce__(self) -> Any:
         return dict, (dict(self),)  # pickles and copies are plain dicts; the optimizer wraps them again
 
-    def _check(self, name: str, value: Any) -> None:
+    def _check(self, name: str, value: Any, together: Mapping[str, Any]) -> None:
         if name in self.ranges:
             self.ranges[name].check(name, value)
-        else:
-            self._check_option(name, value)
+        self._check_option(name, value, together)
 
     def _plain(self, name: str, value: Any) -> Any:
         return float(value) if name in self.ranges and not isinstance(value, Tensor) else value
