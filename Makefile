@@ -18,11 +18,11 @@ NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '
 CLANG_FORMAT_SOURCES = $(shell find csrc tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench fuzz clean
+.PHONY: help install demo test check cuda-check format bench fuzz clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 $(BIN)/python:
 	@echo "==> making the virtual environment $(VENV) with $(PYTHON)"
@@ -47,7 +47,7 @@ demo: install  ## train, pack, predict and benchmark on real data; pictures go t
 
 test: install  ## every Python and C++ test
 	@echo "==> Python tests"
-	@$(BIN)/python -m pytest -x -q --durations=10 -m "not fuzz"
+	@$(BIN)/python -m pytest -x -q --durations=10 -m "not fuzz" --numprocesses=$(JOBS) --dist=worksteal
 	@echo "==> C++ tests of the torch-free core"
 	@mkdir -p build
 	@cmake -S . -B $(CMAKE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release > $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
@@ -61,15 +61,19 @@ check: install  ## formatting, lint and types; changes nothing
 	@$(BIN)/mypy --no-error-summary
 	@$(if $(CLANG_FORMAT_SOURCES),$(BIN)/clang-format --dry-run -Werror $(CLANG_FORMAT_SOURCES),true)
 
+cuda-check: install  ## compile the CUDA kernels for every architecture and judge their machine code (needs nvcc)
+	@echo "==> CUDA kernels: registers, spills, instructions"
+	@$(BIN)/python csrc/cuda/check.py
+
 format: install  ## rewrite the sources in the project's style
 	@echo "==> ruff format, clang-format"
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 	@$(if $(CLANG_FORMAT_SOURCES),$(BIN)/clang-format -i $(CLANG_FORMAT_SOURCES),true)
 
-bench: install  ## measure every operator against its baselines on this machine
-	@echo "==> benchmarks"
-	@$(BIN)/python -m benchmarks.run
+bench: install  ## every benchmark case on quick sizes; python -m benchmarks.run measures the full ones
+	@echo "==> benchmarks, quick sizes (full ones: $(BIN)/python -m benchmarks.run)"
+	@$(BIN)/python -m pytest benchmarks --benchmark-only -q
 
 fuzz: install  ## long random search against the reference (FUZZ_SECONDS, default by test)
 	@echo "==> fuzzing against the reference"

@@ -23,6 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cuda_library import OPS as CUDA_OPS
+from .cuda_library import CudaLibrary
+
 NAMESPACE = "bop2nd"
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_vpopcntdq")
 NAMES = ("reference", "cpu", *INSTRUCTION_SETS, "triton", "cuda")
@@ -118,7 +121,10 @@ if _extension.missing is not None:
     )
 
 
-# ------------------------------------------------------------------------- Triton
+# ------------------------------------------------------------------------- CUDA C++, Triton
+
+_cuda = CudaLibrary()  # registers its operators for CUDA tensors; Triton's go over them
+_triton_default: torch.library.Library | None = None
 
 _TRITON_LAUNCHERS = {
     "bop_step_": "bop_step",
@@ -153,11 +159,20 @@ def triton_interpreted() -> bool:
 
 def start() -> None:
     """Register Triton for CUDA tensors and obey BOP2ND_BACKEND. Called once, after all ops are defined."""
-    if _triton_missing() is None:
-        for op in _TRITON_LAUNCHERS:
-            _library.impl(op, _triton_launcher(op), "CUDA")
+    _prefer_triton(_triton_missing() is None)
     if name := os.environ.get("BOP2ND_BACKEND"):
         use(name)
+
+
+def _prefer_triton(wanted: bool) -> None:
+    """Put Triton's kernels over those of CUDA C++, or take them away again."""
+    global _triton_default
+    if wanted and _triton_default is None:
+        launchers = {op: _triton_launcher(op) for op in _TRITON_LAUNCHERS}
+        _triton_default = _registered("CUDA", launchers)
+    elif not wanted and _triton_default is not None:
+        _triton_default._destroy()
+        _triton_default = None
 
 
 # ------------------------------------------------------------------------- choosing
@@ -196,7 +211,7 @@ def why_not(name: str) -> str | None:
             return None
         return "no CUDA device (TRITON_INTERPRET=1 would run it, slowly, on the CPU)"
     if name == "cuda":
-        return "the CUDA C++ kernels are not part of this build"
+        return _cuda.why_not()
     return f"there is no backend of that name; there are {', '.join(NAMES)}"
 
 
@@ -238,16 +253,21 @@ def _force(name: str) -> None:
     elif name == "triton":
         launchers = {op: _triton_launcher(op) for op in _TRITON_LAUNCHERS}
         _override("CPU" if triton_interpreted() else "CUDA", launchers)
+    _prefer_triton(name != "cuda" and _triton_missing() is None)
     _forced = None if name == "auto" else name
 
 
 def _override(key: str, functions: dict[str, Callable[..., Any]]) -> None:
+    _overrides.append(_registered(key, functions))
+
+
+def _registered(key: str, functions: dict[str, Callable[..., Any]]) -> torch.library.Library:
     library = torch.library.Library(NAMESPACE, "IMPL")
     with warnings.catch_warnings():  # torch warns of any override; this one is asked for, and undone
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel.*")
         for op, function in functions.items():
             library.impl(op, function, key, allow_override=True)
-    _overrides.append(library)
+    return library
 
 
 def forced() -> str | None:
@@ -259,6 +279,8 @@ def active(device: str = "cpu") -> str:
     """Name of the backend that serves tensors on ``device`` now (for CPUs: the instruction set)."""
     if _forced in ("reference", "triton"):
         return _forced
+    if device == "cuda" and (_forced == "cuda" or _triton_missing() is not None):
+        return "cuda" if _cuda.missing is None else "reference"
     if device == "cpu":
         return "reference" if _extension.symbols is None else _extension.active()
     return "triton" if device == "cuda" and _triton_missing() is None else "reference"
@@ -271,7 +293,7 @@ def wants_blocked(words: Tensor) -> bool:
 
 def calls() -> dict[str, int]:
     """Operator calls served so far, by backend; tests use it to check that what they forced really ran."""
-    counts = {name: _python_calls[name] for name in ("reference", "triton")}
+    counts = {name: _python_calls[name] for name in ("reference", "triton")} | {"cuda": _cuda.calls()}
     if (symbols := _extension.symbols) is not None:
         counts |= {name: symbols.bop2nd_isa_calls(i) for i, name in enumerate(INSTRUCTION_SETS)}
     return counts
@@ -305,7 +327,11 @@ def _what(name: str) -> str:
     if name in INSTRUCTION_SETS:
         assert _extension.symbols is not None
         return "C++: " + _extension.symbols.bop2nd_isa_requires(INSTRUCTION_SETS.index(name)).decode()
-    return {"reference": "plain torch, the specification", "triton": "Triton kernels"}.get(name, "")
+    return {
+        "reference": "plain torch, the specification",
+        "triton": "Triton kernels",
+        "cuda": "CUDA C++ kernels",
+    }.get(name, "")
 
 
 def explain(op: str, *shapes: tuple[int, ...], device: str = "cpu") -> str:
@@ -313,13 +339,13 @@ def explain(op: str, *shapes: tuple[int, ...], device: str = "cpu") -> str:
     if op not in _references:
         raise ValueError(f"there is no operator {op!r}; there are {', '.join(sorted(_references))}")
     chosen = active(device)
-    if chosen == "triton" and op not in _TRITON_LAUNCHERS:
+    if (chosen == "triton" and op not in _TRITON_LAUNCHERS) or (chosen == "cuda" and op not in CUDA_OPS):
         chosen = "reference"
     if _forced is not None:
         why = f"forced by use({_forced!r})" if chosen == _forced else f"{_forced} has no kernel for it"
     elif chosen in INSTRUCTION_SETS:
         why = "the best instruction set this processor has"
-    elif chosen == "triton":
+    elif chosen in ("triton", "cuda"):
         why = "the GPU backend that is installed"
     else:
         why = why_not("cpu" if device == "cpu" else "triton") or "no faster kernel is registered for it"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from bop2nd_fast import backends
+
+# Workers that share the machine share its cores: threads that outnumber them wait for each other.
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 CPU_BACKENDS = ("reference", *backends.INSTRUCTION_SETS)
 

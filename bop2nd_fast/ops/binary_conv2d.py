@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from .binary_linear import check_operands, row_tiles
+from .binary_linear import check_operands, records_gradient, row_tiles
 from .pack_bits import words_for
 
 PADDING_VALUES = (0, 1, -1)
@@ -297,8 +297,10 @@ def binary_conv2d(
             raise ValueError(
                 f"image of {size} along axis {2 + axis} is smaller than the kernel with its dilation"
             )
-    clip = ste_clip and torch.is_grad_enabled() and input.requires_grad
-    output: Tensor = torch.ops.bop2nd.binary_conv2d(
-        input, weight, strides, paddings, dilations, groups, value, clip
-    )[0]
+    geometry = (strides, paddings, dilations, groups, value)
+    op = torch.ops.bop2nd.binary_conv2d.default
+    if not records_gradient(input, weight):
+        output: Tensor = op(input, weight.words, *geometry, False, weight.blocked_words(groups))[0]
+        return output
+    output = op(input, weight, *geometry, ste_clip and input.requires_grad)[0]
     return output

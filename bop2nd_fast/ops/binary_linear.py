@@ -166,9 +166,18 @@ def binary_linear(input: Tensor, weight: BinaryTensor, ste_clip: bool = True) ->
         raise ValueError(
             f"input {tuple(input.shape)} does not end in the {weight.shape[1]} features of the weight"
         )
-    clip = ste_clip and torch.is_grad_enabled() and input.requires_grad
-    output: Tensor = torch.ops.bop2nd.binary_linear(input, weight, clip)[0]
+    op = torch.ops.bop2nd.binary_linear.default
+    if not records_gradient(input, weight):
+        output: Tensor = op(input, weight.words, False, weight.blocked_words())[0]
+        return output
+    output = op(input, weight, ste_clip and input.requires_grad)[0]
     return output
+
+
+def records_gradient(input: Tensor, weight: BinaryTensor) -> bool:
+    """Whether the operator must see the BinaryTensor itself; else its words will do, at half the overhead."""
+    wanted = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    return wanted or torch.compiler.is_compiling()
 
 
 def check_operands(input: Tensor, weight: BinaryTensor, packed_axis: int, n_axes: int) -> None:
