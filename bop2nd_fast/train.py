@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import checkpoint as checkpoint_files
 from .atomic_write import atomic_write
 from .data import Batches, Dataset, augment_crop_flip
 from .models import BinaryNet
@@ -271,7 +271,7 @@ class Trainer:
     # ------------------------------------------------------------------------- checkpoints
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint; a crash while writing leaves the previous one."""
+        """Write a checkpoint; a crash while writing leaves the previous one (see `checkpoint.save`)."""
         state = {
             "format": CHECKPOINT_FORMAT,
             "spec": None if self.spec is None else dataclasses.asdict(self.spec),
@@ -283,7 +283,7 @@ class Trainer:
             "real_optimizer": None if self.real_optimizer is None else self.real_optimizer.state_dict(),
             "generator": self.generator.get_state(),
         }
-        atomic_write(path, lambda file: torch.save(state, file))
+        checkpoint_files.save(path, state)
 
     def resume(self, path: str | Path) -> None:
         """Continue from a checkpoint of the same model, data and settings (``epochs`` may grow).
@@ -371,11 +371,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         TrainingError: it is not a checkpoint of this package, or it is damaged.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path} is not a checkpoint, or it is damaged ({error})") from error
+        state = checkpoint_files.load(path)
+    except checkpoint_files.CheckpointError as error:
+        raise TrainingError(str(error)) from error
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise TrainingError(f"{path} is not a checkpoint written by this version's `bop2nd train`")
     return state

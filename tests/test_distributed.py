@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +17,8 @@ from bop2nd_fast.optim.distributed import checksum
 
 from . import distributed_workers as workers
 from .distributed_processes import run
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 
@@ -66,6 +74,34 @@ def test_fsdp_resumes_an_ordinary_network(tmp_path):
     """Batch norm, Adam: rounding gradients, so the same world size; every rank's block bit for bit."""
     flips = run(workers.fsdp_real, 2, str(tmp_path))
     assert min(flips) > 100
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_example_under_torchrun(tmp_path, mode):
+    """An epoch on two processes; when sharded, the next one on a single process, from the checkpoint."""
+
+    def torchrun(processes: int, epochs: int) -> list[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", processes, ROOT / "examples" / "train_distributed.py"]
+        command += ["--mode", mode, "--epochs", epochs]
+        command += ["--data", "synthetic", "--width", 8, "--checkpoints", tmp_path / "run"]
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [str(word) for word in command],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return re.findall(r"epoch (\d+): loss [\d.]+, test accuracy [\d.]+%", done.stdout)
+
+    assert torchrun(2, 1) == ["1"]
+    if mode == "fsdp":
+        assert torchrun(1, 2) == ["2"]
+    written = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert written == [f"step_{epoch:010d}" for epoch in ((1, 2) if mode == "fsdp" else (1,))]
 
 
 # ------------------------------------------------------------------ what they build on, in one process
