@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import tests.triton_device  # noqa: F401  first: it chooses Triton's interpreter where there is no GPU
 from bop2nd_fast import backends
 
 # Workers that share the machine share its cores: threads that outnumber them wait for each other.

@@ -62,18 +62,26 @@ def compiled() -> dict[tuple[int, str], dict[str, Any]]:
 
 
 def test_table_registers_and_spills(compiled: dict, capsys: pytest.CaptureFixture[str]) -> None:
-    assert {name for _, name in compiled} == set(BUDGETS) and len(compiled) == len(ARCHS) * len(BUDGETS)
+    assert {(arch, name) for arch, name in compiled if not name.startswith("variant")} == {
+        (arch, name) for arch in ARCHS for name in BUDGETS
+    }
     columns = ("registers", "spills", "shared", "instructions", "ldg128", "stg128", "popc", "tensor_int8")
-    lines = [f"{'sm':>4} {'kernel':28}" + "".join(f"{column:>13}" for column in columns)]
+    lines = [f"{'sm':>4} {'kernel':42}" + "".join(f"{column:>13}" for column in columns)]
     lines += [
-        f"{r['arch']:>4} {r['case']:28}" + "".join(f"{r[column]:>13}" for column in columns)
+        f"{r['arch']:>4} {r['case']:42}" + "".join(f"{r[column]:>13}" for column in columns)
         for r in compiled.values()
     ]
     with capsys.disabled():
         print("\n" + "\n".join(lines))
     assert {key: r["spills"] for key, r in compiled.items() if r["spills"]} == {}
-    over = {key: r["registers"] for key, r in compiled.items() if r["registers"] > BUDGETS[r["case"]]}
+    over = {
+        key: r["registers"] for key, r in compiled.items() if r["registers"] > BUDGETS.get(r["case"], 208)
+    }
     assert over == {}
+
+
+def test_rarer_specializations_compile(compiled: dict) -> None:
+    assert len([name for _, name in compiled if name.startswith("variant")]) == 5
 
 
 @pytest.mark.parametrize("arch", ARCHS)

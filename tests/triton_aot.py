@@ -128,7 +128,36 @@ def conv_cases(arch: int) -> Iterator[Case]:
     yield replace(case, unaligned=frozenset(types))
 
 
+def variant_cases(arch: int) -> Iterator[Case]:
+    """What the launchers also ask for: sizes of 1 (constants to Triton), other dtypes, epilogues.
+
+    The interpreter does not check types as the compiler does; here it is enough that they compile.
+    """
+    import triton.language as tl
+
+    base = {c.name: c for c in (*step_cases(arch), *linear_cases(arch), *conv_cases(arch))}
+    for name in ("linear rows", "conv decode 64 to 64"):
+        case = base[name]
+        ones = dict.fromkeys((k for k, v in case.types.items() if v == "i32"), 1)
+        types = {k: v for k, v in case.types.items() if k not in ones}
+        more = {"PADDING": -1, "BLOCK_WORDS": 1} if "PADDING" in case.constants else {}
+        yield replace(
+            case, name=f"variant: {name}, sizes 1", types=types, constants={**case.constants, **ones, **more}
+        )
+    given = {"scale": "*fp32", "shift": "*fp32", "residual": "*bf16"}
+    for name in ("linear rows", "conv decode 256 to 256"):
+        case = base[name]
+        types = {**case.types, **given, "out": "*bf16"}
+        constants = {k: v for k, v in case.constants.items() if k not in given}
+        yield replace(case, name=f"variant: {name}, epilogue", types=types, constants=constants)
+    case = base["bop_step fp32, dense weight"]
+    constants = {**case.constants, "WEIGHT": tl.float16, "GRAD": tl.float16, "HAS_V": False}
+    yield replace(case, name="variant: bop_step dense fp16, Bop", constants=constants)
+
+
 def cases(arch: int) -> Iterator[Case]:
+    if arch == 90:
+        yield from variant_cases(arch)
     yield from conv_cases(arch)
     yield from step_cases(arch)
     yield from pack_cases(arch)
