@@ -35,10 +35,14 @@ using MaybeTensor = std::optional<Tensor>;
 
 Dtype real_dtype(const Tensor& t, const char* what) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
   }
 }
 
@@ -61,21 +65,24 @@ Ints sizes_of(const Tensor& t) {
 }
 
 int64_t normal_dim(int64_t dim, int64_t n_dims) {
-  STD_TORCH_CHECK(dim >= -n_dims && dim < n_dims, "dim ", dim, " does not exist in a tensor of ", n_dims, " axes");
+  STD_TORCH_CHECK(dim >= -n_dims && dim < n_dims, "dim ", dim, " does not exist in a tensor of ", n_dims,
+                  " axes");
   return dim < 0 ? dim + n_dims : dim;
 }
 
 Tensor move_last_axis_to(const Tensor& t, int64_t dim) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(t), torch::stable::detail::from(int64_t{-1}),
                                     torch::stable::detail::from(dim)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::movedim", "int", stack.data(), TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::movedim", "int", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // ---------------------------------------------------------------------------------------------- step
 
 float scalar_of(const Tensor& t, const char* what) {
-  STD_TORCH_CHECK(t.numel() == 1 && t.scalar_type() == ScalarType::Float, what, " must be one float32 number");
+  STD_TORCH_CHECK(t.numel() == 1 && t.scalar_type() == ScalarType::Float, what,
+                  " must be one float32 number");
   return *static_cast<const float*>(t.const_data_ptr());
 }
 
@@ -110,11 +117,12 @@ bop2nd::StepTensor step_tensor(const Tensor& weight, const Tensor& grad, const T
 }
 
 void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avgs, const Tensors exp_avg_sqs,
-               const Tensor hyper, const Tensor counts, const MaybeTensor inv_scale, const MaybeTensor found_inf,
-               const MaybeTensor seed, bool maximize) {
+               const Tensor hyper, const Tensor counts, const MaybeTensor inv_scale,
+               const MaybeTensor found_inf, const MaybeTensor seed, bool maximize) {
   size_t n = weights.size();
-  STD_TORCH_CHECK(grads.size() == n && exp_avgs.size() == n && (exp_avg_sqs.empty() || exp_avg_sqs.size() == n),
-                  "weights, grads and moments must be lists of one length");
+  STD_TORCH_CHECK(
+      grads.size() == n && exp_avgs.size() == n && (exp_avg_sqs.empty() || exp_avg_sqs.size() == n),
+      "weights, grads and moments must be lists of one length");
   STD_TORCH_CHECK(hyper.numel() == 4 && hyper.scalar_type() == ScalarType::Float && hyper.is_contiguous(),
                   "hyper must be float32 [4]");
   STD_TORCH_CHECK(counts.numel() == static_cast<int64_t>(2 * n) && counts.scalar_type() == ScalarType::Long &&
@@ -131,7 +139,8 @@ void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avg
   }
   std::vector<bop2nd::StepTensor> tensors;
   for (size_t i = 0; i < n; ++i) {
-    tensors.push_back(step_tensor(weights[i], grads[i], exp_avgs[i], exp_avg_sqs.empty() ? nullptr : &exp_avg_sqs[i]));
+    tensors.push_back(
+        step_tensor(weights[i], grads[i], exp_avgs[i], exp_avg_sqs.empty() ? nullptr : &exp_avg_sqs[i]));
     if (tensors[i].state_dtype == Dtype::kFloat32) continue;
     STD_TORCH_CHECK(seeds, "bfloat16 moments need a seed");
     tensors[i].key = bop2nd::rounding_key(seeds[0], seeds[1], static_cast<int64_t>(i));
@@ -220,7 +229,8 @@ void apply_mask_(const Tensor grad, const Tensor mask) {
   int64_t length = grad.size(grad.dim() - 1), n_rows = length > 0 ? grad.numel() / length : 0;
   STD_TORCH_CHECK(mask.numel() == n_rows * bop2nd::words_for(length), "mask words do not fit the gradient");
   Tensor words = compact(mask);
-  bop2nd::apply_mask(const_words_of(words), n_rows, length, real_dtype(grad, "grad"), grad.mutable_data_ptr());
+  bop2nd::apply_mask(const_words_of(words), n_rows, length, real_dtype(grad, "grad"),
+                     grad.mutable_data_ptr());
 }
 
 // -------------------------------------------------------------------------------- linear, convolution
@@ -242,18 +252,19 @@ Tensor blocked_or_new(const Tensor& weight, int64_t groups, const MaybeTensor& b
   check_words(*blocked, "blocked");
   int64_t row_words = weight.size(0) > 0 ? weight.numel() / weight.size(0) : 0;
   int64_t n_blocks = (weight.size(0) / groups + 15) / 16;
-  STD_TORCH_CHECK(blocked->numel() == groups * n_blocks * row_words * 16, "blocked does not belong to this weight");
+  STD_TORCH_CHECK(blocked->numel() == groups * n_blocks * row_words * 16,
+                  "blocked does not belong to this weight");
   return compact(*blocked);
 }
 
 bop2nd::Emit emit_of(Dtype dtype) {
-  return dtype == Dtype::kFloat32 ? bop2nd::Emit::kFloat32
+  return dtype == Dtype::kFloat32    ? bop2nd::Emit::kFloat32
          : dtype == Dtype::kBFloat16 ? bop2nd::Emit::kBFloat16
                                      : bop2nd::Emit::kFloat16;
 }
 
-void compute(const bop2nd::ConvShape& s, const Tensor& x_words, const Tensor& weight, const MaybeTensor& blocked,
-             bop2nd::Emit emit, const int32_t* threshold, const Tensor& out) {
+void compute(const bop2nd::ConvShape& s, const Tensor& x_words, const Tensor& weight,
+             const MaybeTensor& blocked, bop2nd::Emit emit, const int32_t* threshold, const Tensor& out) {
   Tensor w = blocked_or_new(weight, s.groups, blocked);
   bop2nd::binary_conv(s, const_words_of(x_words), const_words_of(w), emit, threshold, out.mutable_data_ptr());
 }
@@ -266,18 +277,28 @@ bop2nd::ConvShape linear_shape(int64_t rows, int64_t in_features, const Tensor& 
 }
 
 bop2nd::ConvShape conv_shape(const Ints& nhw, int64_t channels, const Tensor& weight, const Ints& stride,
-                             const Ints& padding, const Ints& dilation, int64_t groups, int64_t padding_value) {
+                             const Ints& padding, const Ints& dilation, int64_t groups,
+                             int64_t padding_value) {
   check_words(weight, "weight");
   STD_TORCH_CHECK(weight.dim() == 4 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
                   "weight must be [O, kH, kW, words] and stride, padding, dilation two numbers");
   STD_TORCH_CHECK(groups > 0 && channels % groups == 0 && weight.size(0) % groups == 0,
                   "groups must divide input and output channels");
   for (int i = 0; i < 2; ++i) {
-    STD_TORCH_CHECK(stride[i] > 0 && dilation[i] > 0 && padding[i] >= 0, "stride, dilation or padding out of range");
+    STD_TORCH_CHECK(stride[i] > 0 && dilation[i] > 0 && padding[i] >= 0,
+                    "stride, dilation or padding out of range");
   }
   STD_TORCH_CHECK(padding_value >= -1 && padding_value <= 1, "padding_value must be 0, 1 or -1");
-  bop2nd::ConvShape s{nhw[0], nhw[1], nhw[2], channels, groups, weight.size(0), {weight.size(1), weight.size(2)},
-                      {stride[0], stride[1]}, {padding[0], padding[1]}, {dilation[0], dilation[1]},
+  bop2nd::ConvShape s{nhw[0],
+                      nhw[1],
+                      nhw[2],
+                      channels,
+                      groups,
+                      weight.size(0),
+                      {weight.size(1), weight.size(2)},
+                      {stride[0], stride[1]},
+                      {padding[0], padding[1]},
+                      {dilation[0], dilation[1]},
                       static_cast<int>(padding_value)};
   STD_TORCH_CHECK(weight.size(3) == s.group_words(), "weight words do not fit the input channels");
   return s;
@@ -293,17 +314,18 @@ std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tenso
   Tensor out = new_tensor(input, sizes, input.scalar_type());
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
-  compute(linear_shape(rows, features, weight), signs, weight, blocked, emit_of(real_dtype(input, "input")), nullptr,
-          out);
+  compute(linear_shape(rows, features, weight), signs, weight, blocked, emit_of(real_dtype(input, "input")),
+          nullptr, out);
   return {out, signs, mask};
 }
 
 std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tensor weight, const Ints stride,
                                                  const Ints padding, const Ints dilation, int64_t groups,
-                                                 int64_t padding_value, bool ste_clip, const MaybeTensor blocked) {
+                                                 int64_t padding_value, bool ste_clip,
+                                                 const MaybeTensor blocked) {
   STD_TORCH_CHECK(input.dim() == 4, "input must be [N, C, H, W]");
-  auto s = conv_shape({input.size(0), input.size(2), input.size(3)}, input.size(1), weight, stride, padding, dilation,
-                      groups, padding_value);
+  auto s = conv_shape({input.size(0), input.size(2), input.size(3)}, input.size(1), weight, stride, padding,
+                      dilation, groups, padding_value);
   auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
   Ints sizes{s.batch, s.out_channels, s.out_size(0), s.out_size(1)};
   Tensor out = torch::stable::empty(sizes, input.scalar_type(), std::nullopt, input.device(), std::nullopt,
@@ -325,12 +347,13 @@ Tensor packed_result(const bop2nd::ConvShape& s, Ints sizes, const Tensor& x, co
   Tensor limits = compact(*threshold);
   sizes.back() = bop2nd::words_for(s.out_channels);
   Tensor out = new_tensor(x, sizes, ScalarType::Int);
-  compute(s, x, weight, blocked, bop2nd::Emit::kBits, static_cast<const int32_t*>(limits.const_data_ptr()), out);
+  compute(s, x, weight, blocked, bop2nd::Emit::kBits, static_cast<const int32_t*>(limits.const_data_ptr()),
+          out);
   return out;
 }
 
-Tensor binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_features, const MaybeTensor threshold,
-                            const MaybeTensor blocked) {
+Tensor binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_features,
+                            const MaybeTensor threshold, const MaybeTensor blocked) {
   check_words(input, "input");
   STD_TORCH_CHECK(input.dim() > 0 && input.size(input.dim() - 1) == bop2nd::words_for(in_features),
                   "input words do not fit ", in_features, " features");
@@ -338,7 +361,8 @@ Tensor binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_
   sizes.back() = weight.size(0);
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
-  return packed_result(linear_shape(rows, in_features, weight), sizes, compact(input), weight, threshold, blocked);
+  return packed_result(linear_shape(rows, in_features, weight), sizes, compact(input), weight, threshold,
+                       blocked);
 }
 
 Tensor binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels, const Ints stride,
@@ -346,9 +370,10 @@ Tensor binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_
                             const MaybeTensor threshold, const MaybeTensor blocked) {
   check_words(input, "input");
   STD_TORCH_CHECK(input.dim() == 4, "input must be [N, H, W, words]");
-  auto s = conv_shape({input.size(0), input.size(1), input.size(2)}, in_channels, weight, stride, padding, dilation,
-                      groups, padding_value);
-  STD_TORCH_CHECK(input.size(3) == groups * s.group_words(), "input words do not fit ", in_channels, " channels");
+  auto s = conv_shape({input.size(0), input.size(1), input.size(2)}, in_channels, weight, stride, padding,
+                      dilation, groups, padding_value);
+  STD_TORCH_CHECK(input.size(3) == groups * s.group_words(), "input words do not fit ", in_channels,
+                  " channels");
   return packed_result(s, {s.batch, s.out_size(0), s.out_size(1), s.out_channels}, compact(input), weight,
                        threshold, blocked);
 }
@@ -378,7 +403,7 @@ STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
 
 PyMODINIT_FUNC PyInit__C(void) {
   bop2nd::install_pool({torch_parallel_for, torch_threads});
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
-                                   nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

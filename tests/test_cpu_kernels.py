@@ -95,13 +95,17 @@ def test_pack_rows_and_columns(isa: int, dtype: torch.dtype) -> None:
         for x, dim in ((values(3, length, dtype=dtype), -1), (values(2, length, 37, dtype=dtype), 1)):
             poison()
             assert torch.equal(ops.pack_bits(x, dim), reference.pack_bits(x, dim))
-            for got, want in zip(ops.pack_bits_ste(x, dim, 1), reference.pack_bits_ste(x, dim, 1), strict=True):
+            for got, want in zip(
+                ops.pack_bits_ste(x, dim, 1), reference.pack_bits_ste(x, dim, 1), strict=True
+            ):
                 assert torch.equal(got, want) and got.is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", REALS)
 def test_pack_images(isa: int, dtype: torch.dtype) -> None:
-    for (c, groups), (h, w) in itertools.product([(3, 1), (64, 1), (70, 2), (96, 3), (33, 1)], [(5, 7), (4, 16), (1, 1)]):
+    for (c, groups), (h, w) in itertools.product(
+        [(3, 1), (64, 1), (70, 2), (96, 3), (33, 1)], [(5, 7), (4, 16), (1, 1)]
+    ):
         x = values(2, c, h, w, dtype=dtype)
         layouts = (
             x,
@@ -117,26 +121,35 @@ def test_pack_images(isa: int, dtype: torch.dtype) -> None:
                 assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("shape, dim", [((0, 5), 1), ((5, 0), 1), ((7,), 0), ((2, 3, 4, 5), 0), ((2, 40, 4), -2)])
+@pytest.mark.parametrize(
+    "shape, dim", [((0, 5), 1), ((5, 0), 1), ((7,), 0), ((2, 3, 4, 5), 0), ((2, 40, 4), -2)]
+)
 def test_pack_odd_shapes(isa: int, shape: tuple[int, ...], dim: int) -> None:
     x = values(*shape)
     assert torch.equal(ops.pack_bits(x, dim), reference.pack_bits(x, dim))
     if x.numel():
-        assert torch.equal(ops.pack_bits(x[:1].expand_as(x), dim), reference.pack_bits(x[:1].expand_as(x), dim))
+        assert torch.equal(
+            ops.pack_bits(x[:1].expand_as(x), dim), reference.pack_bits(x[:1].expand_as(x), dim)
+        )
 
 
 @pytest.mark.parametrize("dtype", [*REALS, torch.float64])
 def test_unpack(isa: int, dtype: torch.dtype) -> None:
     for length, dim in itertools.product(LENGTHS, (-1, 0, 1)):
         words = words_of(3, 2, length)
-        got, want = ops.unpack_bits(words, length, dim, dtype=dtype), reference.unpack_bits(words, length, dim, dtype)
+        got, want = (
+            ops.unpack_bits(words, length, dim, dtype=dtype),
+            reference.unpack_bits(words, length, dim, dtype),
+        )
         assert torch.equal(got, want) and got.stride() == want.stride()
 
 
 # ----------------------------------------------------------------------------------------------- step
 
 
-def step_case(sizes: list[tuple[int, ...]], grad: torch.dtype, state: torch.dtype, second: bool, weight: Any) -> list:
+def step_case(
+    sizes: list[tuple[int, ...]], grad: torch.dtype, state: torch.dtype, second: bool, weight: Any
+) -> list:
     lists: list[list[Tensor]] = [[], [], [], []]
     for i, size in enumerate(sizes):
         generator = torch.Generator().manual_seed(i)
@@ -163,7 +176,21 @@ def run_both(lists: list, hyper: Tensor, **options: Any) -> None:
         assert torch.equal(got, want)
 
 
-SIZES = [(0,), (1,), (3, 31), (2, 32), (33,), (5, 63), (2, 3, 64), (65,), (2, 511), (3, 512), (513,), (2, 1031), (0, 4)]
+SIZES = [
+    (0,),
+    (1,),
+    (3, 31),
+    (2, 32),
+    (33,),
+    (5, 63),
+    (2, 3, 64),
+    (65,),
+    (2, 511),
+    (3, 512),
+    (513,),
+    (2, 1031),
+    (0, 4),
+]
 HYPER = torch.tensor([1e-2, 3e-2, 0.05, 1e-4])
 
 
@@ -214,7 +241,9 @@ def test_step_does_not_depend_on_threads(isa: int, state: torch.dtype) -> None:
         results.append([*itertools.chain(*run), counts])
     torch.set_num_threads(n_threads)
     for other in results[1:]:
-        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(results[0], other, strict=True))
+        assert all(
+            torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(results[0], other, strict=True)
+        )
 
 
 # ------------------------------------------------------------------------------- linear, convolution

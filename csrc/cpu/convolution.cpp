@@ -21,7 +21,8 @@ int64_t ConvShape::out_size(int axis) const {
   return room < 0 ? 0 : room / stride[axis] + 1;
 }
 
-void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words, uint32_t* blocked) {
+void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words,
+                  uint32_t* blocked) {
   int64_t per_group = out_channels / groups, n_blocks = (per_group + 15) / 16;
   auto lay = [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
@@ -86,7 +87,12 @@ struct Image {  // of packed activations
 };
 
 Rectangle rectangle(const ConvShape& s, const Image& image, const Interval& rows, const Interval& columns) {
-  Rectangle r{rows, columns, {}, s.group_words(), {}, true,
+  Rectangle r{rows,
+              columns,
+              {},
+              s.group_words(),
+              {},
+              true,
               s.batch * (rows.last - rows.first) * (columns.last - columns.first)};
   int64_t words = s.group_words(), n_columns = columns.tap_last - columns.tap_first;
   bool joined = s.dilation[1] == 1 && s.groups == 1;  // the taps of a kernel row lie side by side
@@ -119,21 +125,22 @@ std::vector<uint32_t> with_border(const ConvShape& s, const Image& from, int64_t
   }
   int64_t line = width * from.pixel_words, image = height * line;
   std::vector<uint32_t> words(static_cast<size_t>(s.batch * image));
-  parallel_ranges(s.batch * height, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, line)), [&](int64_t b, int64_t e) {
-    for (int64_t r = b; r < e; ++r) {
-      int64_t n = r / height, y = r - n * height - s.padding[0];
-      uint32_t* to = words.data() + r * line;
-      bool inside = y >= 0 && y < from.height;
-      for (int64_t x = 0; x < width; ++x, to += from.pixel_words) {
-        int64_t column = x - s.padding[1];
-        const uint32_t* source = pixel.data();
-        if (inside && column >= 0 && column < from.width) {
-          source = from.words + ((n * from.height + y) * from.width + column) * from.pixel_words;
+  parallel_ranges(
+      s.batch * height, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, line)), [&](int64_t b, int64_t e) {
+        for (int64_t r = b; r < e; ++r) {
+          int64_t n = r / height, y = r - n * height - s.padding[0];
+          uint32_t* to = words.data() + r * line;
+          bool inside = y >= 0 && y < from.height;
+          for (int64_t x = 0; x < width; ++x, to += from.pixel_words) {
+            int64_t column = x - s.padding[1];
+            const uint32_t* source = pixel.data();
+            if (inside && column >= 0 && column < from.width) {
+              source = from.words + ((n * from.height + y) * from.width + column) * from.pixel_words;
+            }
+            std::copy(source, source + from.pixel_words, to);
+          }
         }
-        std::copy(source, source + from.pixel_words, to);
-      }
-    }
-  });
+      });
   return words;
 }
 
@@ -237,8 +244,8 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
     t.x = pixels, t.n_pixels = n, t.n_words = n_words;
     t.w = blocked + (task.group * s.group_blocks() + b) * block_words;
     t.w_offset = r.w_offset.data(), t.w_contiguous = r.w_contiguous;
-    t.bias = static_cast<int32_t>((r.rows.tap_last - r.rows.tap_first) * (r.columns.tap_last - r.columns.tap_first) *
-                                  s.group_channels());
+    t.bias = static_cast<int32_t>((r.rows.tap_last - r.rows.tap_first) *
+                                  (r.columns.tap_last - r.columns.tap_first) * s.group_channels());
     t.out = to.out + (to.emit == Emit::kBits ? first / 16 : first) * to.item_bytes;
     t.out_offset = out_offset;
     t.n_outputs = static_cast<int>(std::min<int64_t>(16, s.group_outputs() - b * 16));

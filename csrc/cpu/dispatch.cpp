@@ -16,8 +16,8 @@ namespace bop2nd {
 namespace {
 
 enum Feature : uint32_t {
-  kAvx2 = 1u << 0,      // AVX2, F16C, POPCNT, BMI, BMI2 and the operating system saves ymm registers
-  kAvx512 = 1u << 1,    // F, BW, VL, DQ and the operating system saves zmm registers
+  kAvx2 = 1u << 0,    // AVX2, F16C, POPCNT, BMI, BMI2 and the operating system saves ymm registers
+  kAvx512 = 1u << 1,  // F, BW, VL, DQ and the operating system saves zmm registers
   kVpopcntdq = 1u << 2,
 };
 

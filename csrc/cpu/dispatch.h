@@ -19,10 +19,10 @@ void override_table(const KernelTable* table);
 
 extern "C" {
 int bop2nd_isa_count(void);
-const char* bop2nd_isa_name(int id);      // null for an unknown id, also below
-int bop2nd_isa_supported(int id);         // 1 if this CPU can run it
+const char* bop2nd_isa_name(int id);  // null for an unknown id, also below
+int bop2nd_isa_supported(int id);     // 1 if this CPU can run it
 const char* bop2nd_isa_requires(int id);
 int bop2nd_isa_active(void);
-int bop2nd_isa_force(int id);             // -1: the best available; returns 0, or -1 if not supported
-int64_t bop2nd_isa_calls(int id);         // operator calls served so far
+int bop2nd_isa_force(int id);      // -1: the best available; returns 0, or -1 if not supported
+int64_t bop2nd_isa_calls(int id);  // operator calls served so far
 }

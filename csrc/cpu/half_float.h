@@ -58,7 +58,8 @@ BOP2ND_INLINE Float16 from_float<Float16>(float x) {
     half = 0x7E00u | ((magnitude >> 13) & 0x3FFu);
   } else if (magnitude >= 0x477FF000u) {  // 65520 and more round to infinity
     half = 0x7C00u;
-  } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 aligns the last fp16 bit with the last fp32 bit
+  } else if (magnitude <
+             0x38800000u) {  // below 2^-14: adding 0.5 aligns the last fp16 bit with the last fp32 bit
     half = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3F000000u;
   } else {
     half = (magnitude - 0x38000000u + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;

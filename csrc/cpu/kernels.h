@@ -49,9 +49,10 @@ enum class Emit : int { kFloat32, kBFloat16, kFloat16, kBits };
 
 // n_pixels x 16 outputs: dot = bias - 2 * sum_k popcount(x[k] ^ w[k]).
 // Pixel p's words are x[p * n_words ...], in pairs if the table says so (odd words are the exclusive or with
-// the one before). Word k of the weights is at w + w_offset[k], 16 outputs side by side; w_contiguous says that
-// w_offset[k] == w_offset[0] + 16 k. `out` points at output 0 of this block; pixel p writes at out + out_offset[p] (in
-// elements; for kBits in 16-bit halves). n_outputs in 1..16. With kBits, `pad_half` clears the half after.
+// the one before). Word k of the weights is at w + w_offset[k], 16 outputs side by side; w_contiguous says
+// that w_offset[k] == w_offset[0] + 16 k. `out` points at output 0 of this block; pixel p writes at out +
+// out_offset[p] (in elements; for kBits in 16-bit halves). n_outputs in 1..16. With kBits, `pad_half` clears
+// the half after.
 struct MatmulTile {
   const uint32_t* x;
   int64_t n_pixels, n_words;
@@ -71,14 +72,17 @@ struct KernelTable {
   // Words [first_word, first_word + n_words) of one tensor (dense: blocks of 32 elements); adds to `counts`.
   void (*step)(const StepTensor&, const StepHyper&, int64_t first_word, int64_t n_words, StepCounts* counts);
   // `length_stride == 1`: rows [begin, end) of n_outer * n_inner. `mask` may be null.
-  void (*pack_rows)(const PackShape&, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin, int64_t end);
+  void (*pack_rows)(const PackShape&, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin,
+                    int64_t end);
   // `inner_stride == 1`: pixels [begin, end) of n_outer * n_inner.
   void (*pack_columns)(const PackShape&, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin,
                        int64_t end);
   // Rows [begin, end) of `length` elements each.
-  void (*unpack_rows)(const uint32_t* words, int64_t length, Dtype dtype, void* out, int64_t begin, int64_t end);
+  void (*unpack_rows)(const uint32_t* words, int64_t length, Dtype dtype, void* out, int64_t begin,
+                      int64_t end);
   // Clears the elements of those rows of `grad` whose mask bit is 0.
-  void (*apply_mask)(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin, int64_t end);
+  void (*apply_mask)(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin,
+                     int64_t end);
   void (*matmul)(const MatmulTile&, Emit);
   bool paired_words;  // how matmul wants the words of x
   // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.

@@ -62,8 +62,10 @@ struct CarrySaveCount {
 
     BOP2ND_INLINE void advance(int64_t n) {
       for (int p = 0; p < P; ++p) x[p] += n;
-      if constexpr (kRows == Rows::kIndexed) w.offset += n;
-      else w.words += 16 * n;
+      if constexpr (kRows == Rows::kIndexed)
+        w.offset += n;
+      else
+        w.words += 16 * n;
     }
   };
 
@@ -146,7 +148,8 @@ struct CarrySaveCount {
   static BOP2ND_INLINE void accumulate(const uint32_t* x, const Weights& w, int64_t n_words, I (&count)[P]) {
     Planes b;
     I zero = C::set1(0);
-    for (int p = 0; p < P; ++p) b.one[p] = b.two[p] = b.four[p] = b.eight[p] = b.sixteens[p] = count[p] = zero;
+    for (int p = 0; p < P; ++p)
+      b.one[p] = b.two[p] = b.four[p] = b.eight[p] = b.sixteens[p] = count[p] = zero;
     Source s;
     for (int p = 0; p < P; ++p) s.x[p] = x + p * n_words;
     s.w = w;
@@ -234,9 +237,13 @@ void matmul(const MatmulTile& t, Emit emit) {
     count_tile<C, Counter, Rows::kPlain>(t, t.w + (t.n_words > 0 ? t.w_offset[0] : 0), counts);
   }
   switch (emit) {
-    case Emit::kFloat32: return emit_tile<C, float>(t, counts);
-    case Emit::kBFloat16: return emit_tile<C, BFloat16>(t, counts);
-    case Emit::kFloat16: return emit_tile<C, Float16>(t, counts);
-    case Emit::kBits: return emit_tile<C, void>(t, counts);
+    case Emit::kFloat32:
+      return emit_tile<C, float>(t, counts);
+    case Emit::kBFloat16:
+      return emit_tile<C, BFloat16>(t, counts);
+    case Emit::kFloat16:
+      return emit_tile<C, Float16>(t, counts);
+    case Emit::kBits:
+      return emit_tile<C, void>(t, counts);
   }
 }

@@ -22,11 +22,11 @@ void apply_mask(const uint32_t* mask, int64_t n_rows, int64_t length, Dtype dtyp
 
 // A convolution; a linear layer is one with height = width = kernel = 1.
 struct ConvShape {
-  int64_t batch, height, width;      // of the input
-  int64_t channels, groups;          // input channels, of all groups
-  int64_t out_channels;              // of all groups
+  int64_t batch, height, width;  // of the input
+  int64_t channels, groups;      // input channels, of all groups
+  int64_t out_channels;          // of all groups
   int64_t kernel[2], stride[2], padding[2], dilation[2];
-  int padding_value;                 // 0, 1 or -1
+  int padding_value;  // 0, 1 or -1
 
   int64_t group_channels() const { return channels / groups; }
   int64_t group_words() const { return (group_channels() + 31) / 32; }
@@ -37,10 +37,11 @@ struct ConvShape {
 };
 
 // Weight words [out_channels, taps, group_words] -> [groups, group_blocks, taps * group_words, 16].
-void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words, uint32_t* blocked);
+void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words,
+                  uint32_t* blocked);
 
-// x: [batch, height, width, groups * group_words]. `out`: [batch, out height, out width, out_channels], or sign
-// words of it with kBits (then `threshold` holds out_channels values).
+// x: [batch, height, width, groups * group_words]. `out`: [batch, out height, out width, out_channels], or
+// sign words of it with kBits (then `threshold` holds out_channels values).
 void binary_conv(const ConvShape& shape, const uint32_t* x, const uint32_t* blocked, Emit emit,
                  const int32_t* threshold, void* out);
 

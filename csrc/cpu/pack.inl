@@ -12,7 +12,8 @@ BOP2ND_INLINE uint32_t mask_bits(typename V::F x) {
 }
 
 template <class V, class T, bool kMask>
-void pack_rows_of(const PackShape& s, const T* x, uint32_t* signs, uint32_t* mask, int64_t begin, int64_t end) {
+void pack_rows_of(const PackShape& s, const T* x, uint32_t* signs, uint32_t* mask, int64_t begin,
+                  int64_t end) {
   BitLayout row{s.length};
   int64_t n_words = row.row_words();
   int64_t at = begin * s.n_groups * n_words;
@@ -40,7 +41,8 @@ void pack_rows_of(const PackShape& s, const T* x, uint32_t* signs, uint32_t* mas
 
 // One tile: up to kLanes neighbouring pixels, all words of all groups.
 template <class V, class T, bool kMask>
-BOP2ND_INLINE void pack_tile(const PackShape& s, const T* pixel, uint32_t* signs, uint32_t* mask, int n_pixels) {
+BOP2ND_INLINE void pack_tile(const PackShape& s, const T* pixel, uint32_t* signs, uint32_t* mask,
+                             int n_pixels) {
   BitLayout row{s.length};
   int64_t n_words = row.row_words(), pixel_words = s.n_groups * n_words;
   for (int64_t g = 0; g < s.n_groups; ++g) {
@@ -68,7 +70,8 @@ BOP2ND_INLINE void pack_tile(const PackShape& s, const T* pixel, uint32_t* signs
 }
 
 template <class V, class T, bool kMask>
-void pack_columns_of(const PackShape& s, const T* x, uint32_t* signs, uint32_t* mask, int64_t begin, int64_t end) {
+void pack_columns_of(const PackShape& s, const T* x, uint32_t* signs, uint32_t* mask, int64_t begin,
+                     int64_t end) {
   int64_t pixel_words = s.n_groups * words_for(s.length);
   for (int64_t p = begin; p < end;) {
     int64_t outer = p / s.n_inner, inner = p - outer * s.n_inner;
@@ -81,7 +84,8 @@ void pack_columns_of(const PackShape& s, const T* x, uint32_t* signs, uint32_t* 
 }
 
 template <class V, class T>
-void pack_rows_as(const PackShape& s, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin, int64_t end) {
+void pack_rows_as(const PackShape& s, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin,
+                  int64_t end) {
   const T* typed = static_cast<const T*>(x);
   if (mask) return pack_rows_of<V, T, true>(s, typed, signs, mask, begin, end);
   pack_rows_of<V, T, false>(s, typed, signs, mask, begin, end);
@@ -96,14 +100,16 @@ void pack_columns_as(const PackShape& s, const void* x, uint32_t* signs, uint32_
 }
 
 template <class V>
-void pack_rows(const PackShape& s, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin, int64_t end) {
+void pack_rows(const PackShape& s, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin,
+               int64_t end) {
   if (s.dtype == Dtype::kFloat32) return pack_rows_as<V, float>(s, x, signs, mask, begin, end);
   if (s.dtype == Dtype::kBFloat16) return pack_rows_as<V, BFloat16>(s, x, signs, mask, begin, end);
   pack_rows_as<V, Float16>(s, x, signs, mask, begin, end);
 }
 
 template <class V>
-void pack_columns(const PackShape& s, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin, int64_t end) {
+void pack_columns(const PackShape& s, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin,
+                  int64_t end) {
   if (s.dtype == Dtype::kFloat32) return pack_columns_as<V, float>(s, x, signs, mask, begin, end);
   if (s.dtype == Dtype::kBFloat16) return pack_columns_as<V, BFloat16>(s, x, signs, mask, begin, end);
   pack_columns_as<V, Float16>(s, x, signs, mask, begin, end);
@@ -150,13 +156,15 @@ void apply_mask_as(const uint32_t* mask, int64_t length, T* grad, int64_t begin,
 template <class V>
 void apply_mask(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin, int64_t end) {
   if (dtype == Dtype::kFloat32) return apply_mask_as<V>(mask, length, static_cast<float*>(grad), begin, end);
-  if (dtype == Dtype::kBFloat16) return apply_mask_as<V>(mask, length, static_cast<BFloat16*>(grad), begin, end);
+  if (dtype == Dtype::kBFloat16)
+    return apply_mask_as<V>(mask, length, static_cast<BFloat16*>(grad), begin, end);
   apply_mask_as<V>(mask, length, static_cast<Float16*>(grad), begin, end);
 }
 
 template <class V>
 void unpack_rows(const uint32_t* words, int64_t length, Dtype dtype, void* out, int64_t begin, int64_t end) {
   if (dtype == Dtype::kFloat32) return unpack_rows_as<V>(words, length, static_cast<float*>(out), begin, end);
-  if (dtype == Dtype::kBFloat16) return unpack_rows_as<V>(words, length, static_cast<BFloat16*>(out), begin, end);
+  if (dtype == Dtype::kBFloat16)
+    return unpack_rows_as<V>(words, length, static_cast<BFloat16*>(out), begin, end);
   unpack_rows_as<V>(words, length, static_cast<Float16*>(out), begin, end);
 }

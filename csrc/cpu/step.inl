@@ -84,8 +84,8 @@ BOP2ND_INLINE void step_part(const StepTensor& t, const StepConstants<V>& c, int
 // One word of n elements: 32, fewer in a tail. `packed` is where packed weights keep their signs. W is void
 // for them and the element type of dense weights.
 template <class V, class G, class S, class W, bool kSecond, bool kTail>
-BOP2ND_INLINE void step_word(const StepTensor& t, const StepConstants<V>& c, int64_t e, int n, uint32_t* packed,
-                             StepCounts& counts) {
+BOP2ND_INLINE void step_word(const StepTensor& t, const StepConstants<V>& c, int64_t e, int n,
+                             uint32_t* packed, StepCounts& counts) {
   WordBits word{0, 0, 0};
   if constexpr (std::is_void_v<W>) word.signs = *packed;
   if constexpr (kTail) {
@@ -104,7 +104,8 @@ BOP2ND_INLINE void step_word(const StepTensor& t, const StepConstants<V>& c, int
 }
 
 template <class V, class G, class S, class W, bool kSecond>
-void step_words(const StepTensor& t, const StepHyper& h, int64_t first_word, int64_t n_words, StepCounts* counts) {
+void step_words(const StepTensor& t, const StepHyper& h, int64_t first_word, int64_t n_words,
+                StepCounts* counts) {
   StepConstants<V> c{{V::setf(h.gamma), V::setf(h.sigma), V::setf(h.a), V::setf(h.b)}, V::setf(h.grad_scale)};
   StepCounts sum{0, 0};
   uint32_t* words = static_cast<uint32_t*>(t.weight);
@@ -131,10 +132,14 @@ void step_words(const StepTensor& t, const StepHyper& h, int64_t first_word, int
 template <class V, class G, class S, bool kSecond>
 void step_weight(const StepTensor& t, const StepHyper& h, int64_t first, int64_t n, StepCounts* counts) {
   switch (t.weight_dtype) {
-    case Dtype::kPacked: return step_words<V, G, S, void, kSecond>(t, h, first, n, counts);
-    case Dtype::kFloat32: return step_words<V, G, S, float, kSecond>(t, h, first, n, counts);
-    case Dtype::kBFloat16: return step_words<V, G, S, BFloat16, kSecond>(t, h, first, n, counts);
-    case Dtype::kFloat16: return step_words<V, G, S, Float16, kSecond>(t, h, first, n, counts);
+    case Dtype::kPacked:
+      return step_words<V, G, S, void, kSecond>(t, h, first, n, counts);
+    case Dtype::kFloat32:
+      return step_words<V, G, S, float, kSecond>(t, h, first, n, counts);
+    case Dtype::kBFloat16:
+      return step_words<V, G, S, BFloat16, kSecond>(t, h, first, n, counts);
+    case Dtype::kFloat16:
+      return step_words<V, G, S, Float16, kSecond>(t, h, first, n, counts);
   }
 }
 
@@ -152,9 +157,13 @@ void step_state(const StepTensor& t, const StepHyper& h, int64_t first, int64_t 
 template <class V>
 void step(const StepTensor& t, const StepHyper& h, int64_t first, int64_t n, StepCounts* counts) {
   switch (t.grad_dtype) {
-    case Dtype::kFloat32: return step_state<V, float>(t, h, first, n, counts);
-    case Dtype::kBFloat16: return step_state<V, BFloat16>(t, h, first, n, counts);
-    case Dtype::kFloat16: return step_state<V, Float16>(t, h, first, n, counts);
-    case Dtype::kPacked: return;
+    case Dtype::kFloat32:
+      return step_state<V, float>(t, h, first, n, counts);
+    case Dtype::kBFloat16:
+      return step_state<V, BFloat16>(t, h, first, n, counts);
+    case Dtype::kFloat16:
+      return step_state<V, Float16>(t, h, first, n, counts);
+    case Dtype::kPacked:
+      return;
   }
 }

@@ -20,9 +20,7 @@ struct Avx512Lanes {
   BOP2ND_INLINE static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   BOP2ND_INLINE static F sqrt(F a) { return _mm512_sqrt_ps(a); }
   BOP2ND_INLINE static F abs(F a) { return _mm512_abs_ps(a); }
-  BOP2ND_INLINE static F flip_sign(F a, M m) {
-    return _mm512_mask_xor_ps(a, m, a, _mm512_set1_ps(-0.0f));
-  }
+  BOP2ND_INLINE static F flip_sign(F a, M m) { return _mm512_mask_xor_ps(a, m, a, _mm512_set1_ps(-0.0f)); }
   BOP2ND_INLINE static F keep(F a, M m) { return _mm512_maskz_mov_ps(m, a); }
   BOP2ND_INLINE static M less_zero(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_LT_OQ); }
   BOP2ND_INLINE static M greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
@@ -101,8 +99,8 @@ struct Avx512Count {
   BOP2ND_INLINE static I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
   BOP2ND_INLINE static I xor_word(I a, const uint32_t* x) { return bit_xor(a, set1(*x)); }
   BOP2ND_INLINE static void store_int(uint32_t* p, I a) { _mm512_storeu_si512(p, a); }
-  // plane + a + b = plane + 2 carry. The carry is (a == b ? a : not the new plane): no operand is needed twice,
-  // so that the compiler does not have to copy any.
+  // plane + a + b = plane + 2 carry. The carry is (a == b ? a : not the new plane): no operand is needed
+  // twice, so that the compiler does not have to copy any.
   BOP2ND_INLINE static void full_add(I& plane, I a, I b, I& carry) {
     plane = _mm512_ternarylogic_epi32(plane, a, b, 0x96);
     carry = _mm512_ternarylogic_epi32(a, plane, b, 0xB2);

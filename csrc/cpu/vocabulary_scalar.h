@@ -19,7 +19,9 @@ struct ScalarLanes {
   BOP2ND_INLINE static F mul(F a, F b) { return a * b; }
   BOP2ND_INLINE static F sqrt(F a) { return __builtin_sqrtf(a); }
   BOP2ND_INLINE static F abs(F a) { return __builtin_fabsf(a); }
-  BOP2ND_INLINE static F flip_sign(F a, M m) { return float_of_bits(bits_of_float(a) ^ (m ? 0x80000000u : 0u)); }
+  BOP2ND_INLINE static F flip_sign(F a, M m) {
+    return float_of_bits(bits_of_float(a) ^ (m ? 0x80000000u : 0u));
+  }
   BOP2ND_INLINE static F keep(F a, M m) { return m ? a : 0.0f; }
   BOP2ND_INLINE static M less_zero(F a) { return a < 0.0f; }
   BOP2ND_INLINE static M greater(F a, F b) { return a > b; }
@@ -98,11 +100,13 @@ struct ScalarCount {
   BOP2ND_INLINE static I dot(I bias, I count) { return bias - (count + count); }
   template <class T>
   BOP2ND_INLINE static void store(T* p, I a, int n) {
-    for (int i = 0; i < kLanes && i < n; ++i) p[i] = from_float<T>(static_cast<float>(static_cast<int32_t>(a[i])));
+    for (int i = 0; i < kLanes && i < n; ++i)
+      p[i] = from_float<T>(static_cast<float>(static_cast<int32_t>(a[i])));
   }
   BOP2ND_INLINE static uint32_t less(I a, const int32_t* threshold, int n) {
     uint32_t bits = 0;
-    for (int i = 0; i < kLanes && i < n; ++i) bits |= (static_cast<int32_t>(a[i]) < threshold[i] ? 1u : 0u) << i;
+    for (int i = 0; i < kLanes && i < n; ++i)
+      bits |= (static_cast<int32_t>(a[i]) < threshold[i] ? 1u : 0u) << i;
     return bits;
   }
   BOP2ND_INLINE static void keep_in_register(I& a) { asm volatile("" : "+m"(a)); }

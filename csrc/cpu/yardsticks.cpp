@@ -23,8 +23,8 @@ BOP2ND_EXPORT int bop2nd_openmp(void) {
   return arrived.load() == n_threads ? 1 : 0;
 }
 
-// Runs the counting of instruction set `id` on register operands, on the calling thread. Returns the number of
-// binary multiply-accumulates done, 0 if this CPU cannot run it.
+// Runs the counting of instruction set `id` on register operands, on the calling thread. Returns the number
+// of binary multiply-accumulates done, 0 if this CPU cannot run it.
 BOP2ND_EXPORT double bop2nd_register_loop(int id, int64_t iterations) {
   const bop2nd::KernelTable* table = bop2nd::table_of(id);
   return table ? table->register_loop(iterations) : 0.0;
@@ -35,8 +35,7 @@ BOP2ND_EXPORT double bop2nd_register_loop(int id, int64_t iterations) {
 BOP2ND_EXPORT double bop2nd_bandwidth_loop(const float* grad, float* m, float* v, int32_t* words, int64_t n) {
   const bop2nd::KernelTable& table = *bop2nd::table_of(bop2nd_isa_active());
   uint32_t* bits = reinterpret_cast<uint32_t*>(words);
-  bop2nd::parallel_ranges(n / 32, 1024, [&](int64_t begin, int64_t end) {
-    table.stream(grad, m, v, bits, begin, end - begin);
-  });
+  bop2nd::parallel_ranges(
+      n / 32, 1024, [&](int64_t begin, int64_t end) { table.stream(grad, m, v, bits, begin, end - begin); });
   return 20.25 * static_cast<double>(n / 32 * 32);
 }

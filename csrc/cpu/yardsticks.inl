@@ -4,8 +4,8 @@
 //
 // Include inside a target region and an anonymous namespace within bop2nd, after matmul.inl.
 
-// The yardstick of matmul: the same counting on one cache line of weights and one word per pixel, so that what
-// is left is the arithmetic. Returns binary multiply-accumulates (one bit each).
+// The yardstick of matmul: the same counting on one cache line of weights and one word per pixel, so that
+// what is left is the arithmetic. Returns binary multiply-accumulates (one bit each).
 template <class C, template <class, int, Rows> class Counter>
 double register_loop(int64_t iterations) {
   constexpr int kWords = 16 * 16;

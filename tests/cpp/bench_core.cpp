@@ -55,7 +55,8 @@ void report(const std::vector<Case>& cases, double scale, const char* unit) {
   double limit = cases[0].work / cases[0].best;
   for (const Case& c : cases) {
     double rate = c.work / c.best;
-    std::printf("  %-28s %9.1f us %8.1f %s  %.2f\n", c.name.c_str(), c.best * 1e6, rate * scale, unit, rate / limit);
+    std::printf("  %-28s %9.1f us %8.1f %s  %.2f\n", c.name.c_str(), c.best * 1e6, rate * scale, unit,
+                rate / limit);
   }
 }
 
@@ -73,12 +74,12 @@ void bench_matmul(int id, double seconds) {
   for (int64_t c : {64, 128, 256, 512}) {
     int64_t size = 56 * 64 / c;
     double taps = static_cast<double>((3 * size - 2) * (3 * size - 2));  // padded taps are left out
-    add("conv 3x3 " + std::to_string(c) + " @ " + std::to_string(size), {1, size, size, c, 1, c, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0},
-        taps * static_cast<double>(c * c));
+    add("conv 3x3 " + std::to_string(c) + " @ " + std::to_string(size),
+        {1, size, size, c, 1, c, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0}, taps * static_cast<double>(c * c));
   }
   for (int64_t m : {1, 256}) {
-    add("linear 1024, batch " + std::to_string(m), {m, 1, 1, 1024, 1, 1024, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0},
-        static_cast<double>(m << 20));
+    add("linear 1024, batch " + std::to_string(m),
+        {m, 1, 1, 1024, 1, 1024, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0}, static_cast<double>(m << 20));
   }
   run_interleaved(cases, seconds);
   report(cases, 1e-9, "GMAC/s");
@@ -88,11 +89,13 @@ void bench_step(double seconds) {
   constexpr int64_t kSize = 1 << 24;
   OnLines<float> g(kSize, 0.1f), m(kSize, 0.0f), v(kSize, 0.0f);
   OnLines<int32_t> words(kSize / 32, 0);
-  StepTensor t{words.data(), g.data(), m.data(), v.data(), Dtype::kPacked, Dtype::kFloat32, Dtype::kFloat32, 1, kSize, 0};
+  StepTensor t{words.data(),    g.data(),        m.data(), v.data(), Dtype::kPacked,
+               Dtype::kFloat32, Dtype::kFloat32, 1,        kSize,    0};
   int64_t counts[2];
   double bytes = 20.25 * kSize;
   std::vector<Case> cases = {
-      {"read and write only", bytes, [&] { bop2nd_bandwidth_loop(g.data(), m.data(), v.data(), words.data(), kSize); }},
+      {"read and write only", bytes,
+       [&] { bop2nd_bandwidth_loop(g.data(), m.data(), v.data(), words.data(), kSize); }},
       {"step, 16 M weights", bytes, [&] { bop_step({t}, {1e-3f, 1e-2f, 1e-3f, 1e-9f, 1.0f}, counts); }}};
   run_interleaved(cases, seconds);
   report(cases, 1e-9, "GB/s");

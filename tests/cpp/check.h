@@ -14,14 +14,14 @@
 #include "cpu/parallel.h"
 #include "emulated_popcount.h"
 
-#define CHECK(condition, ...)                                                         \
-  do {                                                                                \
-    if (!(condition)) {                                                               \
-      std::printf("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition);       \
-      std::printf(__VA_ARGS__);                                                       \
-      std::printf("\n");                                                              \
-      std::exit(1);                                                                   \
-    }                                                                                 \
+#define CHECK(condition, ...)                                                   \
+  do {                                                                          \
+    if (!(condition)) {                                                         \
+      std::printf("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                                 \
+      std::printf("\n");                                                        \
+      std::exit(1);                                                             \
+    }                                                                           \
   } while (0)
 
 struct Random {
@@ -50,7 +50,9 @@ struct Guarded {
   static constexpr size_t kGuard = 64;
   std::vector<T> memory;
 
-  explicit Guarded(size_t n) : memory(n + 2 * kGuard) { std::memset(memory.data(), 0xA5, memory.size() * sizeof(T)); }
+  explicit Guarded(size_t n) : memory(n + 2 * kGuard) {
+    std::memset(memory.data(), 0xA5, memory.size() * sizeof(T));
+  }
   T* data() { return memory.data() + kGuard; }
   size_t size() const { return memory.size() - 2 * kGuard; }
   T& operator[](int64_t i) { return data()[i]; }
@@ -71,7 +73,8 @@ void on_every_instruction_set(const Test& test) {
   static const bop2nd::ThreadPool three = {
       [](int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
         std::vector<std::thread> threads;
-        for (int64_t i = 0; i < 3; ++i) threads.emplace_back([=] { body(i * n / 3, (i + 1) * n / 3, context); });
+        for (int64_t i = 0; i < 3; ++i)
+          threads.emplace_back([=] { body(i * n / 3, (i + 1) * n / 3, context); });
         for (std::thread& thread : threads) thread.join();
       },
       [] { return 3; }};

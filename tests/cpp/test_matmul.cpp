@@ -44,7 +44,8 @@ int32_t plain_dot(const ConvShape& s, const Operands& o, int64_t n, int64_t oy, 
 }
 
 template <class T>
-void check_real(const char* isa, const ConvShape& s, const Operands& o, const std::vector<int32_t>& want, Emit emit) {
+void check_real(const char* isa, const ConvShape& s, const Operands& o, const std::vector<int32_t>& want,
+                Emit emit) {
   Guarded<T> out(want.size());
   binary_conv(s, o.x.data(), o.blocked.data(), emit, nullptr, out.data());
   out.check_guards(isa);
@@ -63,7 +64,8 @@ void check_conv(const char* isa, const ConvShape& s) {
   o.blocked.assign(static_cast<size_t>(s.groups * s.group_blocks() * row_words * 16), 0xA5A5A5A5u);
   block_weight(o.w.data(), s.out_channels, s.groups, row_words, o.blocked.data());
   std::vector<int32_t> want, threshold;
-  for (int64_t i = 0; i < s.out_channels; ++i) threshold.push_back(static_cast<int32_t>(random.below(13)) - 6);
+  for (int64_t i = 0; i < s.out_channels; ++i)
+    threshold.push_back(static_cast<int32_t>(random.below(13)) - 6);
   for (int64_t n = 0; n < s.batch; ++n) {
     for (int64_t y = 0; y < s.out_size(0); ++y) {
       for (int64_t x = 0; x < s.out_size(1); ++x) {
@@ -80,7 +82,8 @@ void check_conv(const char* isa, const ConvShape& s) {
   bits.check_guards(isa);
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t e = 0; e < words * kWordBits; ++e) {
-      bool below = e < s.out_channels && want[static_cast<size_t>(p * s.out_channels + e)] < threshold[static_cast<size_t>(e)];
+      bool below = e < s.out_channels &&
+                   want[static_cast<size_t>(p * s.out_channels + e)] < threshold[static_cast<size_t>(e)];
       CHECK(((bits[p * words + BitLayout::word_of(e)] >> BitLayout::bit_of(e)) & 1) == (below ? 1u : 0u),
             "%s bit %ld of pixel %ld", isa, (long)e, (long)p);
     }
@@ -92,13 +95,15 @@ void check_all_different(const char* isa, int64_t features) {
   ConvShape s{3, 1, 1, features, 1, 17, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
   std::vector<uint32_t> x(static_cast<size_t>(3 * s.group_words()), ~0u);
   for (int64_t m = 0; m < 3; ++m) {
-    x[static_cast<size_t>((m + 1) * s.group_words() - 1)] = low_bits(BitLayout{features}.elements_in(s.group_words() - 1));
+    x[static_cast<size_t>((m + 1) * s.group_words() - 1)] =
+        low_bits(BitLayout{features}.elements_in(s.group_words() - 1));
   }
   std::vector<uint32_t> blocked(static_cast<size_t>(2 * s.group_words() * 16), 0);
   Guarded<float> out(3 * 17);
   binary_conv(s, x.data(), blocked.data(), Emit::kFloat32, nullptr, out.data());
   out.check_guards(isa);
-  for (int64_t i = 0; i < 3 * 17; ++i) CHECK(out[i] == static_cast<float>(-features), "%s %ld features", isa, (long)features);
+  for (int64_t i = 0; i < 3 * 17; ++i)
+    CHECK(out[i] == static_cast<float>(-features), "%s %ld features", isa, (long)features);
 }
 
 int main() {

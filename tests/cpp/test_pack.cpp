@@ -14,7 +14,8 @@ void check_pack(const char* isa, Dtype dtype, PackShape s, size_t n_values) {
   std::vector<T> x(n_values);
   for (T& value : x) value = from_float<T>(random.real());
   int64_t words = words_for(s.length), rows = s.n_outer * s.n_inner;
-  Guarded<uint32_t> signs(static_cast<size_t>(rows * s.n_groups * words)), mask(signs.size()), only(signs.size());
+  Guarded<uint32_t> signs(static_cast<size_t>(rows * s.n_groups * words)), mask(signs.size()),
+      only(signs.size());
   pack(s, x.data(), signs.data(), mask.data());
   pack(s, x.data(), only.data(), nullptr);
   signs.check_guards(isa), mask.check_guards(isa), only.check_guards(isa);
@@ -29,8 +30,10 @@ void check_pack(const char* isa, Dtype dtype, PackShape s, size_t n_values) {
         }
         int64_t word = (r * s.n_groups + g) * words + BitLayout::word_of(e);
         int bit = BitLayout::bit_of(e);
-        CHECK(((signs[word] >> bit) & 1) == (value < 0 ? 1u : 0u), "%s row %ld element %ld", isa, (long)r, (long)e);
-        CHECK(((mask[word] >> bit) & 1) == (value <= 1 && value >= -1 ? 1u : 0u), "%s mask of element %ld", isa, (long)e);
+        CHECK(((signs[word] >> bit) & 1) == (value < 0 ? 1u : 0u), "%s row %ld element %ld", isa, (long)r,
+              (long)e);
+        CHECK(((mask[word] >> bit) & 1) == (value <= 1 && value >= -1 ? 1u : 0u), "%s mask of element %ld",
+              isa, (long)e);
         CHECK(only[word] == signs[word], "%s without mask", isa);
       }
     }
@@ -67,8 +70,10 @@ void check_type(const char* isa, Dtype dtype) {
         int64_t channels = groups * length;
         size_t n = static_cast<size_t>(3 * channels * inner);
         // channels outside, pixels inside; and the other way round
-        check_pack<T>(isa, dtype, {dtype, 3, channels * inner, groups, length * inner, length, inner, inner, 1}, n);
-        check_pack<T>(isa, dtype, {dtype, 3, channels * inner, groups, length, length, 1, inner, channels}, n);
+        check_pack<T>(isa, dtype,
+                      {dtype, 3, channels * inner, groups, length * inner, length, inner, inner, 1}, n);
+        check_pack<T>(isa, dtype, {dtype, 3, channels * inner, groups, length, length, 1, inner, channels},
+                      n);
       }
     }
   }
@@ -86,8 +91,10 @@ void check_half_floats() {
     float next = to_float(Float16{static_cast<uint16_t>(bits + 1)});
     float middle = bits == 0x7BFF ? 65520.0f : 0.5f * (a + next);
     CHECK(from_float<Float16>(middle).bits == bits + (bits & 1), "the middle after %x rounds to even", bits);
-    CHECK(from_float<Float16>(float_of_bits(bits_of_float(middle) - 1)).bits == bits, "below the middle %x", bits);
-    CHECK(from_float<Float16>(float_of_bits(bits_of_float(middle) + 1)).bits == bits + 1, "above the middle %x", bits);
+    CHECK(from_float<Float16>(float_of_bits(bits_of_float(middle) - 1)).bits == bits, "below the middle %x",
+          bits);
+    CHECK(from_float<Float16>(float_of_bits(bits_of_float(middle) + 1)).bits == bits + 1,
+          "above the middle %x", bits);
   }
   CHECK(to_float(Float16{1}) == 0x1p-24f && to_float(Float16{0x3C00}) == 1.0f, "known values");
 }

@@ -84,16 +84,31 @@ void check_step(const char* isa, bool second) {
   };
   std::vector<Case> cases;
   std::vector<StepTensor> tensors;
-  for (auto [rows, length] : {std::pair<int64_t, int64_t>{1, 0}, {1, 1}, {3, 31}, {2, 32}, {2, 33}, {1, 63}, {5, 64},
-                              {1, 65}, {3, 511}, {2, 512}, {1, 513}, {1, 1031}, {40, 96}, {9, 1000}}) {
+  for (auto [rows, length] : {std::pair<int64_t, int64_t>{1, 0},
+                              {1, 1},
+                              {3, 31},
+                              {2, 32},
+                              {2, 33},
+                              {1, 63},
+                              {5, 64},
+                              {1, 65},
+                              {3, 511},
+                              {2, 512},
+                              {1, 513},
+                              {1, 1031},
+                              {40, 96},
+                              {9, 1000}}) {
     size_t n = static_cast<size_t>(rows * length);
     size_t n_weights = packed ? static_cast<size_t>(rows * words_for(length)) : n;
-    cases.push_back({rows, length, Guarded<W>(n_weights), std::vector<G>(n), Guarded<S>(n), Guarded<S>(n), {}, {}, {}});
+    cases.push_back(
+        {rows, length, Guarded<W>(n_weights), std::vector<G>(n), Guarded<S>(n), Guarded<S>(n), {}, {}, {}});
     Case& c = cases.back();
     for (size_t i = 0; i < n_weights; ++i) {
       int64_t word = static_cast<int64_t>(i) % (words_for(length) > 0 ? words_for(length) : 1);
-      if constexpr (packed) c.w[static_cast<int64_t>(i)] = random.word() & low_bits(BitLayout{length}.elements_in(word));
-      else c.w[static_cast<int64_t>(i)] = from_float<W>(random.word() & 1 ? -1.0f : 1.0f);
+      if constexpr (packed)
+        c.w[static_cast<int64_t>(i)] = random.word() & low_bits(BitLayout{length}.elements_in(word));
+      else
+        c.w[static_cast<int64_t>(i)] = from_float<W>(random.word() & 1 ? -1.0f : 1.0f);
     }
     for (size_t i = 0; i < n; ++i) {
       c.g[i] = from_float<G>(random.real());
@@ -106,8 +121,11 @@ void check_step(const char* isa, bool second) {
   }
   for (size_t i = 0; i < cases.size(); ++i) {
     Case& c = cases[i];
-    StepTensor t{c.w.data(), c.g.data(), c.m.data(), second ? c.v.data() : nullptr, Dtype::kPacked,
-                 DtypeOf<G>::value, DtypeOf<S>::value, c.rows, c.length, 77u * static_cast<uint32_t>(i)};
+    StepTensor t{c.w.data(),        c.g.data(),
+                 c.m.data(),        second ? c.v.data() : nullptr,
+                 Dtype::kPacked,    DtypeOf<G>::value,
+                 DtypeOf<S>::value, c.rows,
+                 c.length,          77u * static_cast<uint32_t>(i)};
     if constexpr (!packed) t.weight_dtype = DtypeOf<W>::value, t.length *= t.rows, t.rows = 1;
     tensors.push_back(t);
   }
@@ -134,16 +152,19 @@ void check_step(const char* isa, bool second) {
       uint32_t bits = plain_random(tensors[i].key, static_cast<uint64_t>(e));
       CHECK(now == (negative != flip), "%s tensor %zu element %ld", isa, i, (long)e);
       CHECK(same(c.m[e], rounded(m, S{}, bits & 0xFFFF)), "%s m of tensor %zu element %ld", isa, i, (long)e);
-      if (second) CHECK(same(c.v[e], rounded(v, S{}, bits >> 16)), "%s v of tensor %zu element %ld", isa, i, (long)e);
+      if (second)
+        CHECK(same(c.v[e], rounded(v, S{}, bits >> 16)), "%s v of tensor %zu element %ld", isa, i, (long)e);
       candidates += candidate, flips += flip;
     }
     if constexpr (packed) {  // bits that hold no weight are still 0
       for (int64_t r = 0; r < c.rows && c.length % kWordBits; ++r) {
         uint32_t last = c.w[(r + 1) * words_for(c.length) - 1];
-        CHECK((last & ~low_bits(static_cast<int>(c.length % kWordBits))) == 0, "%s tail of tensor %zu", isa, i);
+        CHECK((last & ~low_bits(static_cast<int>(c.length % kWordBits))) == 0, "%s tail of tensor %zu", isa,
+              i);
       }
     }
-    CHECK(counts[2 * (int64_t)i] == candidates && counts[2 * (int64_t)i + 1] == flips, "%s counts of tensor %zu", isa, i);
+    CHECK(counts[2 * (int64_t)i] == candidates && counts[2 * (int64_t)i + 1] == flips,
+          "%s counts of tensor %zu", isa, i);
     CHECK(c.rows * c.length < 500 || (flips > 0 && flips < candidates), "tensor %zu decides nothing", i);
   }
 }
@@ -154,7 +175,8 @@ void check_index_seam(const char* isa) {
   for (int i = 0; i < bop2nd_isa_count(); ++i) id = std::string(bop2nd_isa_name(i)) == isa ? i : id;
   if (id < 0) return;
   constexpr int64_t kStart = (int64_t{1} << 32) - 64, kSize = 128;
-  for (int64_t length : {int64_t{1} << 33, (int64_t{1} << 32) - 13}) {  // a seam between words, and inside one
+  for (int64_t length :
+       {int64_t{1} << 33, (int64_t{1} << 32) - 13}) {  // a seam between words, and inside one
     int64_t first_word = length == (int64_t{1} << 33) ? kStart / kWordBits : words_for(length) - 1;
     int64_t n_words = length == (int64_t{1} << 33) ? kSize / kWordBits : 2;
     int64_t first_row = first_word / words_for(length);
@@ -166,10 +188,19 @@ void check_index_seam(const char* isa) {
     for (float& x : g) x = random.real();
     std::memset(m.data(), 0, kSize * 2), std::memset(v.data(), 0, kSize * 2);
     auto far = [](auto* p, int64_t n) {
-      return reinterpret_cast<decltype(p)>(reinterpret_cast<uintptr_t>(p) - static_cast<uintptr_t>(n) * sizeof(*p));
+      return reinterpret_cast<decltype(p)>(reinterpret_cast<uintptr_t>(p) -
+                                           static_cast<uintptr_t>(n) * sizeof(*p));
     };
-    StepTensor t{far(w.data(), first_word), far(g.data(), start), far(m.data(), start), far(v.data(), start),
-                 Dtype::kPacked, Dtype::kFloat32, Dtype::kBFloat16, 2, length, 12345};
+    StepTensor t{far(w.data(), first_word),
+                 far(g.data(), start),
+                 far(m.data(), start),
+                 far(v.data(), start),
+                 Dtype::kPacked,
+                 Dtype::kFloat32,
+                 Dtype::kBFloat16,
+                 2,
+                 length,
+                 12345};
     StepCounts counts{0, 0};
     table_of(id)->step(t, kHyper, first_word, n_words, &counts);
     int64_t n = length == (int64_t{1} << 33) ? kSize : length - start + kWordBits;
