@@ -74,7 +74,7 @@ def extension() -> dict:
     """The arguments of ``setup`` that concern ``_C``."""
     if compiler() is None:
         print("=" * 88, file=sys.stderr)
-        print("bop2nd_fast: no C++ compiler found, installing WITHOUT compiled kernels (_C).", file=sys.stderr)
+        print("bop2nd_fast: no C++ compiler, installing WITHOUT compiled kernels (_C).", file=sys.stderr)
         print("Everything works, slowly: install g++ or clang++ (or set CXX) and reinstall.", file=sys.stderr)
         print("=" * 88, file=sys.stderr)
         return {}
