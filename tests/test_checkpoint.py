@@ -13,11 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import bop2nd_fast as bf
 from bop2nd_fast import checkpoint
 
 from .distributed_processes import pipe, start
+from .distributed_processes import run as run_processes
 
 N_STEPS = 120
 
@@ -151,6 +153,29 @@ def test_killed_at_every_call_of_a_write(tmp_path):
             f"{n}.pt.previous",
         }
     assert kills == 10  # link, replace, fsync of the file, replace, fsync of the directory; before and after
+
+
+def sharded(rank: int, world_size: int, directory: str, step: int, dies: bool) -> int:
+    """Resume, save checkpoint ``step``; if it ``dies``, everything is written but the name."""
+    torch.manual_seed(step)
+    model = fully_shard(bf.nn.BinaryLinear(40, 6))
+    optimizer = bf.optim.Bop2ndOrder(model.parameters())
+    resumed = checkpoint.resume_sharded(directory, model, optimizer)
+    if dies:
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint.save_sharded(directory, step, model, optimizer)
+    return resumed
+
+
+@pytest.mark.distributed
+def test_sharded_checkpoint_appears_when_it_is_complete(tmp_path):
+    assert run_processes(sharded, 2, str(tmp_path), 1, False) == [0, 0]
+    with pytest.raises(AssertionError, match="rank"):
+        run_processes(sharded, 2, str(tmp_path), 2, True)
+    assert [path.name for path in checkpoint.sharded_checkpoints(tmp_path)] == ["step_0000000001"]
+    assert run_processes(sharded, 2, str(tmp_path), 2, False) == [1, 1]
+    assert run_processes(sharded, 2, str(tmp_path), 3, False) == [2, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000000002", "step_0000000003"]
 
 
 def test_damaged_file_falls_back_to_the_previous_one_loudly(tmp_path):
