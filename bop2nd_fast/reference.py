@@ -50,7 +50,7 @@ def pack_bits_ste(x: Tensor, dim: int = -1, groups: int = 1) -> tuple[Tensor, Te
 
 
 def apply_mask_(grad: Tensor, mask: Tensor) -> None:
-    """Clear the elements of ``grad`` ``[..., L]`` whose bit in the words ``mask`` ``[..., words(L)]`` is 0."""
+    """Clear the elements of ``grad`` ``[..., L]`` whose bit in ``mask`` ``[..., words(L)]`` is 0."""
     grad.masked_fill_(~unpack_flags(mask, grad.shape[-1]), 0)
 
 
