@@ -47,7 +47,7 @@ demo: install  ## train, pack, predict and benchmark on real data; pictures go t
 
 test: install  ## every Python and C++ test
 	@echo "==> Python tests"
-	@$(BIN)/python -m pytest -x -q --durations=10 -m "not fuzz" --numprocesses=$(JOBS) --dist=worksteal
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -x -q --durations=10 -m "not fuzz" --numprocesses=$(JOBS) --dist=worksteal
 	@echo "==> C++ tests of the torch-free core"
 	@mkdir -p build
 	@cmake -S . -B $(CMAKE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release > $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
