@@ -134,11 +134,14 @@ def test_the_readme_tells_which_backend_has_which_operator():
         for ops, cells in rows
         for op in re.findall(r"\w+", ops)
     }
-    registered = (ROOT / "csrc" / "register_cpu.cpp").read_text()
+    cpu_source, cuda_source = (
+        (ROOT / "csrc" / f"register_{name}.cpp").read_text() for name in ("cpu", "cuda")
+    )
     assert told.keys() == backends._references.keys()
-    for op, (reference, cpu, triton, _) in told.items():
+    for op, (reference, cpu, triton, cuda) in told.items():
         assert reference == "yes"
-        assert (cpu == "yes") == (f'm.impl("{op}"' in registered), op
+        assert (cpu == "yes") == (f'm.impl("{op}"' in cpu_source), op
+        assert (cuda == "yes") == (f'm.impl("{op}"' in cuda_source), op
         assert (triton == "yes") == (op in backends._TRITON_LAUNCHERS), op
 
 
