@@ -23,6 +23,8 @@ from ..networks import BINARYNET
 from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared
 
 PACKED, PACKED_BF16 = "bop2nd", "bop2nd, bf16 moments"
+PACKED_LEAN = "bop2nd, bf16 moments, step in backward"
+ALL_PACKED = (PACKED, PACKED_BF16, PACKED_LEAN)
 LATENT, LATENT_FUSED = "latent weights, Adam", "latent weights, Adam(fused=True)"
 LATENT_COMPILED = "latent weights, torch.compile, Adam(fused=True)"
 SEED = 11
@@ -51,6 +53,7 @@ def _contenders(width: int, batch: int, image: int, quick: bool) -> list[Contend
     return [
         entry(PACKED, OURS),
         entry(PACKED_BF16, VARIANT),
+        entry(PACKED_LEAN, VARIANT),
         entry(LATENT, BASELINE),
         entry(LATENT_FUSED, BASELINE),
         entry(LATENT_COMPILED, BASELINE, slow=True),
@@ -87,11 +90,14 @@ def training(name: str, width: int, batch: int, image_size: int) -> Training:
     model: nn.Module = bf.models.BinaryNet(width=width, image_size=image_size)
     x, labels = torch.randn(batch, 3, image_size, image_size), torch.randint(0, 10, (batch,))
     optimizers: list[torch.optim.Optimizer]
-    if name in (PACKED, PACKED_BF16):
+    if name in ALL_PACKED:
         binary, real = bf.optim.split_parameters(model)
-        moments = torch.bfloat16 if name == PACKED_BF16 else torch.float32
+        moments = torch.float32 if name == PACKED else torch.bfloat16
         bop = bf.optim.Bop2ndOrder(binary, moment_dtype=moments)
-        optimizers = [bop, torch.optim.Adam(real, lr=0.01, fused=True)]
+        adam = torch.optim.Adam(real, lr=0.01, fused=True)
+        if name == PACKED_LEAN:
+            bf.optim.step_in_backward(model, bop)
+        optimizers = [adam] if name == PACKED_LEAN else [bop, adam]
     else:
         model = twin(model)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -113,7 +119,7 @@ def steps(name: str, width: int, batch: int, image_size: int, n: int) -> Trainin
 
 def _make(name: str, width: int, batch: int, image: int, quick: bool) -> Prepared:
     it = training(name, width, batch, image)
-    check = partial(_check_packed, name) if name in (PACKED, PACKED_BF16) else partial(_check_latent, name)
+    check = partial(_check_packed, name) if name in ALL_PACKED else partial(_check_latent, name)
 
     def measure_memory() -> dict[str, int]:
         peaks = memory.in_own_process(name, width, batch, image, torch.get_num_threads())

@@ -140,7 +140,7 @@ def _backward(
     dtype = grad_output.dtype
     last = torch.channels_last
     dense = torch.ops.bop2nd.unpack_bits(weight, per_group, 1, dtype=dtype)
-    grad_inputs: list[Tensor] = []
+    grad_input = grad_output.new_empty((0, h, w, in_channels)).permute(0, 3, 1, 2)
     shape = (weight.shape[0] if need_weight else 0, *weight.shape[1:3], per_group)
     grad_weight = grad_output.new_empty(shape, dtype=torch.float32).permute(0, 3, 1, 2)
     explicit = padding_value != 0  # the library pads with zeros: another value is written out per tile
@@ -170,13 +170,15 @@ def _backward(
             if mask.numel():
                 lanes = grad_x.permute(0, 2, 3, 1).unflatten(-1, (groups, per_group))
                 torch.ops.bop2nd.apply_mask_(lanes, mask[images].unflatten(-1, (groups, -1)))
-            grad_inputs.append(grad_x)
+            if images.stop - images.start == n:
+                grad_input = grad_x
+            elif images.start == 0:
+                grad_input = grad_x.new_empty((n, h, w, in_channels)).permute(0, 3, 1, 2)
+            if grad_input is not grad_x:
+                grad_input[images] = grad_x
     if n == 0:
         grad_weight.zero_()
-    if len(grad_inputs) == 1:
-        return grad_inputs[0], grad_weight
-    empty = grad_output.new_empty((0, in_channels, h, w))
-    return torch.cat(grad_inputs or [empty]).contiguous(memory_format=last), grad_weight
+    return grad_input, grad_weight
 
 
 def _unpack_grouped(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:

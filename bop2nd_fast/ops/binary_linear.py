@@ -66,8 +66,9 @@ def _packed_fake(
 
 
 def row_tiles(n_rows: int, elements_per_row: int) -> Iterator[slice]:
-    """Slices of rows whose unpacked values fill at most one tile."""
-    step = max(1, TILE_ELEMENTS // max(1, elements_per_row))
+    """Slices of rows whose unpacked values fill at most one tile, of nearly one size."""
+    n_tiles = -(-n_rows // max(1, TILE_ELEMENTS // max(1, elements_per_row)))
+    step = max(1, -(-n_rows // max(1, n_tiles)))  # even tiles: torch's convolutions plan once for each shape
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
