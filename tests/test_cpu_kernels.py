@@ -203,6 +203,17 @@ def test_step(isa: int, grad: torch.dtype, state: torch.dtype, second: bool) -> 
     run_both(step_case(SIZES, grad, state, second, [None]), HYPER, seed=seed)
 
 
+@pytest.mark.parametrize("second", [True, False])
+@pytest.mark.parametrize("grad", REALS)
+def test_step_bf16_words_without_special_values(isa: int, grad: torch.dtype, second: bool) -> None:
+    """Most words of the other tests hold a NaN or an infinity somewhere, which takes another path."""
+    lists = step_case([(64, 1024), (9, 1031), (100,)], grad, torch.bfloat16, second, [None])
+    for i, g in enumerate(lists[1]):
+        g.copy_(torch.randn(g.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
+    lists[1][0][5, 77], lists[1][0][6, 500] = float("nan"), float("-inf")
+    run_both(lists, HYPER, seed=torch.tensor([0x123456789A, 17]))
+
+
 def test_step_options(isa: int) -> None:
     lists = step_case(SIZES, torch.float32, torch.float32, True, [None, torch.float32])
     for inf, maximize in itertools.product((None, 0.0, 1.0, float("nan")), (False, True)):

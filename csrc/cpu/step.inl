@@ -103,6 +103,8 @@ BOP2ND_INLINE void step_word(const StepTensor& t, const StepConstants<V>& c, int
   counts.flips += __builtin_popcount(word.flips & valid);
 }
 
+#include "step_pairs.inl"
+
 template <class V, class G, class S, class W, bool kSecond>
 void step_words(const StepTensor& t, const StepHyper& h, int64_t first_word, int64_t n_words,
                 StepCounts* counts) {
@@ -117,6 +119,10 @@ void step_words(const StepTensor& t, const StepHyper& h, int64_t first_word, int
     int64_t full = stop < t.length / kWordBits ? stop : t.length / kWordBits;
     int64_t e = r * t.length, i = begin;
     uint32_t* word = words + r * row_words;
+    if constexpr (V::kPairs && std::is_void_v<W> && sizeof(S) == 2) {
+      if (i < full) step_pair_words<V, G, kSecond>(t, c, e + i * kWordBits, word + i, full - i, sum);
+      i = i < full ? full : i;
+    }
     for (; i < full; ++i) {
       step_word<V, G, S, W, kSecond, false>(t, c, e + i * kWordBits, kWordBits, word + i, sum);
     }

@@ -10,6 +10,7 @@ namespace bop2nd {
 
 struct Avx2Lanes {
   static constexpr int kLanes = 8;
+  static constexpr bool kPairs = true;  // see load_pairs
   using F = __m256;
   using I = __m256i;
   using M = __m256i;  // all ones or all zeros per lane
@@ -87,7 +88,45 @@ struct Avx2Lanes {
     store16(p, _mm_packus_epi32(_mm_and_si128(low, mask), _mm_and_si128(high, mask)), n);
   }
 
+  // Pairs: 16 neighbouring elements as two vectors, those of even and those of odd position.
+  BOP2ND_INLINE static void load_pairs(const BFloat16* p, F& even, F& odd) {
+    I x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+    odd = _mm256_castsi256_ps(bit_and(x, set1(0xFFFF0000u)));
+  }
+  template <class T>
+  BOP2ND_INLINE static void load_pairs(const T* p, F& even, F& odd) {
+    F a = load(p, kLanes), b = load(p + kLanes, kLanes);
+    even = unlace(_mm256_shuffle_ps(a, b, 0x88));
+    odd = unlace(_mm256_shuffle_ps(a, b, 0xDD));
+  }
+  // The high halves of the lanes.
+  BOP2ND_INLINE static void store_pairs(BFloat16* p, I even, I odd) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_blend_epi16(shift_right<16>(even), odd, 0xAA));
+  }
+  BOP2ND_INLINE static void pairs_from_bits(uint32_t bits, M& even, M& odd) {
+    I lane = _mm256_setr_epi32(1, 4, 16, 64, 256, 1024, 4096, 16384), x = set1(bits);
+    even = equal(bit_and(x, lane), lane);
+    lane = add_int(lane, lane);
+    odd = equal(bit_and(x, lane), lane);
+  }
+  // Without pdep, which takes hundreds of cycles on Zen 1 and 2.
+  BOP2ND_INLINE static uint32_t pair_bits(M even, M odd) {
+    __m256i halves = _mm256_blend_epi16(even, odd, 0xAA);
+    __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    return static_cast<uint32_t>(_mm_movemask_epi8(bytes));
+  }
+  // Whether no lane reaches `bound`, as unsigned integers.
+  BOP2ND_INLINE static bool all_below(I a, uint32_t bound) {
+    I reached = equal(max_int(a, set1(bound)), a);
+    return _mm256_testz_si256(reached, reached) != 0;
+  }
+  BOP2ND_INLINE static I max_int(I a, I b) { return _mm256_max_epu32(a, b); }
+
  private:
+  BOP2ND_INLINE static F unlace(F a) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xD8));
+  }
   template <int predicate>
   BOP2ND_INLINE static M compare(F a, F b) {
     return _mm256_castps_si256(_mm256_cmp_ps(a, b, predicate));

@@ -10,6 +10,7 @@ namespace bop2nd {
 
 struct Avx512Lanes {
   static constexpr int kLanes = 16;
+  static constexpr bool kPairs = true;  // see load_pairs
   using F = __m512;
   using I = __m512i;
   using M = __mmask16;
@@ -73,6 +74,36 @@ struct Avx512Lanes {
     store16(p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), n);
   }
   BOP2ND_INLINE static void store_low16(BFloat16* p, I a, int n) { store16(p, _mm512_cvtepi32_epi16(a), n); }
+
+  // Pairs: 32 neighbouring elements as two vectors, those of even and those of odd position.
+  BOP2ND_INLINE static void load_pairs(const BFloat16* p, F& even, F& odd) {
+    I x = _mm512_loadu_si512(p);
+    even = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+    odd = _mm512_castsi512_ps(bit_and(x, set1(0xFFFF0000u)));
+  }
+  template <class T>
+  BOP2ND_INLINE static void load_pairs(const T* p, F& even, F& odd) {
+    F a = load(p, kLanes), b = load(p + kLanes, kLanes);
+    I lanes = add_int(iota(), iota());
+    even = _mm512_permutex2var_ps(a, lanes, b);
+    odd = _mm512_permutex2var_ps(a, add_int(lanes, set1(1)), b);
+  }
+  // The high halves of the lanes.
+  BOP2ND_INLINE static void store_pairs(BFloat16* p, I even, I odd) {
+    _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xAAAAAAAAu, shift_right<16>(even), odd));
+  }
+  BOP2ND_INLINE static void pairs_from_bits(uint32_t bits, M& even, M& odd) {
+    even = static_cast<M>(_pext_u32(bits, 0x55555555u));
+    odd = static_cast<M>(_pext_u32(bits, 0xAAAAAAAAu));
+  }
+  BOP2ND_INLINE static uint32_t pair_bits(M even, M odd) {
+    return _pdep_u32(even, 0x55555555u) | _pdep_u32(odd, 0xAAAAAAAAu);
+  }
+  // Whether no lane reaches `bound`, as unsigned integers.
+  BOP2ND_INLINE static bool all_below(I a, uint32_t bound) {
+    return _mm512_cmpge_epu32_mask(a, set1(bound)) == 0;
+  }
+  BOP2ND_INLINE static I max_int(I a, I b) { return _mm512_max_epu32(a, b); }
 
  private:
   BOP2ND_INLINE static __mmask16 first(int n) {

@@ -9,6 +9,7 @@ namespace bop2nd {
 
 struct ScalarLanes {
   static constexpr int kLanes = 1;
+  static constexpr bool kPairs = false;
   using F = float;
   using I = uint32_t;
   using M = bool;
