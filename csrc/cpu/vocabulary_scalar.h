@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vocabulary in plain C++ (and the compilers' portable 16-byte vectors for counting): any machine.
+// The vocabulary in plain C++ and the compilers' portable 16-byte vectors: any machine.
 #pragma once
+
+#include <cstring>
 
 #include "half_float.h"
 #include "../core/rounding.h"
@@ -8,34 +10,43 @@
 namespace bop2nd {
 
 struct ScalarLanes {
-  static constexpr int kLanes = 1;
+  static constexpr int kLanes = 4;
   static constexpr bool kPairs = false;
-  using F = float;
-  using I = uint32_t;
-  using M = bool;
+  typedef float F __attribute__((vector_size(16)));
+  typedef uint32_t I __attribute__((vector_size(16)));
+  typedef int32_t M __attribute__((vector_size(16)));  // -1 where true
 
-  BOP2ND_INLINE static F setf(float x) { return x; }
+  BOP2ND_INLINE static F setf(float x) { return F{x, x, x, x}; }
   BOP2ND_INLINE static F add(F a, F b) { return a + b; }
   BOP2ND_INLINE static F sub(F a, F b) { return a - b; }
   BOP2ND_INLINE static F mul(F a, F b) { return a * b; }
-  BOP2ND_INLINE static F sqrt(F a) { return __builtin_sqrtf(a); }
-  BOP2ND_INLINE static F abs(F a) { return __builtin_fabsf(a); }
-  BOP2ND_INLINE static F flip_sign(F a, M m) {
-    return float_of_bits(bits_of_float(a) ^ (m ? 0x80000000u : 0u));
+  BOP2ND_INLINE static F sqrt(F a) {
+    return F{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]), __builtin_sqrtf(a[3])};
   }
-  BOP2ND_INLINE static F keep(F a, M m) { return m ? a : 0.0f; }
-  BOP2ND_INLINE static M less_zero(F a) { return a < 0.0f; }
+  BOP2ND_INLINE static F abs(F a) { return as_float(as_int(a) & set1(0x7FFFFFFFu)); }
+  BOP2ND_INLINE static F flip_sign(F a, M m) {
+    return as_float(as_int(a) ^ (reinterpret_cast<I>(m) & set1(0x80000000u)));
+  }
+  BOP2ND_INLINE static F keep(F a, M m) { return as_float(as_int(a) & reinterpret_cast<I>(m)); }
+  BOP2ND_INLINE static M less_zero(F a) { return a < setf(0.0f); }
   BOP2ND_INLINE static M greater(F a, F b) { return a > b; }
   BOP2ND_INLINE static M at_most(F a, F b) { return a <= b; }
-  BOP2ND_INLINE static M same(M a, M b) { return a == b; }
-  BOP2ND_INLINE static M both(M a, M b) { return a && b; }
-  BOP2ND_INLINE static uint32_t bits(M a) { return a ? 1u : 0u; }
-  BOP2ND_INLINE static M from_bits(uint32_t bits) { return (bits & 1u) != 0; }
+  BOP2ND_INLINE static M same(M a, M b) { return ~(a ^ b); }
+  BOP2ND_INLINE static M both(M a, M b) { return a & b; }
+  BOP2ND_INLINE static uint32_t bits(M a) { return (a[0] & 1u) | (a[1] & 2u) | (a[2] & 4u) | (a[3] & 8u); }
+  BOP2ND_INLINE static M from_bits(uint32_t bits) {
+    I lane{1, 2, 4, 8};
+    return equal(set1(bits) & lane, lane);
+  }
 
-  BOP2ND_INLINE static I set1(uint32_t x) { return x; }
-  BOP2ND_INLINE static I iota() { return 0; }
-  BOP2ND_INLINE static I load_int(const uint32_t* p) { return *p; }
-  BOP2ND_INLINE static void store_int(uint32_t* p, I a) { *p = a; }
+  BOP2ND_INLINE static I set1(uint32_t x) { return I{x, x, x, x}; }
+  BOP2ND_INLINE static I iota() { return I{0, 1, 2, 3}; }
+  BOP2ND_INLINE static I load_int(const uint32_t* p) {
+    I a;
+    std::memcpy(&a, p, sizeof a);
+    return a;
+  }
+  BOP2ND_INLINE static void store_int(uint32_t* p, I a) { std::memcpy(p, &a, sizeof a); }
   BOP2ND_INLINE static I add_int(I a, I b) { return a + b; }
   BOP2ND_INLINE static I mul_int(I a, I b) { return a * b; }
   BOP2ND_INLINE static I bit_xor(I a, I b) { return a ^ b; }
@@ -46,20 +57,39 @@ struct ScalarLanes {
     return a >> n;
   }
   BOP2ND_INLINE static M equal(I a, I b) { return a == b; }
-  BOP2ND_INLINE static I select(M m, I yes, I no) { return m ? yes : no; }
-  BOP2ND_INLINE static I as_int(F a) { return bits_of_float(a); }
+  BOP2ND_INLINE static I select(M m, I yes, I no) {
+    I chosen = reinterpret_cast<I>(m);
+    return (chosen & yes) | (~chosen & no);
+  }
+  BOP2ND_INLINE static I as_int(F a) { return reinterpret_cast<I>(a); }
 
+  // n <= 0 reads nothing, n >= 4 reads all lanes; lanes not read are 0.
   template <class T>
   BOP2ND_INLINE static F load(const T* p, int n) {
-    return n > 0 ? to_float(*p) : 0.0f;
+    F a = setf(0.0f);
+    if (n >= kLanes) return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+    for (int i = 0; i < n; ++i) a[i] = to_float(p[i]);
+    return a;
   }
   template <class T>
   BOP2ND_INLINE static void store(T* p, F a, int n) {
-    if (n > 0) *p = from_float<T>(a);
+    if (n >= kLanes) n = kLanes;
+    for (int i = 0; i < n; ++i) p[i] = from_float<T>(a[i]);
+  }
+  BOP2ND_INLINE static void store(float* p, F a, int n) {
+    if (n >= kLanes) {
+      std::memcpy(p, &a, sizeof a);
+      return;
+    }
+    for (int i = 0; i < n; ++i) p[i] = a[i];
   }
   BOP2ND_INLINE static void store_low16(BFloat16* p, I a, int n) {
-    if (n > 0) p->bits = static_cast<uint16_t>(a);
+    if (n >= kLanes) n = kLanes;
+    for (int i = 0; i < n; ++i) p[i].bits = static_cast<uint16_t>(a[i]);
   }
+
+ private:
+  BOP2ND_INLINE static F as_float(I a) { return reinterpret_cast<F>(a); }
 };
 
 struct ScalarCount {
