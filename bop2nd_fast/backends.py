@@ -288,7 +288,8 @@ def active(device: str = "cpu") -> str:
 
 def wants_blocked(words: Tensor) -> bool:
     """Whether the kernel that would run on these words makes use of re-laid weights."""
-    return type(words) is Tensor and words.device.type == "cpu" and active("cpu") in INSTRUCTION_SETS
+    compiled = _extension.symbols is not None and _forced not in ("reference", "triton")
+    return compiled and type(words) is Tensor and words.device.type == "cpu"
 
 
 def calls() -> dict[str, int]:

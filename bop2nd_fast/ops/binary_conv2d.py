@@ -302,7 +302,10 @@ def binary_conv2d(
     geometry = (strides, paddings, dilations, groups, value)
     op = torch.ops.bop2nd.binary_conv2d.default
     if not records_gradient(input, weight):
-        output: Tensor = op(input, weight.words, *geometry, False, weight.blocked_words(groups))[0]
+        with (
+            torch._C._AutoDispatchBelowAutograd()
+        ):  # nothing to record: skip autograd's detour through Python
+            output: Tensor = op(input, weight.words, *geometry, False, weight.blocked_words(groups))[0]
         return output
     output = op(input, weight, *geometry, ste_clip and input.requires_grad)[0]
     return output

@@ -169,7 +169,10 @@ def binary_linear(input: Tensor, weight: BinaryTensor, ste_clip: bool = True) ->
         )
     op = torch.ops.bop2nd.binary_linear.default
     if not records_gradient(input, weight):
-        output: Tensor = op(input, weight.words, False, weight.blocked_words())[0]
+        with (
+            torch._C._AutoDispatchBelowAutograd()
+        ):  # nothing to record: skip autograd's detour through Python
+            output: Tensor = op(input, weight.words, False, weight.blocked_words())[0]
         return output
     output = op(input, weight, ste_clip and input.requires_grad)[0]
     return output
