@@ -18,7 +18,7 @@ NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '
 CLANG_FORMAT_SOURCES = $(shell find csrc tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check cuda-check format bench fuzz clean
+.PHONY: help install demo test check cuda-check sanitize format bench fuzz clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -65,6 +65,12 @@ cuda-check: install  ## compile the CUDA kernels for every architecture and judg
 	@echo "==> CUDA kernels: registers, spills, instructions"
 	@$(BIN)/python csrc/cuda/check.py
 
+sanitize: install  ## the C++ tests under address and undefined-behaviour sanitizers (some minutes)
+	@echo "==> C++ tests with sanitizers"
+	@cmake -S . -B build/sanitize -G Ninja -DBOP2ND_SANITIZE=ON > /dev/null
+	@cmake --build build/sanitize --parallel $(JOBS) > /dev/null
+	@ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
 format: install  ## rewrite the sources in the project's style
 	@echo "==> ruff format, clang-format"
 	@$(BIN)/ruff check --quiet --fix .
@@ -75,7 +81,7 @@ bench: install  ## every benchmark case on quick sizes; python -m benchmarks.run
 	@echo "==> benchmarks, quick sizes (full ones: $(BIN)/python -m benchmarks.run)"
 	@$(BIN)/python -m pytest benchmarks --benchmark-only -q
 
-fuzz: install  ## long random search against the reference (FUZZ_SECONDS, default by test)
+fuzz: install  ## long random search against the reference
 	@echo "==> fuzzing against the reference"
 	@$(BIN)/python -m pytest -x -q -m fuzz --timeout=0
 
