@@ -131,6 +131,7 @@ _TRITON_LAUNCHERS = {
     "pack_bits": "pack_bits",
     "pack_bits_ste": "pack_bits",
     "unpack_bits": "pack_bits",
+    "apply_mask_": "pack_bits",
     "binary_linear": "binary_linear",
     "binary_conv2d": "binary_conv2d",
     "binary_linear_packed": "binary_linear",

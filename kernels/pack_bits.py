@@ -1,10 +1,11 @@
-"""Sign bits of a float tensor, with or without the straight-through mask, and back.
+"""Sign bits of a float tensor, with or without the straight-through mask, and back; and a mask applied.
 
 Maths: bit 1 where ``x < 0`` (so +0.0, -0.0 and NaN are 0), mask bit 1 where ``|x| <= 1``; 32 elements along
 the packed axis make an int32 word, tails are 0, every group of the axis starts on a word of its own.
 
 Cost per element: reads 4 bytes (2 for bf16 and fp16) once for both results, writes 1/8 byte for each;
-about 4 operations. Memory is the limit. Unpacking reads 1/8 byte and writes the element.
+about 4 operations. Memory is the limit. Unpacking reads 1/8 byte and writes the element; applying a mask
+reads 1/8 byte and reads and writes the element.
 
 How: a tensor is seen as ``[outer, length, inner]`` with ``length`` packed. ``inner == 1`` (linear layers,
 channels-last images): a block of ``[words, 32]`` elements, contiguous in memory, is reduced across lanes.
@@ -29,24 +30,32 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @triton.jit
-def pack_rows_kernel(
-    x, signs, mask, n_words, length, words_per_row,
-    HAS_MASK: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Rows of ``length`` contiguous elements; ``WHOLE``: the rows are whole words, so x is one long row."""
+def _rows_of_words(n_words, length, words_per_row, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's words ``[BLOCK]``, their elements' offsets and which of them exist ``[BLOCK, 32]``.
+
+    Rows of ``length`` contiguous elements; ``WHOLE``: the rows are whole words, so all are one long row.
+    """
     block = tl.arange(0, BLOCK)
     lanes = tl.arange(0, 32)
     first = tl.program_id(0) * BLOCK
     word = first + block
+    live = (word < n_words)[:, None]
     if WHOLE:
-        live = (word < n_words)[:, None]
-        x += first.to(tl.int64) * 32
-        elements = block[:, None] * 32 + lanes[None, :]
+        elements = first.to(tl.int64) * 32 + (block[:, None] * 32 + lanes[None, :])
     else:
         column = (word % words_per_row) * 32
-        live = (word < n_words)[:, None] & (column[:, None] + lanes[None, :] < length)
-        starts = (word // words_per_row).to(tl.int64) * length + column
-        elements = starts[:, None] + lanes[None, :]
+        live = live & (column[:, None] + lanes[None, :] < length)
+        elements = ((word // words_per_row).to(tl.int64) * length + column)[:, None] + lanes[None, :]
+    return word, elements, live
+
+
+@triton.jit
+def pack_rows_kernel(
+    x, signs, mask, n_words, length, words_per_row,
+    HAS_MASK: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sign words, and mask words, of contiguous rows."""
+    word, elements, live = _rows_of_words(n_words, length, words_per_row, WHOLE, BLOCK)
     value = to_float32(tl.load(x + elements, mask=live, other=0.0))
     tl.store(signs + word, pack_lanes(value < 0), mask=word < n_words)
     if HAS_MASK:
@@ -81,23 +90,23 @@ def pack_columns_kernel(
 
 @triton.jit
 def unpack_rows_kernel(words, out, n_words, length, words_per_row, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
-    """Words back to +1 / -1 in the dtype of ``out``; layout and ``WHOLE`` as in ``pack_rows_kernel``."""
-    block = tl.arange(0, BLOCK)
-    lanes = tl.arange(0, 32)
-    first = tl.program_id(0) * BLOCK
-    word = first + block
+    """Words back to +1 / -1 in the dtype of ``out``."""
+    word, elements, live = _rows_of_words(n_words, length, words_per_row, WHOLE, BLOCK)
     negative = unpack_lanes(tl.load(words + word, mask=word < n_words, other=0))
     value = tl.where(negative, -1.0, 1.0).to(out.dtype.element_ty)
-    if WHOLE:
-        live = (word < n_words)[:, None]
-        out += first.to(tl.int64) * 32
-        elements = block[:, None] * 32 + lanes[None, :]
-    else:
-        column = (word % words_per_row) * 32
-        live = (word < n_words)[:, None] & (column[:, None] + lanes[None, :] < length)
-        starts = (word // words_per_row).to(tl.int64) * length + column
-        elements = starts[:, None] + lanes[None, :]
     tl.store(out + elements, value, mask=live)
+
+
+@triton.jit
+def apply_mask_kernel(grad, mask, n_words, length, words_per_row, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
+    """Zeros where a mask bit is 0.
+
+    Whole 16-byte accesses are read and written: a store of scattered zeros would be one per element.
+    """
+    word, elements, live = _rows_of_words(n_words, length, words_per_row, WHOLE, BLOCK)
+    keep = unpack_lanes(tl.load(mask + word, mask=word < n_words, other=0))
+    value = tl.load(grad + elements, mask=live, other=0.0)
+    tl.store(grad + elements, tl.where(keep, value, tl.zeros_like(value)), mask=live)
 
 
 # ---------------------------------------------------------------------------------------- launchers
@@ -179,3 +188,21 @@ def unpack_bits(words: Tensor, length: int, dim: int = -1, *, dtype: torch.dtype
                 WHOLE=length % 32 == 0, BLOCK=PACK_TILE.block_words, num_warps=PACK_TILE.num_warps,
             )  # fmt: skip
     return out.movedim(-1, dim)
+
+
+def apply_mask_(grad: Tensor, mask: Tensor) -> None:
+    """``reference.apply_mask_``: clears elements of a contiguous ``grad`` whose bit in ``mask`` is 0."""
+    if grad.dtype not in FLOATS:
+        raise ValueError(f"grad is {grad.dtype}, allowed are {FLOATS}")
+    if not grad.is_contiguous():
+        raise ValueError(f"grad {tuple(grad.shape)} with strides {grad.stride()} is not contiguous")
+    length, words_per_row = grad.shape[-1], mask.shape[-1]
+    if mask.shape[:-1] != grad.shape[:-1] or words_per_row != -(-length // 32):
+        raise ValueError(f"mask words {tuple(mask.shape)} do not fit a gradient {tuple(grad.shape)}")
+    _check_words(mask.numel())
+    if grad.numel():
+        with on_device_of(grad):
+            apply_mask_kernel[(triton.cdiv(mask.numel(), PACK_TILE.block_words),)](
+                grad, mask.contiguous(), mask.numel(), length, words_per_row,
+                WHOLE=length % 32 == 0, BLOCK=PACK_TILE.block_words, num_warps=PACK_TILE.num_warps,
+            )  # fmt: skip

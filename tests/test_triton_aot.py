@@ -30,6 +30,7 @@ BUDGETS = {
     "pack_bits rows bf16": 40,
     "pack_bits NCHW fp32": 200,
     "unpack_bits bf16": 40,
+    "apply_mask fp32": 40,
     "linear rows": 128,
     "linear popcount": 168,
     "linear decode": 168,
@@ -106,6 +107,7 @@ def test_packing_moves_16_bytes_at_a_time(compiled: dict, arch: int) -> None:
         r = compiled[arch, case]
         assert r["ldg128"] == r["ldg"] > 0, case
     assert compiled[arch, "unpack_bits bf16"]["stg128"] > 0
+    assert compiled[arch, "apply_mask fp32"]["ldg128"] > 0 and compiled[arch, "apply_mask fp32"]["stg128"] > 0
 
 
 @pytest.mark.parametrize("arch", ARCHS)

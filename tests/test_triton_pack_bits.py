@@ -79,6 +79,22 @@ def test_unpacking(dtype: torch.dtype) -> None:
     assert torch.equal(actual, expected) and actual.stride() == expected.stride()
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_applying_a_mask(dtype: torch.dtype) -> None:
+    for shape in ((3, 0), *((3, length) for length in LENGTHS[1:-1]), (2, 3, 2, 40)):
+        mask = reference.pack_bits_ste(values(*shape).flip(0))[1]
+        grad = values(*shape, dtype=dtype)
+        expected = grad.clone()
+        reference.apply_mask_(expected, mask)
+        kernels.apply_mask_(grad, mask)
+        assert torch.equal(grad.view(torch.uint8), expected.view(torch.uint8))  # NaN and -0.0 too
+    grad = values(6, 40)
+    halves, mask = grad.clone(), reference.pack_bits_ste(values(6, 40).flip(0))[1]
+    kernels.apply_mask_(halves[2:4], mask[2:4])  # a tile of a larger tensor
+    reference.apply_mask_(grad[2:4], mask[2:4])
+    assert torch.equal(halves.view(torch.uint8), grad.view(torch.uint8))
+
+
 def test_wrong_arguments_raise() -> None:
     with pytest.raises(ValueError, match="float64"):
         kernels.pack_bits(values(4).double())
@@ -88,3 +104,12 @@ def test_wrong_arguments_raise() -> None:
         kernels.unpack_bits(torch.zeros(2, 1, dtype=torch.int32, device=DEVICE), 33)
     with pytest.raises(ValueError, match="float64"):
         kernels.unpack_bits(torch.zeros(2, 1, dtype=torch.int32, device=DEVICE), 32, dtype=torch.float64)
+    mask = torch.zeros(2, 2, dtype=torch.int32, device=DEVICE)
+    for grad, match in (
+        (values(2, 33).double(), "float64"),
+        (values(33, 2).T, "not contiguous"),
+        (values(2, 65), "do not fit"),
+        (values(3, 33), "do not fit"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            kernels.apply_mask_(grad, mask)

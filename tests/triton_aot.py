@@ -75,6 +75,7 @@ def pack_cases(arch: int) -> Iterator[Case]:
         ("pack_bits rows bf16", pack_bits.pack_rows_kernel, {"x": "*bf16", **both, **sizes}, whole),
         ("pack_bits NCHW fp32", pack_bits.pack_columns_kernel, {"x": "*fp32", **both, **image}, masked),
         ("unpack_bits bf16", pack_bits.unpack_rows_kernel, {"words": "*i32", "out": "*bf16", **sizes}, whole),
+        ("apply_mask fp32", pack_bits.apply_mask_kernel, {"grad": "*fp32", "mask": "*i32", **sizes}, whole),
     ):
         more = {"HAS_MASK": True} if kernel is pack_bits.pack_rows_kernel else {}
         yield Case(name, kernel, types, {**constants, **more}, tile.num_warps)
