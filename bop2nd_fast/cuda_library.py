@@ -17,6 +17,7 @@ OPS = (
     "pack_bits",
     "pack_bits_ste",
     "unpack_bits",
+    "apply_mask_",
     "binary_linear",
     "binary_conv2d",
     "binary_linear_packed",

@@ -292,7 +292,7 @@ Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType d
   Tensor out = new_tensor(w, sizes, direct ? dtype : ScalarType::Float);
   UnpackProblem p;
   p.words = words_of(w);
-  p.out = out.mutable_data_ptr();
+  p.elements = out.mutable_data_ptr();
   p.type = real_type(out.scalar_type(), "dtype");
   p.n_rows = product(sizes, 0, sizes.size() - 1);
   p.length = length;
@@ -300,6 +300,26 @@ Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType d
   if (out.numel() > 0) check(launch_unpack(p, place.stream), "unpack_bits");
   if (!direct) out = torch::stable::to(out, dtype);
   return normal_dim(dim, out.dim()) == out.dim() - 1 ? out : movedim(out, -1, dim);
+}
+
+void apply_mask_(const Tensor grad, const Tensor mask) {
+  Place place(grad);
+  check_words(mask, "mask");
+  check_beside(grad, mask, "mask");
+  STD_TORCH_CHECK(grad.dim() > 0 && mask.dim() == grad.dim() && grad.is_contiguous(),
+                  "grad must be contiguous in walk order and have as many axes as mask");
+  Ints sizes = sizes_of(grad);
+  UnpackProblem p;
+  p.type = real_type(grad.scalar_type(), "grad");
+  p.n_rows = product(sizes, 0, sizes.size() - 1);
+  p.length = sizes.back();
+  STD_TORCH_CHECK(mask.numel() == p.n_rows * words_for(p.length), "mask words do not fit the gradient");
+  if (grad.numel() == 0) return;
+  Tensor words = compact(mask);
+  p.words = words_of(words);
+  p.elements = grad.mutable_data_ptr();
+  STD_TORCH_CHECK(p.n_blocks() <= kMax32, "too many elements to mask at once");
+  check(launch_mask(p, place.stream), "apply_mask_");
 }
 
 // -------------------------------------------------------------------------------- linear, convolution
@@ -458,6 +478,7 @@ STABLE_TORCH_LIBRARY_IMPL(BOP2ND_NAMESPACE, BOP2ND_DEVICE, m) {
   m.impl("pack_bits", TORCH_BOX(&pack_bits));
   m.impl("pack_bits_ste", TORCH_BOX(&pack_bits_ste));
   m.impl("unpack_bits", TORCH_BOX(&unpack_bits));
+  m.impl("apply_mask_", TORCH_BOX(&apply_mask_));
   m.impl("binary_linear", TORCH_BOX(&binary_linear));
   m.impl("binary_conv2d", TORCH_BOX(&binary_conv2d));
   m.impl("binary_linear_packed", TORCH_BOX(&binary_linear_packed));

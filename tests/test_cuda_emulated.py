@@ -22,21 +22,12 @@ from torch import Tensor
 
 import bop2nd_fast  # noqa: F401  (defines the operators whose schemas are copied)
 from bop2nd_fast import reference as _reference
+from bop2nd_fast.cuda_library import OPS
 
 reference: Any = _reference  # called with one tuple for its geometry
 pytestmark = pytest.mark.timeout(900)  # compiles when its sources changed
 
 ROOT = Path(__file__).resolve().parent.parent
-OPS = (
-    "bop_step_",
-    "pack_bits",
-    "pack_bits_ste",
-    "unpack_bits",
-    "binary_linear",
-    "binary_conv2d",
-    "binary_linear_packed",
-    "binary_conv2d_packed",
-)
 CHIPS = (80, 90, 100)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -167,6 +158,28 @@ def test_unpack_equals_the_reference(emulated: Emulated, dtype: torch.dtype, len
         assert torch.equal(ours, theirs)
         assert ours.stride() == theirs.stride()
         assert ours.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [1, 31, 32, 36, 100])
+def test_a_mask_clears_what_the_reference_clears(emulated: Emulated, dtype: torch.dtype, length: int) -> None:
+    torch.manual_seed(length)
+    storage = _special_values((3 * 5 * length + 1,), dtype)
+    mask = _words(3, 5, length=length)
+    bits = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}[dtype]
+    for start in (0, 1):  # the second view is not aligned to four elements
+        ours = storage[start : start + 15 * length].clone() if start == 0 else storage.clone()[1:]
+        ours = ours.view(3, 5, length)
+        theirs = ours.clone()
+        before = emulated.calls()
+        emulated.apply_mask_(ours, mask)
+        reference.apply_mask_(theirs, mask)
+        assert torch.equal(ours.view(bits), theirs.view(bits)), "what stays keeps its bits, NaN included"
+        assert emulated.calls() == before + 1
+    with pytest.raises(RuntimeError, match="do not fit"):
+        emulated.apply_mask_(torch.zeros(3, length), mask[0, :2])
+    with pytest.raises(RuntimeError, match="contiguous"):
+        emulated.apply_mask_(torch.zeros(3, length + 1)[:, :length], mask[0, :3])
 
 
 # -------------------------------------------------------------------------------------------- linear

@@ -34,6 +34,7 @@ REGISTER_BUDGETS = {
     "bop_step": 80,  # 3 blocks of 256 threads
     "pack_bits": 48,  # 5 blocks of 256
     "unpack_bits": 32,  # 8 blocks of 256
+    "apply_mask": 32,  # 8 blocks of 256
     "binary_matmul_large": 255,  # 2 blocks of 128
     "binary_matmul_small": 128,  # 4 blocks of 128
     "binary_skinny": 128,  # 2 blocks of 256
@@ -168,6 +169,7 @@ def _readable(symbol: str) -> tuple[str, str]:
     found = [values[v] for v in re.findall(r"5ValueE(\d)", arguments)]
     found += [f"{'with' if v == '1' else 'no'} v" for v in re.findall(r"Lb(\d)", arguments)]
     found += [("flat", "rows", "columns")[int(v)] for v in re.findall(r"4PathE(\d)", arguments)]
+    found += [{"Word4": "32 bits", "Half4": "16 bits"}[v] for v in re.findall(r"\d(Word4|Half4)", arguments)]
     found += [f"vector {v}" for v in re.findall(r"^Li(\d)", arguments)]
     return name, ", ".join(found)
 
@@ -225,6 +227,8 @@ def broken_rules(r: KernelReport) -> list[str]:
         rule(r.count(r"^LDG\.E.*\.128") >= 4, "fewer than four 16-byte loads in flight")
     if r.name == "pack_bits" and "rows" in r.variant:
         rule(r.count(r"^VOTE") > 0, "no ballot")
+    if r.name == "apply_mask" and r.variant == "32 bits":
+        rule(r.count(r"^STG\.E.*\.128") > 0, "no 16-byte stores")
     if r.name == "binary_skinny":
         rule(r.count(r"^POPC") > 0, "no popcount")
         rule(

@@ -23,6 +23,7 @@ Error launch_matmul(const MatmulPlan&, const MatmulProblem&, const TermsProblem&
 Error launch_step(const StepBatch&, int n_blocks, Stream);
 Error launch_pack(const PackProblem&, Stream);
 Error launch_unpack(const UnpackProblem&, Stream);
+Error launch_mask(const UnpackProblem&, Stream);
 // A yardstick for benchmarks: enqueues `n_iterations` of the product's instruction on every multiprocessor
 // and says how many multiply-accumulates they stand for. `out` is one int32 that is not written.
 Error launch_mma_peak(int32_t* out, int n_iterations, int device, double* n_macs, Stream);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels that pack and unpack: see pack_bits.h. One kernel per path and element type.
+// Kernels that pack, unpack and apply a mask: see pack_bits.h. One kernel per path and element type.
 #include <cuda_runtime.h>
 
 #include "device_block.cuh"
@@ -24,6 +24,13 @@ __global__ void __launch_bounds__(UnpackProblem::kThreads)
     unpack_bits(const __grid_constant__ UnpackProblem p) {
   DeviceBlock block;
   unpack_block<kType>(block, p, blockIdx.x);
+}
+
+template <class Quad>
+__global__ void __launch_bounds__(UnpackProblem::kThreads)
+    apply_mask(const __grid_constant__ UnpackProblem p) {
+  DeviceBlock block;
+  mask_block<Quad>(block, p, blockIdx.x);
 }
 
 namespace {
@@ -61,6 +68,13 @@ Error launch_unpack(const UnpackProblem& p, Stream stream_) {
                 : p.type == Value::kBFloat16 ? unpack_bits<Value::kBFloat16>
                                              : unpack_bits<Value::kFloat16>;
   kernel<<<static_cast<unsigned>(p.n_blocks()), UnpackProblem::kThreads, 0, stream>>>(p);
+  return last_error();
+}
+
+Error launch_mask(const UnpackProblem& p, Stream stream_) {
+  auto kernel = p.type == Value::kFloat32 ? apply_mask<Word4> : apply_mask<Half4>;
+  kernel<<<static_cast<unsigned>(p.n_blocks()), UnpackProblem::kThreads, 0,
+           static_cast<cudaStream_t>(stream_)>>>(p);
   return last_error();
 }
 

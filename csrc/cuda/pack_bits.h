@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Between real values and words: sign bits (x < 0), the straight-through estimator's mask (|x| <= 1), and
-// back. Bodies for the GPU and for the emulated block of tests/cpp.
+// Between real values and words: sign bits (x < 0), the straight-through estimator's mask (|x| <= 1), back,
+// and a mask applied to a gradient. Bodies for the GPU and for the emulated block of tests/cpp.
 //
 //   flat:    rows are contiguous and whole words: 4 neighbours to a thread, 8 lanes put a word together
 //   rows:    the packed axis is contiguous: a lane to an element, a ballot makes the word
 //   columns: the packed axis is strided (NCHW): a thread to a word, neighbouring lanes to neighbouring pixels
 //
-// Cost: fp32 in, 4 bytes read and 1/8 byte (with the mask 1/4) written per element; unpacking the reverse.
+// Cost: fp32 in, 4 bytes read and 1/8 byte (with the mask 1/4) written per element; unpacking the reverse;
+// applying a mask reads and writes the element.
 // Limits: 2^31 - 1 words.
 #pragma once
+
+#include <type_traits>
 
 #include "tile.h"
 #include "value.h"
@@ -183,18 +186,32 @@ BOP2ND_HD void pack_columns(Block& block, const PackProblem& p, int64_t index) {
   });
 }
 
-// words [rows, row_words] -> +1 / -1 [rows, length], contiguous.
+// Words [rows, row_words] beside elements [rows, length], contiguous.
 struct UnpackProblem {
   static constexpr int kThreads = 256;
 
   const uint32_t* words = nullptr;
-  void* out = nullptr;
+  void* elements = nullptr;  // unpacking writes +1 / -1; a mask clears where its bit is 0
   Value type = Value::kFloat32;
   int64_t n_rows = 0, length = 0;
 
-  BOP2ND_HD bool quads() const { return length % 4 == 0; }  // four elements to a thread, one store
+  BOP2ND_HD bool quads() const {  // four elements to a thread, one access
+    uintptr_t quad_bytes = static_cast<uintptr_t>(4 * bytes_of(type));
+    return length % 4 == 0 && reinterpret_cast<uintptr_t>(elements) % quad_bytes == 0;
+  }
   BOP2ND_HD int64_t n_units() const { return n_rows * length / (quads() ? 4 : 1); }
   int64_t n_blocks() const { return (n_units() + kThreads - 1) / kThreads; }
+
+  // The bits of the elements from `element` on (up to the end of their word), lowest first.
+  BOP2ND_HD uint32_t bits_at(int64_t element) const {
+    int64_t row = 0, column = element;
+    if (length % kWordBits != 0) {  // else the words of all rows are one long row
+      bool small = element < (int64_t{1} << 32) && length < (int64_t{1} << 32);
+      row = small ? static_cast<uint32_t>(element) / static_cast<uint32_t>(length) : element / length;
+      column = element - row * length;
+    }
+    return words[row * words_for(length) + column / kWordBits] >> (column % kWordBits);
+  }
 };
 
 template <Value kType, class Block>
@@ -204,21 +221,38 @@ BOP2ND_HD void unpack_block(Block& block, const UnpackProblem& p, int64_t index)
   block.each(threads, [&](int thread, Nothing&) {
     int64_t unit = index * UnpackProblem::kThreads + thread;
     if (unit >= p.n_units()) return;
-    int per_unit = p.quads() ? 4 : 1;
-    int64_t element = unit * per_unit, row = 0, column = element;
-    if (p.length % kWordBits != 0) {  // else the words of all rows are one long row
-      bool small = element < (int64_t{1} << 32) && p.length < (int64_t{1} << 32);
-      row = small ? static_cast<uint32_t>(element) / static_cast<uint32_t>(p.length) : element / p.length;
-      column = element - row * p.length;
-    }
-    uint32_t bits = p.words[row * words_for(p.length) + column / kWordBits] >> (column % kWordBits);
-    if (per_unit == 4) {
+    int64_t element = unit * (p.quads() ? 4 : 1);
+    uint32_t bits = p.bits_at(element);
+    if (p.quads()) {
       Float4 x;
 #pragma unroll
       for (int i = 0; i < 4; ++i) x.v[i] = (bits >> i) & 1u ? -1.0f : 1.0f;
-      store_value4(p.out, kType, element, x);
+      store_value4(p.elements, kType, element, x);
     } else {
-      store_value(p.out, kType, element, bits & 1u ? -1.0f : 1.0f);
+      store_value(p.elements, kType, element, bits & 1u ? -1.0f : 1.0f);
+    }
+  });
+}
+
+// Elements are moved as they are, so that what stays keeps its bits. Quad: Word4 or Half4.
+template <class Quad, class Block>
+BOP2ND_HD void mask_block(Block& block, const UnpackProblem& p, int64_t index) {
+  using Element = std::remove_reference_t<decltype(Quad{}.v[0])>;
+  struct Nothing {};
+  typename Block::template Threads<Nothing, UnpackProblem::kThreads> threads;
+  block.each(threads, [&](int thread, Nothing&) {
+    int64_t unit = index * UnpackProblem::kThreads + thread;
+    if (unit >= p.n_units()) return;
+    int64_t element = unit * (p.quads() ? 4 : 1);
+    uint32_t bits = p.bits_at(element);
+    if (p.quads()) {
+      Quad* at = static_cast<Quad*>(p.elements) + unit;
+      Quad x = *at;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x.v[i] = (bits >> i) & 1u ? x.v[i] : Element{0};
+      if (~bits & 15u) *at = x;
+    } else if (!(bits & 1u)) {
+      static_cast<Element*>(p.elements)[element] = 0;
     }
   });
 }
