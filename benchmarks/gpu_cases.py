@@ -213,13 +213,13 @@ def linear_case(s: Setting, rows: int, outputs: int, features: int, loops: bool)
     from bop2nd_fast.kernels import binary_linear, tuning
 
     x_words, w_words = linear_operands(s, rows, outputs, features)
-    want = reference.binary_linear_packed(x_words, w_words, features)
+    want = reference.binary_linear_packed(x_words, w_words, features)[0]
     products = rows * outputs * features
     buffers = [w_words.clone() for _ in range(s.copies(4 * w_words.numel()))]
 
     def contender(name: str, tile: Any) -> Contender:
         def run(weight: Tensor) -> Tensor:
-            return binary_linear.binary_linear_packed(x_words, weight, features, tile=tile)
+            return binary_linear.binary_linear_packed(x_words, weight, features, tile=tile)[0]
 
         runs: list[Run] = [lambda weight=b: run(weight) for b in buffers]
         return Contender(name, runs, lambda: equal(run(w_words), want, name), 4 * w_words.numel(), products)
@@ -245,14 +245,15 @@ def conv_case(s: Setting, batch: int, channels: int, side: int) -> Iterator[Cont
     geometry = ([1, 1], [1, 1], [1, 1], 1, 0)
     want = reference.binary_conv2d(x, words, *geometry, False)[0]
     threshold = torch.arange(channels, dtype=torch.int32, device=s.device) % 7 - 3
-    bits = reference.binary_conv2d_packed(signs, words, channels, *geometry, threshold)
+    asked = {"values": False, "signs": True, "threshold": threshold}
+    bits = reference.binary_conv2d_packed(signs, words, channels, *geometry, **asked)[1]
     products = batch * side**2 * channels**2 * 9
 
     def floats() -> Tensor:
         return binary_conv2d.binary_conv2d(x, words, *geometry, False)[0]
 
     def packed() -> Tensor:
-        return binary_conv2d.binary_conv2d_packed(signs, words, channels, *geometry, threshold)
+        return binary_conv2d.binary_conv2d_packed(signs, words, channels, *geometry, **asked)[1]
 
     n_bytes = 4 * x.numel()
     yield Contender("triton", [floats], lambda: equal(floats(), want, "conv"), n_bytes, products)

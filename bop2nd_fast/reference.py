@@ -15,6 +15,8 @@ Conventions (all of them are tested):
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -214,14 +216,57 @@ def _pack_activation(input: Tensor, dim: int, groups: int, ste_clip: bool) -> tu
     return signs, mask if ste_clip else signs.new_empty(0)
 
 
+def epilogue(
+    dot: Tensor,
+    values: bool = True,
+    signs: bool = False,
+    threshold: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """What becomes of exact dots ``[..., O]`` (fp32): (values or empty, sign words or empty).
+
+    ``value = dot * scale + shift + residual``, only what is given, every operation rounded on its own in
+    fp32; values are rounded to ``dtype`` at the end. ``scale``, ``shift``: fp32 ``[O]``; ``residual``:
+    ``dtype``, like the values. Bit 1 (-1) where ``dot < threshold`` (int32 ``[O]``), without thresholds where
+    ``value < 0`` before it is rounded to ``dtype``.
+
+    Raises:
+        ValueError: nothing asked for, a threshold without signs, or operands of another shape or dtype.
+    """
+    n = dot.shape[-1]
+    if not (values or signs) or (threshold is not None and not signs):
+        raise ValueError(f"values={values}, signs={signs}: one is needed, and thresholds belong to signs")
+    for name, tensor, shape, kind in (
+        ("threshold", threshold, (n,), torch.int32),
+        ("scale", scale, (n,), torch.float32),
+        ("shift", shift, (n,), torch.float32),
+        ("residual", residual, tuple(dot.shape), dtype),
+    ):
+        if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != kind):
+            raise ValueError(f"{name} must be {kind} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
+    value = dot if scale is None else dot * scale
+    value = value if shift is None else value + shift
+    value = value if residual is None else value + residual.float()
+    negative = value < 0 if threshold is None else dot < threshold
+    return (
+        value.to(dtype) if values else dot.new_empty(0, dtype=dtype),
+        _pack_bools(negative, -1) if signs else dot.new_empty(0, dtype=torch.int32),
+    )
+
+
 def binary_linear_packed(
-    input_words: Tensor, weight_words: Tensor, in_features: int, threshold: Tensor | None = None
-) -> Tensor:
-    """Words ``[M, W]`` x words ``[N, W]`` -> fp32 dots ``[M, N]``, or with an int32 ``threshold`` ``[N]``
-    sign words ``[M, words(N)]`` whose bit is 1 (so -1) where ``dot < threshold``."""
+    input_words: Tensor, weight_words: Tensor, in_features: int, **outputs: Any
+) -> tuple[Tensor, Tensor]:
+    """Words ``[M, W]`` x words ``[N, W]`` -> values ``[M, N]`` and sign words ``[M, words(N)]``.
+
+    ``outputs``: what to emit, see :func:`epilogue`.
+    """
     x = unpack_bits(input_words, in_features, dtype=torch.float64)
     dot = (x @ unpack_bits(weight_words, in_features, dtype=torch.float64).T).float()
-    return dot if threshold is None else _pack_bools(dot < threshold, -1)
+    return epilogue(dot, **outputs)
 
 
 def binary_conv2d_packed(
@@ -233,14 +278,14 @@ def binary_conv2d_packed(
     dilation: list[int],
     groups: int,
     padding_value: int,
-    threshold: Tensor | None = None,
-) -> Tensor:
-    """Words ``[N, H, W, groups * words(C/groups)]`` -> fp32 dots ``[N, Ho, Wo, O]`` (channels last), or
-    with an int32 ``threshold`` ``[O]`` sign words ``[N, Ho, Wo, words(O)]``: bit 1 where dot < threshold."""
+    **outputs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Words ``[N, H, W, groups * words(C/groups)]`` -> values ``[N, Ho, Wo, O]`` (channels last) and sign
+    words ``[N, Ho, Wo, words(O)]``. ``outputs``: what to emit, see :func:`epilogue`."""
     per_group = in_channels // groups
     lanes = unpack_flags(input_words.unflatten(-1, (groups, -1)), per_group).flatten(-2)
     x = torch.where(lanes, -1.0, 1.0).double().movedim(-1, 1)
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(padding_value))
     weight = unpack_bits(weight_words, per_group, dim=1, dtype=torch.float64)
     dot = F.conv2d(x, weight, None, stride, 0, dilation, groups).movedim(1, -1).float().contiguous()
-    return dot if threshold is None else _pack_bools(dot < threshold, -1)
+    return epilogue(dot, **outputs)

@@ -257,16 +257,17 @@ Tensor blocked_or_new(const Tensor& weight, int64_t groups, const MaybeTensor& b
   return compact(*blocked);
 }
 
-bop2nd::Emit emit_of(Dtype dtype) {
-  return dtype == Dtype::kFloat32    ? bop2nd::Emit::kFloat32
-         : dtype == Dtype::kBFloat16 ? bop2nd::Emit::kBFloat16
-                                     : bop2nd::Emit::kFloat16;
+void compute(const bop2nd::ConvShape& s, const Tensor& x_words, const Tensor& weight,
+             const MaybeTensor& blocked, const bop2nd::Epilogue& to) {
+  Tensor w = blocked_or_new(weight, s.groups, blocked);
+  bop2nd::binary_conv(s, const_words_of(x_words), const_words_of(w), to);
 }
 
-void compute(const bop2nd::ConvShape& s, const Tensor& x_words, const Tensor& weight,
-             const MaybeTensor& blocked, bop2nd::Emit emit, const int32_t* threshold, const Tensor& out) {
-  Tensor w = blocked_or_new(weight, s.groups, blocked);
-  bop2nd::binary_conv(s, const_words_of(x_words), const_words_of(w), emit, threshold, out.mutable_data_ptr());
+bop2nd::Epilogue values_into(const Tensor& out) {
+  bop2nd::Epilogue to;
+  to.dtype = real_dtype(out, "output");
+  to.values = out.mutable_data_ptr();
+  return to;
 }
 
 bop2nd::ConvShape linear_shape(int64_t rows, int64_t in_features, const Tensor& weight) {
@@ -314,8 +315,7 @@ std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tenso
   Tensor out = new_tensor(input, sizes, input.scalar_type());
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
-  compute(linear_shape(rows, features, weight), signs, weight, blocked, emit_of(real_dtype(input, "input")),
-          nullptr, out);
+  compute(linear_shape(rows, features, weight), signs, weight, blocked, values_into(out));
   return {out, signs, mask};
 }
 
@@ -330,30 +330,51 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
   Ints sizes{s.batch, s.out_channels, s.out_size(0), s.out_size(1)};
   Tensor out = torch::stable::empty(sizes, input.scalar_type(), std::nullopt, input.device(), std::nullopt,
                                     torch::headeronly::MemoryFormat::ChannelsLast);
-  compute(s, signs, weight, blocked, emit_of(real_dtype(input, "input")), nullptr, out);
+  compute(s, signs, weight, blocked, values_into(out));
   return {out, signs, mask};
 }
 
-// fp32 dots or, with a threshold, their sign words. `sizes` are those of the dots.
-Tensor packed_result(const bop2nd::ConvShape& s, Ints sizes, const Tensor& x, const Tensor& weight,
-                     const MaybeTensor& threshold, const MaybeTensor& blocked) {
-  if (!threshold) {
-    Tensor out = new_tensor(x, sizes, ScalarType::Float);
-    compute(s, x, weight, blocked, bop2nd::Emit::kFloat32, nullptr, out);
-    return out;
-  }
-  STD_TORCH_CHECK(threshold->scalar_type() == ScalarType::Int && threshold->numel() == s.out_channels,
-                  "threshold must be int32 with one value per output");
-  Tensor limits = compact(*threshold);
-  sizes.back() = bop2nd::words_for(s.out_channels);
-  Tensor out = new_tensor(x, sizes, ScalarType::Int);
-  compute(s, x, weight, blocked, bop2nd::Emit::kBits, static_cast<const int32_t*>(limits.const_data_ptr()),
-          out);
-  return out;
+// An operand of the epilogue with one number per output (or per value), or null.
+const void* operand(const MaybeTensor& given, MaybeTensor& keep, int64_t n, ScalarType dtype,
+                    const char* what) {
+  if (!given) return nullptr;
+  STD_TORCH_CHECK(given->numel() == n && given->scalar_type() == dtype, what,
+                  " must have one value per output, of the right dtype");
+  keep = compact(*given);
+  return keep->const_data_ptr();
 }
 
-Tensor binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_features,
-                            const MaybeTensor threshold, const MaybeTensor blocked) {
+// Values and sign words as asked for, the other one empty. `sizes` are those of the values.
+std::tuple<Tensor, Tensor> packed_result(const bop2nd::ConvShape& s, Ints sizes, const Tensor& x,
+                                         const Tensor& weight, bool with_values, bool with_signs,
+                                         const MaybeTensor& threshold, const MaybeTensor& scale,
+                                         const MaybeTensor& shift, const MaybeTensor& residual,
+                                         ScalarType dtype, const MaybeTensor& blocked) {
+  STD_TORCH_CHECK((with_values || with_signs) && (with_signs || !threshold),
+                  "values or signs: one is needed, and thresholds belong to signs");
+  int64_t n_values = s.batch * s.out_size(0) * s.out_size(1) * s.out_channels;
+  Tensor values = new_tensor(x, with_values ? sizes : Ints{0}, dtype);
+  sizes.back() = bop2nd::words_for(s.out_channels);
+  Tensor signs = new_tensor(x, with_signs ? sizes : Ints{0}, ScalarType::Int);
+  bop2nd::Epilogue to;
+  std::array<MaybeTensor, 4> keep;
+  to.dtype = real_dtype(values, "dtype");
+  to.values = with_values ? values.mutable_data_ptr() : nullptr;
+  to.signs = with_signs ? static_cast<uint16_t*>(signs.mutable_data_ptr()) : nullptr;
+  to.threshold =
+      static_cast<const int32_t*>(operand(threshold, keep[0], s.out_channels, ScalarType::Int, "threshold"));
+  to.scale = static_cast<const float*>(operand(scale, keep[1], s.out_channels, ScalarType::Float, "scale"));
+  to.shift = static_cast<const float*>(operand(shift, keep[2], s.out_channels, ScalarType::Float, "shift"));
+  to.residual = operand(residual, keep[3], n_values, dtype, "residual");
+  compute(s, x, weight, blocked, to);
+  return {values, signs};
+}
+
+std::tuple<Tensor, Tensor> binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_features,
+                                                bool values, bool signs, const MaybeTensor threshold,
+                                                const MaybeTensor scale, const MaybeTensor shift,
+                                                const MaybeTensor residual, ScalarType dtype,
+                                                const MaybeTensor blocked) {
   check_words(input, "input");
   STD_TORCH_CHECK(input.dim() > 0 && input.size(input.dim() - 1) == bop2nd::words_for(in_features),
                   "input words do not fit ", in_features, " features");
@@ -361,13 +382,17 @@ Tensor binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_
   sizes.back() = weight.size(0);
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
-  return packed_result(linear_shape(rows, in_features, weight), sizes, compact(input), weight, threshold,
-                       blocked);
+  return packed_result(linear_shape(rows, in_features, weight), sizes, compact(input), weight, values, signs,
+                       threshold, scale, shift, residual, dtype, blocked);
 }
 
-Tensor binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels, const Ints stride,
-                            const Ints padding, const Ints dilation, int64_t groups, int64_t padding_value,
-                            const MaybeTensor threshold, const MaybeTensor blocked) {
+std::tuple<Tensor, Tensor> binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels,
+                                                const Ints stride, const Ints padding, const Ints dilation,
+                                                int64_t groups, int64_t padding_value, bool values,
+                                                bool signs, const MaybeTensor threshold,
+                                                const MaybeTensor scale, const MaybeTensor shift,
+                                                const MaybeTensor residual, ScalarType dtype,
+                                                const MaybeTensor blocked) {
   check_words(input, "input");
   STD_TORCH_CHECK(input.dim() == 4, "input must be [N, H, W, words]");
   auto s = conv_shape({input.size(0), input.size(1), input.size(2)}, in_channels, weight, stride, padding,
@@ -375,7 +400,7 @@ Tensor binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_
   STD_TORCH_CHECK(input.size(3) == groups * s.group_words(), "input words do not fit ", in_channels,
                   " channels");
   return packed_result(s, {s.batch, s.out_size(0), s.out_size(1), s.out_channels}, compact(input), weight,
-                       threshold, blocked);
+                       values, signs, threshold, scale, shift, residual, dtype, blocked);
 }
 
 // --------------------------------------------------------------------------------------- torch's threads

@@ -424,49 +424,74 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
   return {movedim(out, -1, 1), signs, mask};
 }
 
-// fp32 dots or, with a threshold, their sign words. `sizes` are those of the dots.
-Tensor packed_result(const ConvShape& s, int64_t padding_value, Ints sizes, const Tensor& x,
-                     const Tensor& weight, const MaybeTensor& threshold) {
-  if (!threshold) {
-    Tensor out = new_tensor(x, sizes, ScalarType::Float);
-    compute(s, padding_value, x, weight, values_into(out));
-    return out;
-  }
-  STD_TORCH_CHECK(threshold->scalar_type() == ScalarType::Int && threshold->numel() == s.n_outputs(),
-                  "threshold must be int32 with one value per output");
-  check_beside(x, *threshold, "threshold");
-  Tensor limits = compact(*threshold);
-  sizes.back() = words_for(s.n_outputs());
-  Tensor out = new_tensor(x, sizes, ScalarType::Int);
-  Epilogue e;
-  e.bits = static_cast<uint32_t*>(out.mutable_data_ptr());
-  e.bit_row_words = static_cast<int>(sizes.back());
-  e.threshold = static_cast<const int32_t*>(limits.const_data_ptr());
-  compute(s, padding_value, x, weight, e);
-  return out;
+// An operand of the epilogue with one number per output (or per value), or null.
+const void* operand(const Tensor& x, const MaybeTensor& given, MaybeTensor& keep, int64_t n, ScalarType dtype,
+                    const char* what) {
+  if (!given) return nullptr;
+  STD_TORCH_CHECK(given->numel() == n && given->scalar_type() == dtype, what,
+                  " must have one value per output, of the right dtype");
+  check_beside(x, *given, what);
+  keep = compact(*given);
+  return keep->const_data_ptr();
 }
 
-Tensor binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_features,
-                            const MaybeTensor threshold, const MaybeTensor) {
+// Values and sign words as asked for, the other one empty. `sizes` are those of the values.
+std::tuple<Tensor, Tensor> packed_result(const ConvShape& s, int64_t padding_value, Ints sizes,
+                                         const Tensor& x, const Tensor& weight, bool with_values,
+                                         bool with_signs, const MaybeTensor& threshold,
+                                         const MaybeTensor& scale, const MaybeTensor& shift,
+                                         const MaybeTensor& residual, ScalarType dtype) {
+  STD_TORCH_CHECK((with_values || with_signs) && (with_signs || !threshold),
+                  "values or signs: one is needed, and thresholds belong to signs");
+  int64_t n_outputs = s.n_outputs(), n_values = product(sizes, 0, sizes.size());
+  Tensor values = new_tensor(x, with_values ? sizes : Ints{0}, dtype);
+  sizes.back() = words_for(n_outputs);
+  Tensor signs = new_tensor(x, with_signs ? sizes : Ints{0}, ScalarType::Int);
+  Epilogue e;
+  std::array<MaybeTensor, 4> keep;
+  e.value_type = real_type(dtype, "dtype");
+  e.values = with_values ? values.mutable_data_ptr() : nullptr;
+  e.bits = with_signs ? static_cast<uint32_t*>(signs.mutable_data_ptr()) : nullptr;
+  e.bit_row_words = static_cast<int>(sizes.back());
+  e.threshold =
+      static_cast<const int32_t*>(operand(x, threshold, keep[0], n_outputs, ScalarType::Int, "threshold"));
+  e.scale = static_cast<const float*>(operand(x, scale, keep[1], n_outputs, ScalarType::Float, "scale"));
+  e.shift = static_cast<const float*>(operand(x, shift, keep[2], n_outputs, ScalarType::Float, "shift"));
+  e.residual = operand(x, residual, keep[3], n_values, dtype, "residual");
+  compute(s, padding_value, x, weight, e);
+  return {values, signs};
+}
+
+std::tuple<Tensor, Tensor> binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_features,
+                                                bool values, bool signs, const MaybeTensor threshold,
+                                                const MaybeTensor scale, const MaybeTensor shift,
+                                                const MaybeTensor residual, ScalarType dtype,
+                                                const MaybeTensor) {
   check_words(input, "input");
   STD_TORCH_CHECK(input.dim() > 0 && input.size(input.dim() - 1) == words_for(in_features),
                   "input words do not fit ", in_features, " features");
   Ints sizes = sizes_of(input);
   ConvShape shape = linear_shape(product(sizes, 0, sizes.size() - 1), in_features, weight);
   sizes.back() = weight.size(0);
-  return packed_result(shape, 1, sizes, compact(input), weight, threshold);
+  return packed_result(shape, 1, sizes, compact(input), weight, values, signs, threshold, scale, shift,
+                       residual, dtype);
 }
 
-Tensor binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels, const Ints stride,
-                            const Ints padding, const Ints dilation, int64_t groups, int64_t padding_value,
-                            const MaybeTensor threshold, const MaybeTensor) {
+std::tuple<Tensor, Tensor> binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels,
+                                                const Ints stride, const Ints padding, const Ints dilation,
+                                                int64_t groups, int64_t padding_value, bool values,
+                                                bool signs, const MaybeTensor threshold,
+                                                const MaybeTensor scale, const MaybeTensor shift,
+                                                const MaybeTensor residual, ScalarType dtype,
+                                                const MaybeTensor) {
   check_words(input, "input");
   STD_TORCH_CHECK(input.dim() == 4, "input must be [N, H, W, words]");
   ConvShape s = conv_shape({input.size(0), input.size(1), input.size(2)}, in_channels, weight, stride,
                            padding, dilation, groups, padding_value);
   STD_TORCH_CHECK(input.size(3) == s.pixel_words(), "input words do not fit ", in_channels, " channels");
   Ints sizes{s.n_images, s.vertical.out, s.horizontal.out, s.n_outputs()};
-  return packed_result(s, padding_value, sizes, compact(input), weight, threshold);
+  return packed_result(s, padding_value, sizes, compact(input), weight, values, signs, threshold, scale,
+                       shift, residual, dtype);
 }
 
 }  // namespace

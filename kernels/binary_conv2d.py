@@ -15,7 +15,9 @@ of a group whose outputs are not whole words goes through fp32 dots in memory.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -23,8 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .bits import decode_for_registers, decode_for_shared, popcount
-from .epilogue import store_tile
-from .pack_bits import pack_activation, pack_bits
+from .epilogue import Outputs, finish_in_torch, outputs_for, store_tile
+from .pack_bits import pack_activation
 from .tuning import MatmulTile, conv_tile, family, on_device_of
 
 
@@ -47,8 +49,8 @@ def _gather(
 
 @triton.jit
 def conv_popcount_kernel(
-    x, w, out, threshold, scale, shift, residual, pixels, group_outputs, outputs, channels, group_words,
-    image_words, last_word_mask, height, width, out_height, out_width, taps, kernel_width,
+    x, w, values, signs, threshold, scale, shift, residual, pixels, group_outputs, outputs, channels,
+    group_words, image_words, last_word_mask, height, width, out_height, out_width, taps, kernel_width,
     stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
     PADDING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr,
     SHARED: tl.constexpr,
@@ -88,15 +90,15 @@ def conv_popcount_kernel(
         total = tl.zeros((BLOCK_M,), tl.int32) + taps * channels
     first += group * group_outputs
     store_tile(
-        total[:, None] - 2 * different, out, threshold, scale, shift, residual, pixel.to(tl.int64), live,
-        first, (group + 1) * group_outputs, outputs, BLOCK_M, BLOCK_N,
+        total[:, None] - 2 * different, values, signs, threshold, scale, shift, residual,
+        pixel.to(tl.int64), live, first, (group + 1) * group_outputs, outputs, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
 @triton.jit
 def conv_decode_kernel(
-    x, w, out, threshold, scale, shift, residual, pixels, group_outputs, outputs, channels, group_words,
-    image_words, last_word_mask, height, width, out_height, out_width, taps, kernel_width,
+    x, w, values, signs, threshold, scale, shift, residual, pixels, group_outputs, outputs, channels,
+    group_words, image_words, last_word_mask, height, width, out_height, out_width, taps, kernel_width,
     stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
     PADDING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr,
     SHARED: tl.constexpr,
@@ -144,7 +146,7 @@ def conv_decode_kernel(
     past_end = counted // turns * (turns * BLOCK_WORDS * 32 - channels)
     first += group * group_outputs
     store_tile(
-        dot - past_end[:, None], out, threshold, scale, shift, residual, pixel.to(tl.int64), live,
+        dot - past_end[:, None], values, signs, threshold, scale, shift, residual, pixel.to(tl.int64), live,
         first, (group + 1) * group_outputs, outputs, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
@@ -189,16 +191,13 @@ def _convolve(
     weight: Tensor,
     channels: int,
     geometry: Geometry,
-    out: Tensor,
-    threshold: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
+    out_shape: tuple[int, ...],
+    to: Outputs,
     tile: MatmulTile | None = None,
 ) -> None:
-    """Words ``[N, H, W, groups * words]`` with ``[O, kH, kW, words]`` into ``out`` ``[N, Ho, Wo, ...]``."""
+    """Words ``[N, H, W, groups * words]`` with ``[O, kH, kW, words]`` into outputs ``[N, Ho, Wo, O]``."""
     (_, height, width, image_words), (outputs, kernel_height, kernel_width, words) = x.shape, weight.shape
-    pixels = out.shape[:3].numel()
+    pixels = math.prod(out_shape[:3])
     _check(x, weight, channels, geometry, pixels)
     if pixels == 0 or outputs == 0:
         return
@@ -210,9 +209,9 @@ def _convolve(
     padding = geometry.padding_value if any(geometry.padding) else 1  # no padded taps: nothing to leave out
     with on_device_of(x):
         kernel[grid](
-            x.contiguous(), weight.contiguous(), out, threshold, scale, shift, residual,
+            x.contiguous(), weight.contiguous(), *to.pointers(),
             pixels, group_outputs, outputs, channels, words, image_words, last_word_mask,
-            height, width, out.shape[1], out.shape[2], kernel_height * kernel_width, kernel_width,
+            height, width, out_shape[1], out_shape[2], kernel_height * kernel_width, kernel_width,
             *geometry.stride, *geometry.padding, *geometry.dilation, PADDING=padding,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_WORDS=tile.block_words,
             SHARED=tile.weights_in_shared, num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -237,7 +236,7 @@ def binary_conv2d(
     out_size = geometry.out_size((height, width), (weight.shape[1], weight.shape[2]))
     signs, mask = pack_activation(input, 1, groups, ste_clip)
     out = input.new_empty((n, *out_size, weight.shape[0]))
-    _convolve(signs, weight, channels // groups, geometry, out)
+    _convolve(signs, weight, channels // groups, geometry, out.shape, Outputs(out, signs.new_empty(0)))
     return out.permute(0, 3, 1, 2), signs, mask
 
 
@@ -250,30 +249,22 @@ def binary_conv2d_packed(
     dilation: list[int],
     groups: int,
     padding_value: int,
-    threshold: Tensor | None = None,
-    blocked: Tensor | None = None,
     *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
     tile: MatmulTile | None = None,
-) -> Tensor:
-    """``reference.binary_conv2d_packed``: fp32 dots ``[N, Ho, Wo, O]``, or sign words with ``threshold``.
-
-    ``scale`` and ``shift`` (fp32 ``[O]``) and ``residual`` (floating, contiguous ``[N, Ho, Wo, O]``) make the
-    real output ``dot * scale + shift + residual``; they exclude ``threshold``. ``blocked`` is unused.
-    """
-    if threshold is not None and not (scale is None and shift is None and residual is None):
-        raise ValueError("scale, shift and residual belong to real output, threshold to bit output")
+    **asked: Any,
+) -> tuple[Tensor, Tensor]:
+    """``reference.binary_conv2d_packed``: values ``[N, Ho, Wo, O]`` and sign words; ``asked`` as in
+    ``outputs_for``."""
     geometry = Geometry(stride, padding, dilation, groups, padding_value)
     n, height, width, _ = input.shape
-    outputs, kernel_height, kernel_width, _ = weight.shape
-    shape = (n, *geometry.out_size((height, width), (kernel_height, kernel_width)))
-    channels = in_channels // groups
-    if threshold is not None and (groups == 1 or outputs // groups % 32 == 0):
-        out = torch.empty(*shape, -(-outputs // 32), dtype=torch.int32, device=input.device)
-        _convolve(input, weight, channels, geometry, out, threshold, tile=tile)
-        return out
-    out = torch.empty(*shape, outputs, dtype=torch.float32, device=input.device)
-    _convolve(input, weight, channels, geometry, out, None, scale, shift, residual, tile)
-    return out if threshold is None else pack_bits(out - threshold)
+    n_outputs, kernel_height, kernel_width, _ = weight.shape
+    shape = (n, *geometry.out_size((height, width), (kernel_height, kernel_width)), n_outputs)
+    outputs = outputs_for(input, shape, **asked)
+    if outputs.signs.numel() == 0 or groups == 1 or n_outputs // groups % 32 == 0:
+        _convolve(input, weight, in_channels // groups, geometry, shape, outputs, tile)
+    else:
+        dot = input.new_empty(shape, dtype=torch.float32)
+        only_dots = Outputs(dot, input.new_empty(0))
+        _convolve(input, weight, in_channels // groups, geometry, shape, only_dots, tile)
+        finish_in_torch(dot, outputs)
+    return outputs.values, outputs.signs

@@ -16,20 +16,21 @@ Limits: K < 2**24 (exact in fp32), fewer than 2**31 rows; ``tl.dot`` never sees 
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .bits import decode_for_registers, decode_for_shared, popcount
-from .epilogue import store_tile
+from .epilogue import Outputs, outputs_for, store_tile
 from .pack_bits import pack_activation
 from .tuning import MatmulTile, family, linear_tile, on_device_of
 
 
 @triton.jit
 def linear_rows_kernel(
-    x, w, out, threshold, scale, shift, residual, rows, outputs, n_words, features,
+    x, w, values, signs, threshold, scale, shift, residual, rows, outputs, n_words, features,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Program (block of outputs, row)."""
@@ -47,7 +48,7 @@ def linear_rows_kernel(
         different += popcount(x_words[None, :] ^ w_words)
     dot = features - 2 * tl.sum(different, axis=1)
     store_tile(
-        dot[None, :], out, threshold, scale, shift, residual,
+        dot[None, :], values, signs, threshold, scale, shift, residual,
         row.to(tl.int64) + tl.zeros((1,), tl.int64), row + tl.zeros((1,), tl.int32) < rows,
         first, outputs, outputs, 1, BLOCK_N,
     )  # fmt: skip
@@ -55,7 +56,7 @@ def linear_rows_kernel(
 
 @triton.jit
 def linear_popcount_kernel(
-    x, w, out, threshold, scale, shift, residual, rows, outputs, n_words, features,
+    x, w, values, signs, threshold, scale, shift, residual, rows, outputs, n_words, features,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Program (block of rows, block of outputs); ``BLOCK_WORDS`` words are unrolled."""
@@ -72,14 +73,14 @@ def linear_popcount_kernel(
             w_words = tl.load(w_at + begin + i, mask=(n < outputs) & live, other=0)
             different += popcount(x_words[:, None] ^ w_words[None, :])
     store_tile(
-        features - 2 * different, out, threshold, scale, shift, residual,
+        features - 2 * different, values, signs, threshold, scale, shift, residual,
         m.to(tl.int64), m < rows, first, outputs, outputs, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
 @triton.jit
 def linear_decode_kernel(
-    x, w, out, threshold, scale, shift, residual, rows, outputs, n_words, features,
+    x, w, values, signs, threshold, scale, shift, residual, rows, outputs, n_words, features,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Program (block of rows, block of outputs), 32 * ``BLOCK_WORDS`` products per output and turn."""
@@ -103,7 +104,7 @@ def linear_decode_kernel(
     # Every element past the end was (+1) * (+1).
     past_end = (n_words + BLOCK_WORDS - 1) // BLOCK_WORDS * BLOCK_WORDS * 32 - features
     store_tile(
-        dot - past_end, out, threshold, scale, shift, residual,
+        dot - past_end, values, signs, threshold, scale, shift, residual,
         m.to(tl.int64), m < rows, first, outputs, outputs, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
@@ -112,34 +113,26 @@ def linear_decode_kernel(
 
 
 def _matmul(
-    x: Tensor,
-    weight: Tensor,
-    features: int,
-    out: Tensor,
-    threshold: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    tile: MatmulTile | None = None,
+    x: Tensor, weight: Tensor, features: int, outputs: Outputs, tile: MatmulTile | None = None
 ) -> None:
-    """Words ``[rows, W]`` times words ``[outputs, W]`` into ``out``; ``tile`` overrides the table's."""
-    (rows, n_words), outputs = x.shape, weight.shape[0]
+    """Words ``[rows, W]`` times words ``[N, W]`` into ``outputs``; ``tile`` overrides the table's."""
+    (rows, n_words), n = x.shape, weight.shape[0]
     if weight.shape[1] != n_words or n_words != -(-features // 32):
         raise ValueError(f"{tuple(x.shape)} and {tuple(weight.shape)} words do not hold {features} features")
-    if max(rows, outputs) >= 2**31 or features >= 2**24:
-        raise ValueError(f"{rows} x {features} times {features} x {outputs} is over the kernel's limits")
-    if rows == 0 or outputs == 0:
+    if max(rows, n) >= 2**31 or features >= 2**24:
+        raise ValueError(f"{rows} x {features} times {features} x {n} is over the kernel's limits")
+    if rows == 0 or n == 0:
         return
-    tile = tile or linear_tile(family(x.device), rows, outputs)
+    tile = tile or linear_tile(family(x.device), rows, n)
     if tile.loop == "rows":
-        kernel, grid = linear_rows_kernel, (triton.cdiv(outputs, tile.block_n), rows)
+        kernel, grid = linear_rows_kernel, (triton.cdiv(n, tile.block_n), rows)
     else:
         kernel = linear_decode_kernel if tile.loop == "decode" else linear_popcount_kernel
-        grid = (triton.cdiv(rows, tile.block_m), triton.cdiv(outputs, tile.block_n))
+        grid = (triton.cdiv(rows, tile.block_m), triton.cdiv(n, tile.block_n))
     with on_device_of(x):
         kernel[grid](
-            x.contiguous(), weight.contiguous(), out, threshold, scale, shift, residual,
-            rows, outputs, n_words, features, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+            x.contiguous(), weight.contiguous(), *outputs.pointers(),
+            rows, n, n_words, features, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
             BLOCK_WORDS=tile.block_words, SHARED=tile.weights_in_shared, num_warps=tile.num_warps,
             num_stages=tile.num_stages, enable_fp_fusion=False,
         )  # fmt: skip
@@ -151,34 +144,14 @@ def binary_linear(
     """``reference.binary_linear``: output, sign words, mask words. ``blocked`` is the CPU's and unused."""
     signs, mask = pack_activation(input, -1, 1, ste_clip)
     out = input.new_empty((*input.shape[:-1], weight.shape[0]))
-    rows = signs.reshape(-1, weight.shape[1])
-    _matmul(rows, weight, input.shape[-1], out)
+    _matmul(signs.reshape(-1, weight.shape[1]), weight, input.shape[-1], Outputs(out, signs.new_empty(0)))
     return out, signs, mask
 
 
 def binary_linear_packed(
-    input: Tensor,
-    weight: Tensor,
-    in_features: int,
-    threshold: Tensor | None = None,
-    blocked: Tensor | None = None,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    tile: MatmulTile | None = None,
-) -> Tensor:
-    """``reference.binary_linear_packed``: fp32 dots ``[M, N]``, or sign words where ``threshold`` is given.
-
-    ``scale`` and ``shift`` (fp32 ``[N]``) and ``residual`` (floating ``[M, N]``) make the real output
-    ``dot * scale + shift + residual``; they exclude ``threshold``. ``blocked`` is the CPU's and unused.
-    """
-    if threshold is not None and not (scale is None and shift is None and residual is None):
-        raise ValueError("scale, shift and residual belong to real output, threshold to bit output")
-    rows, outputs = input.shape[0], weight.shape[0]
-    if threshold is None:
-        out = torch.empty(rows, outputs, dtype=torch.float32, device=input.device)
-    else:
-        out = torch.empty(rows, -(-outputs // 32), dtype=torch.int32, device=input.device)
-    _matmul(input, weight, in_features, out, threshold, scale, shift, residual, tile)
-    return out
+    input: Tensor, weight: Tensor, in_features: int, *, tile: MatmulTile | None = None, **asked: Any
+) -> tuple[Tensor, Tensor]:
+    """``reference.binary_linear_packed``: values ``[M, N]``, sign words; ``asked``: see ``outputs_for``."""
+    outputs = outputs_for(input, (input.shape[0], weight.shape[0]), **asked)
+    _matmul(input, weight, in_features, outputs, tile)
+    return outputs.values, outputs.signs

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import bop2nd_fast  # noqa: F401  (defines the operators)
 from bop2nd_fast import reference
+from tests.epilogues import epilogues, refused_epilogues
 
 _C = pytest.importorskip("bop2nd_fast._C", reason="the package was installed without a C++ compiler")
 symbols = ctypes.CDLL(_C.__file__)
@@ -286,11 +287,19 @@ def test_linear_long_rows_and_more_axes(isa: int) -> None:
 def test_linear_packed(isa: int) -> None:
     for k, n, m in itertools.product([5, 64, 700], [1, 16, 17, 32, 33, 48, 65], [1, 4]):
         x, w = words_of(m, k, seed=3), words_of(n, k)
-        threshold = torch.randint(-9, 9, (n,), dtype=torch.int32)
-        poison()
-        assert torch.equal(ops.binary_linear_packed(x, w, k), reference.binary_linear_packed(x, w, k))
-        got = ops.binary_linear_packed(x, w, k, threshold)
-        assert torch.equal(got, reference.binary_linear_packed(x, w, k, threshold))
+        dots = reference.binary_linear_packed(x, w, k)[0]
+        for asked in epilogues((m, n)):
+            poison()
+            got = ops.binary_linear_packed(x, w, k, **asked)
+            assert equal_all(got, reference.epilogue(dots, **asked)), sorted(asked)
+
+
+def test_packed_outputs_are_checked(isa: int) -> None:
+    x, w = words_of(4, 64, seed=3), words_of(17, 64)
+    ops.binary_linear_packed(x, w, 64)
+    for asked, _ in refused_epilogues((4, 17)):
+        with pytest.raises(RuntimeError, match=r"thresholds belong to signs|one value per output"):
+            ops.binary_linear_packed(x, w, 64, **asked)
 
 
 # batch, channels, height, width, outputs, kernel, stride, padding, dilation, groups
@@ -337,12 +346,13 @@ def test_conv_packed(isa: int, case: Any, padding_value: int) -> None:
     x, w, geometry = conv_case(case)
     channels, groups = x.shape[1], geometry[-1]
     words = reference.pack_bits_ste(x, 1, groups)[0]
-    threshold = torch.randint(-9, 9, (w.shape[0],), dtype=torch.int32)
-    for limit in (None, threshold):
+    arguments = (words, w, channels, *geometry, padding_value)
+    dots = reference.binary_conv2d_packed(*arguments)[0]
+    for asked in epilogues(tuple(dots.shape)):
         poison()
-        got = ops.binary_conv2d_packed(words, w, channels, *geometry, padding_value, limit)
-        want = reference.binary_conv2d_packed(words, w, channels, *geometry, padding_value, limit)
-        assert torch.equal(got, want) and got.is_contiguous()
+        got = ops.binary_conv2d_packed(*arguments, **asked)
+        assert equal_all(got, reference.epilogue(dots, **asked)), sorted(asked)
+        assert all(t.is_contiguous() for t in got)
 
 
 def test_conv_does_not_depend_on_threads(isa: int) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 import bop2nd_fast  # noqa: F401  (defines the operators whose schemas are copied)
 from bop2nd_fast import reference as _reference
 from bop2nd_fast.cuda_library import OPS
+from tests.epilogues import epilogues
 
 reference: Any = _reference  # called with one tuple for its geometry
 pytestmark = pytest.mark.timeout(900)  # compiles when its sources changed
@@ -213,10 +214,10 @@ def test_linear_equals_the_reference(
             assert ours.dtype == theirs.dtype
             assert torch.equal(ours, theirs)
     words = reference.pack_bits(x)
-    threshold = torch.randint(-5, 5, (outputs,), dtype=torch.int32)
-    for limit in (None, threshold):
-        ours = emulated.binary_linear_packed(words, weight, features, limit)
-        assert torch.equal(ours, reference.binary_linear_packed(words, weight, features, limit))
+    dots = reference.binary_linear_packed(words, weight, features)[0]
+    for asked in epilogues(tuple(dots.shape)):
+        ours = emulated.binary_linear_packed(words, weight, features, **asked)
+        assert all(map(torch.equal, ours, _reference.epilogue(dots, **asked))), sorted(asked)
 
 
 def test_operands_that_start_inside_a_vector(emulated: Emulated) -> None:
@@ -267,12 +268,10 @@ def test_convolution_equals_the_reference(emulated: Emulated, chip: int, padding
             assert ours.dtype == theirs.dtype
             assert torch.equal(ours, theirs)
         assert results[0].is_contiguous(memory_format=torch.channels_last)
-        threshold = torch.randint(-4, 4, (outputs,), dtype=torch.int32)
-        for limit in (None, threshold):
-            ours = emulated.binary_conv2d_packed(results[1], weight, channels, *geometry, limit)
-            assert torch.equal(
-                ours, reference.binary_conv2d_packed(results[1], weight, channels, *geometry, limit)
-            )
+        dots = reference.binary_conv2d_packed(results[1], weight, channels, *geometry)[0]
+        for asked in epilogues(tuple(dots.shape)):
+            ours = emulated.binary_conv2d_packed(results[1], weight, channels, *geometry, **asked)
+            assert all(map(torch.equal, ours, _reference.epilogue(dots, **asked))), sorted(asked)
 
 
 # ---------------------------------------------------------------------------------------------- step

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bop2nd_fast import reference as ref
 from bop2nd_fast.ops.binary_conv2d import output_size
+from tests.epilogues import epilogues
 
 ops = torch.ops.bop2nd
 SHORT = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -60,10 +61,10 @@ def check_convolution(c: dict[str, Any]) -> None:
     expected = ref.binary_conv2d(x, w, *args, c["clip"])
     for ours, theirs in zip(ops.binary_conv2d(x, w, *args, c["clip"], blocked), expected, strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
-    threshold = torch.randint(-9, 10, (c["outputs"],), dtype=torch.int32)
-    for t in (None, threshold):
-        ours = ops.binary_conv2d_packed(expected[1], w, channels, *args, t, blocked)
-        assert torch.equal(ours, ref.binary_conv2d_packed(expected[1], w, channels, *args, t))
+    dots = ref.binary_conv2d_packed(expected[1], w, channels, *args)[0]
+    for asked in epilogues(tuple(dots.shape)):
+        ours = ops.binary_conv2d_packed(expected[1], w, channels, *args, **asked, blocked=blocked)
+        assert all(map(torch.equal, ours, ref.epilogue(dots, **asked))), sorted(asked)
 
 
 @SHORT

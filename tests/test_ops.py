@@ -12,6 +12,7 @@ from torch import Tensor
 import bop2nd_fast as bf
 from bop2nd_fast import reference as ref
 from bop2nd_fast.ops.binary_linear import TILE_ELEMENTS
+from tests.epilogues import epilogues
 
 ops = torch.ops.bop2nd
 LENGTHS = [1, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1031]
@@ -88,10 +89,9 @@ def test_linear(cpu_backend: str, rows: int, inputs: int, outputs: int, dtype: t
         assert_same(ops.binary_linear(x, w, True, blocked), ref.binary_linear(x, w, True))
         assert_same(ops.binary_linear(x, w, False, blocked), ref.binary_linear(x, w, False))
         words = ref.pack_bits(x)
-        threshold = torch.randint(-3, 4, (outputs,), dtype=torch.int32)
-        for t in (None, threshold):
-            packed = ops.binary_linear_packed(words, w, inputs, t, blocked)
-            assert_same(packed, ref.binary_linear_packed(words, w, inputs, t))
+        for asked in epilogues((rows, outputs)):
+            packed = ops.binary_linear_packed(words, w, inputs, **asked, blocked=blocked)
+            assert_same(packed, ref.binary_linear_packed(words, w, inputs, **asked))
 
 
 GEOMETRIES = [
@@ -122,13 +122,13 @@ def conv_case(geometry: tuple[Any, ...], padding_value: int) -> dict[str, Any]:
     args = (list(stride), list(padding), list(dilation), groups, padding_value)
     forms = (x, x.contiguous(memory_format=torch.channels_last), x.bfloat16())
     words = ref.pack_bits_ste(x, 1, groups)[0]
-    threshold = torch.randint(-5, 6, (outputs,), dtype=torch.int32)
+    dots = ref.binary_conv2d_packed(words, w, channels, *args)[0]
     return {
         "weight": w,
         "args": args,
         "training": [(form, ref.binary_conv2d(form, w, *args, True)) for form in forms],
         "words": words,
-        "packed": [(t, ref.binary_conv2d_packed(words, w, channels, *args, t)) for t in (None, threshold)],
+        "packed": [(asked, ref.epilogue(dots, **asked)) for asked in epilogues(tuple(dots.shape))],
     }
 
 
@@ -143,10 +143,9 @@ def test_conv2d(cpu_backend: str, geometry: tuple[Any, ...], padding_value: int)
             output, signs, mask = ops.binary_conv2d(form, w, *args, False, blocked)
             assert_same((output, signs), expected[:2])
             assert mask.numel() == 0
-        for threshold, expected in case["packed"]:
-            assert_same(
-                ops.binary_conv2d_packed(case["words"], w, geometry[0], *args, threshold, blocked), expected
-            )
+        for asked, expected in case["packed"]:
+            packed = ops.binary_conv2d_packed(case["words"], w, geometry[0], *args, **asked, blocked=blocked)
+            assert_same(packed, expected)
 
 
 # ------------------------------------------------------------------------------------------ the step
@@ -314,11 +313,15 @@ def opcheck_cases() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         "binary_linear": (ops.binary_linear, (x.clone().requires_grad_(), w, True), {}),
         "binary_linear parameter": (ops.binary_linear, (x.clone().requires_grad_(), parameter, True), {}),
         "binary_conv2d": (ops.binary_conv2d, (image.clone().requires_grad_(), conv, *geometry, True), {}),
-        "binary_linear_packed": (ops.binary_linear_packed, (ref.pack_bits(x), w, 40, threshold), {}),
+        "binary_linear_packed": (
+            ops.binary_linear_packed,
+            (ref.pack_bits(x), w, 40),
+            {"values": False, "signs": True, "threshold": threshold},
+        ),
         "binary_conv2d_packed": (
             ops.binary_conv2d_packed,
             (ref.pack_bits(image, 1), conv, 20, *geometry),
-            {},
+            {"signs": True, "shift": torch.randn(5), "dtype": torch.bfloat16},
         ),
         "binary_linear_backward": (ops.binary_linear_backward, (grad, signs, mask, w, 40, True, True), {}),
         "binary_conv2d_backward": (

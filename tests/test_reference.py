@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bop2nd_fast import reference as ref
+from tests.epilogues import refused_epilogues
 
 
 def test_pack_bits_by_hand() -> None:
@@ -127,11 +128,12 @@ def test_conv2d_is_torchs_on_unpacked_operands(value: int, groups: int) -> None:
     output, words, mask = ref.binary_conv2d(x, ref.pack_bits(w, 1), *args, value, True)
     assert torch.equal(output, expected) and output.is_contiguous(memory_format=torch.channels_last)
     assert words.shape == mask.shape == (2, 9, 8, groups)
-    packed = ref.binary_conv2d_packed(words, ref.pack_bits(w, 1), 6, *args, value)
-    assert torch.equal(packed.movedim(-1, 1), expected)
+    packed, no_signs = ref.binary_conv2d_packed(words, ref.pack_bits(w, 1), 6, *args, value)
+    assert torch.equal(packed.movedim(-1, 1), expected) and no_signs.numel() == 0
     threshold = torch.tensor([-3, 0, 2, 100], dtype=torch.int32)
-    bits = ref.binary_conv2d_packed(words, ref.pack_bits(w, 1), 6, *args, value, threshold)
-    assert torch.equal(bits, ref.pack_bits(packed - threshold))
+    asked = {"values": False, "signs": True, "threshold": threshold}
+    no_values, bits = ref.binary_conv2d_packed(words, ref.pack_bits(w, 1), 6, *args, value, **asked)
+    assert torch.equal(bits, ref.pack_bits(packed - threshold)) and no_values.numel() == 0
 
 
 def test_linear_by_hand() -> None:
@@ -141,4 +143,26 @@ def test_linear_by_hand() -> None:
     assert output.tolist() == [[1.0, -3.0], [-1.0, -1.0]]
     assert signs.tolist() == [[0b010], [0b011]] and mask.tolist() == [[0b001], [0b111]]
     threshold = torch.tensor([0, -1], dtype=torch.int32)
-    assert ref.binary_linear_packed(signs, ref.pack_bits(w), 3, threshold).tolist() == [[0b10], [0b01]]
+    bits = ref.binary_linear_packed(signs, ref.pack_bits(w), 3, signs=True, threshold=threshold)[1]
+    assert bits.tolist() == [[0b10], [0b01]]
+
+
+def test_epilogue_by_hand() -> None:
+    dot = torch.tensor([[1.0, -3.0], [5.0, 3.0]])
+    scale, shift = torch.tensor([2.0, 0.5]), torch.tensor([-2.0, 1.0])
+    residual = torch.tensor([[0.0, 1.0], [0.5, -9.0]])
+    values, signs = ref.epilogue(dot, signs=True, scale=scale, shift=shift, residual=residual)
+    assert values.tolist() == [[0.0, 0.5], [8.5, -6.5]] and signs.tolist() == [[0b00], [0b10]]
+    threshold = torch.tensor([2, -3], dtype=torch.int32)
+    values, signs = ref.epilogue(dot, signs=True, threshold=threshold, shift=shift)
+    assert values.tolist() == [[-1.0, -2.0], [3.0, 4.0]] and signs.tolist() == [[0b01], [0b00]]
+    # one third: three roundings of fp32, and bf16 only at the end
+    third, one = torch.tensor([1 / 3, 1 / 3]), torch.tensor([1.0, 1.0])
+    values, _ = ref.epilogue(dot, scale=third, shift=one, dtype=torch.bfloat16)
+    assert torch.equal(values, (dot * third + one).bfloat16())
+
+
+def test_epilogue_refuses() -> None:
+    for asked, message in refused_epilogues((2, 3)):
+        with pytest.raises(ValueError, match=message):
+            ref.epilogue(torch.zeros(2, 3), **asked)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bop2nd_fast import reference
-from tests.triton_device import DEVICE, runnable
+from tests.epilogues import epilogues, refused_epilogues
+from tests.triton_device import DEVICE, runnable, same
 
 if reason := runnable():
     pytest.skip(reason, allow_module_level=True)
@@ -51,26 +52,23 @@ def test_packed_dots_and_threshold_bits(loop: str, name: str, padding_value: int
     x, w, geometry = operands(CASES[name])
     words, _ = reference.pack_bits_ste(x, 1, geometry[-1])
     arguments = (words, w, x.shape[1], *geometry, padding_value)
-    dots = reference.binary_conv2d_packed(*arguments)
-    actual = kernels.binary_conv2d_packed(*arguments, tile=TILES[loop])
-    assert actual.is_contiguous() and torch.equal(actual, dots)
-    if padding_value == 0:
-        threshold = (torch.arange(w.shape[0], device=DEVICE, dtype=torch.int32) % 9) - 4
-        expected = reference.binary_conv2d_packed(*arguments, threshold)
-        assert torch.equal(kernels.binary_conv2d_packed(*arguments, threshold, tile=TILES[loop]), expected)
+    threshold = (torch.arange(w.shape[0], device=DEVICE, dtype=torch.int32) % 9) - 4
+    bits = {"values": False, "signs": True, "threshold": threshold}
+    for asked in ({}, bits) if padding_value == 0 else ({},):
+        actual = kernels.binary_conv2d_packed(*arguments, tile=TILES[loop], **asked)
+        expected = reference.binary_conv2d_packed(*arguments, **asked)
+        assert all(a.is_contiguous() and torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
+@pytest.mark.parametrize("name", ["strides and dilation", "groups"])
 @pytest.mark.parametrize("loop", TILES)
-def test_scale_shift_and_residual(loop: str) -> None:
-    x, w, geometry = operands(CASES["strides and dilation"])
-    arguments = (reference.pack_bits(x, 1), w, x.shape[1], *geometry, 0)
-    dots = reference.binary_conv2d_packed(*arguments)
-    scale, shift = torch.rand(8, device=DEVICE), torch.randn(8, device=DEVICE)
-    residual = torch.randn(dots.shape, device=DEVICE)
-    out = kernels.binary_conv2d_packed(
-        *arguments, scale=scale, shift=shift, residual=residual, tile=TILES[loop]
-    )
-    assert torch.equal(out, dots * scale + shift + residual)
+def test_epilogue(loop: str, name: str) -> None:
+    x, w, geometry = operands(CASES[name])
+    arguments = (reference.pack_bits_ste(x, 1, geometry[-1])[0], w, x.shape[1], *geometry, 0)
+    dots = reference.binary_conv2d_packed(*arguments)[0]
+    for asked in list(epilogues(tuple(dots.shape), DEVICE))[:: 1 if loop == "decode" else 3]:
+        actual = kernels.binary_conv2d_packed(*arguments, tile=TILES[loop], **asked)
+        assert all(map(same, actual, reference.epilogue(dots, **asked))), sorted(asked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -107,8 +105,6 @@ def test_wrong_arguments_raise() -> None:
         kernels.binary_conv2d_packed(words, w, 65, *geometry, 2)
     with pytest.raises(ValueError, match="does not fit"):
         kernels.binary_conv2d_packed(words, w, 65, [1, 1], [-2, 0], [1, 1], 1, 0)
-    threshold = torch.zeros(33, dtype=torch.int32, device=DEVICE)
-    with pytest.raises(ValueError, match="threshold to bit output"):
-        kernels.binary_conv2d_packed(
-            words, w, 65, *geometry, 0, threshold, shift=torch.ones(33, device=DEVICE)
-        )
+    for asked, message in refused_epilogues((1, 4, 4, 33), DEVICE):
+        with pytest.raises(ValueError, match=message):
+            kernels.binary_conv2d_packed(words, w, 65, *geometry, 0, **asked)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from bop2nd_fast import reference
-from tests.triton_device import DEVICE, runnable
+from tests.epilogues import epilogues, refused_epilogues
+from tests.triton_device import DEVICE, runnable, same
 
 if reason := runnable():
     pytest.skip(reason, allow_module_level=True)
@@ -36,26 +37,21 @@ def operands(rows: int, outputs: int, features: int) -> tuple[Tensor, Tensor]:
 def test_packed_dots_and_threshold_bits(loop: str, size: tuple[int, int, int]) -> None:
     x, w = operands(min(size[0], 5) if loop == "rows" else size[0], *size[1:])
     words = reference.pack_bits(x)
-    dots = reference.binary_linear_packed(words, w, size[2])
-    assert torch.equal(kernels.binary_linear_packed(words, w, size[2], tile=TILES[loop]), dots)
     threshold = (torch.arange(size[1], device=DEVICE, dtype=torch.int32) % 9) - 4
-    expected = reference.binary_linear_packed(words, w, size[2], threshold)
-    assert torch.equal(kernels.binary_linear_packed(words, w, size[2], threshold, tile=TILES[loop]), expected)
+    for asked in ({}, {"values": False, "signs": True, "threshold": threshold}):
+        expected = reference.binary_linear_packed(words, w, size[2], **asked)
+        actual = kernels.binary_linear_packed(words, w, size[2], tile=TILES[loop], **asked)
+        assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("loop", TILES)
-def test_scale_shift_and_residual(loop: str) -> None:
+def test_epilogue(loop: str) -> None:
     x, w = operands(9, 37, 70)
     words = reference.pack_bits(x)
-    scale, shift = torch.rand(37, device=DEVICE), torch.randn(37, device=DEVICE)
-    dots = reference.binary_linear_packed(words, w, 70)
-    for dtype in (torch.float32, torch.bfloat16):
-        residual = torch.randn(9, 37, device=DEVICE).to(dtype)
-        given = {"scale": scale, "shift": shift, "residual": residual}
-        out = kernels.binary_linear_packed(words, w, 70, tile=TILES[loop], **given)
-        assert torch.equal(out, dots * scale + shift + residual.float())
-    out = kernels.binary_linear_packed(words, w, 70, tile=TILES[loop], shift=shift)
-    assert torch.equal(out, dots + shift)
+    dots = reference.binary_linear_packed(words, w, 70)[0]
+    for asked in list(epilogues((9, 37), DEVICE))[:: 1 if loop == "popcount" else 3]:
+        actual = kernels.binary_linear_packed(words, w, 70, tile=TILES[loop], **asked)
+        assert all(map(same, actual, reference.epilogue(dots, **asked))), sorted(asked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -91,6 +87,6 @@ def test_wrong_arguments_raise() -> None:
     words = reference.pack_bits(x)
     with pytest.raises(ValueError, match="do not hold 65 features"):
         kernels.binary_linear_packed(words, w, 65)
-    threshold = torch.zeros(3, dtype=torch.int32, device=DEVICE)
-    with pytest.raises(ValueError, match="threshold to bit output"):
-        kernels.binary_linear_packed(words, w, 64, threshold, scale=torch.ones(3, device=DEVICE))
+    for asked, message in refused_epilogues((2, 3), DEVICE):
+        with pytest.raises(ValueError, match=message):
+            kernels.binary_linear_packed(words, w, 64, **asked)

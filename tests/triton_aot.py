@@ -83,12 +83,10 @@ def pack_cases(arch: int) -> Iterator[Case]:
 
 def matmul_case(name: str, kernel: Any, tile: Any, types: dict[str, str], bits: bool, **more: Any) -> Case:
     """A product that writes fp32 dots, or threshold bits."""
-    absent = {"scale": None, "shift": None, "residual": None}
-    types = {"x": "*i32", "w": "*i32", "out": "*i32" if bits else "*fp32", **types}
-    if bits:
-        types["threshold"] = "*i32"
-    else:
-        absent["threshold"] = None
+    emitted = {"signs": "*i32", "threshold": "*i32"} if bits else {"values": "*fp32"}
+    optional = ("values", "signs", "threshold", "scale", "shift", "residual")
+    absent = dict.fromkeys(set(optional) - set(emitted))
+    types = {"x": "*i32", "w": "*i32", **emitted, **types}
     constants = {
         **absent, **more, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_WORDS": tile.block_words,
         "SHARED": tile.weights_in_shared,
@@ -145,10 +143,10 @@ def variant_cases(arch: int) -> Iterator[Case]:
         yield replace(
             case, name=f"variant: {name}, sizes 1", types=types, constants={**case.constants, **ones, **more}
         )
-    given = {"scale": "*fp32", "shift": "*fp32", "residual": "*bf16"}
+    given = {"values": "*bf16", "signs": "*i32", "scale": "*fp32", "shift": "*fp32", "residual": "*bf16"}
     for name in ("linear rows", "conv decode 256 to 256"):
         case = base[name]
-        types = {**case.types, **given, "out": "*bf16"}
+        types = {**case.types, **given}
         constants = {k: v for k, v in case.constants.items() if k not in given}
         yield replace(case, name=f"variant: {name}, epilogue", types=types, constants=constants)
     case = base["bop_step fp32, dense weight"]

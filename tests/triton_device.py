@@ -25,3 +25,13 @@ def runnable() -> str | None:
     if DEVICE == "cpu" and not isinstance(tl.sum, InterpretedFunction):
         return "no GPU, and triton was imported without TRITON_INTERPRET=1"
     return None
+
+
+def same(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal bits; in the interpreter bf16 may be one unit off, because it truncates where GPUs round."""
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return False
+    if DEVICE == "cuda" or actual.dtype != torch.bfloat16:
+        return torch.equal(actual, expected)
+    units = actual.view(torch.int16).int() - expected.view(torch.int16).int()
+    return bool((units.abs() <= 1).all())

@@ -162,7 +162,7 @@ def _make_bits(data: _Data) -> Prepared:
     def run() -> Tensor:
         output: Tensor = torch.ops.bop2nd.binary_conv2d_packed(
             x, words, data.shape.channels, *data.geometry, 0, blocked=blocked
-        )
+        )[0]
         return output
 
     return Prepared(lambda: data.compare(run().permute(0, 3, 1, 2)), run)

@@ -130,7 +130,7 @@ def _make_bits(data: _Data) -> Prepared:
     def run() -> Tensor:
         output: Tensor = torch.ops.bop2nd.binary_linear_packed(
             x, words, data.weight.shape[1], blocked=blocked
-        )
+        )[0]
         return output
 
     return Prepared(lambda: data.compare(run()), run)

@@ -63,6 +63,17 @@ class _WeightLayer(PackedLayer):
         self._tensor("threshold", threshold)
         self._tensor("bias", bias)
 
+    def _adds_bias(self) -> bool:
+        """Whether the operator itself adds the bias, to the same bits: in fp32, right after the dot."""
+        plain = self.bias is not None and self.bias.dtype == torch.float32
+        return plain and self.config["dtype"] == "float32" and not self.config.get("padding_bits")
+
+    def _outputs(self) -> dict[str, Any]:
+        """What the packed operator is to emit."""
+        if self.threshold is not None:
+            return {"values": False, "signs": True, "threshold": self.threshold}
+        return {"shift": self.bias} if self._adds_bias() else {}
+
     def _emits(self) -> str:
         return "bits" if self.threshold is not None else self.config.get("dtype", "real")
 
@@ -95,18 +106,18 @@ class PackedConv2d(_WeightLayer):
                 f"[N, H, W, {self._in_words}], got {tuple(words.shape)}"
             )
         check_image(words.shape[1:3], self.weight.shape[2:], *self._geometry[:3])
-        dots = torch.ops.bop2nd.binary_conv2d_packed(
+        values, signs = torch.ops.bop2nd.binary_conv2d_packed(
             words,
             self.weight.words,
             self._in_channels,
             *self._geometry,
-            self.threshold,
-            self.weight.blocked_words(self.config["groups"]),
+            **self._outputs(),
+            blocked=self.weight.blocked_words(self.config["groups"]),
         )
         if self.threshold is not None:
-            return dots
-        output = dots.permute(0, 3, 1, 2).to(DTYPES[self.config["dtype"]])
-        return output if self.bias is None else output + self.bias[:, None, None]
+            return signs
+        output = values.permute(0, 3, 1, 2).to(DTYPES[self.config["dtype"]])
+        return output if self.bias is None or self._adds_bias() else output + self.bias[:, None, None]
 
     def describe(self) -> str:
         o, _, kh, kw = self.weight.shape
@@ -139,20 +150,20 @@ class PackedLinear(_WeightLayer):
                 f"a packed dense layer of {n_features} features takes {self._n_words} words per row, got "
                 f"{words.shape[-1]}: is the image of another size than the one given to convert()?"
             )
-        dots = torch.ops.bop2nd.binary_linear_packed(
+        values, signs = torch.ops.bop2nd.binary_linear_packed(
             words.reshape(-1, self._n_words),
             self.weight.words,
             self.weight.shape[1],
-            self.threshold,
-            self.weight.blocked_words(),
+            **self._outputs(),
+            blocked=self.weight.blocked_words(),
         )
-        dots = dots.reshape(*words.shape[:-1], dots.shape[-1])
         if self.threshold is not None:
-            return dots
+            return signs.reshape(*words.shape[:-1], signs.shape[-1])
+        values = values.reshape(*words.shape[:-1], values.shape[-1])
         if self.config["padding_bits"]:
-            dots = dots - self.config["padding_bits"]
-        output = dots.to(DTYPES[self.config["dtype"]])
-        return output if self.bias is None else output + self.bias
+            values = values - self.config["padding_bits"]
+        output = values.to(DTYPES[self.config["dtype"]])
+        return output if self.bias is None or self._adds_bias() else output + self.bias
 
     def describe(self) -> str:
         o, k = self.weight.shape

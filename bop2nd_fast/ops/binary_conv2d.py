@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from .binary_linear import check_operands, records_gradient, row_tiles
+from .binary_linear import OUTPUTS, check_operands, empty_outputs, records_gradient, row_tiles
 from .pack_bits import words_for
 
 PADDING_VALUES = (0, 1, -1)
@@ -36,21 +36,8 @@ def _reference(
     return reference.binary_conv2d(input, weight, stride, padding, dilation, groups, padding_value, ste_clip)
 
 
-def _reference_packed(
-    input: Tensor,
-    weight: Tensor,
-    in_channels: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    padding_value: int,
-    threshold: Tensor | None = None,
-    blocked: Any = None,
-) -> Tensor:
-    return reference.binary_conv2d_packed(
-        input, weight, in_channels, stride, padding, dilation, groups, padding_value, threshold
-    )
+def _reference_packed(*operands: Any, blocked: Any = None, **outputs: Any) -> tuple[Tensor, Tensor]:
+    return reference.binary_conv2d_packed(*operands, **outputs)
 
 
 backends.define(
@@ -59,8 +46,8 @@ backends.define(
     _reference,
 )
 backends.define(
-    f"binary_conv2d_packed(Tensor input, Tensor weight, int in_channels, {_GEOMETRY}, "
-    "Tensor? threshold=None, Tensor? blocked=None) -> Tensor",
+    f"binary_conv2d_packed(Tensor input, Tensor weight, int in_channels, {_GEOMETRY}, *, {OUTPUTS}) "
+    "-> (Tensor, Tensor)",
     _reference_packed,
 )
 
@@ -101,16 +88,13 @@ def _packed_fake(
     dilation: list[int],
     groups: int,
     padding_value: int,
-    threshold: Tensor | None = None,
-    blocked: Any = None,
-) -> Tensor:
+    **outputs: Any,
+) -> tuple[Tensor, Tensor]:
     n, h, w, _ = input.shape
     ho, wo = (
         output_size(s, weight.shape[1 + i], stride[i], padding[i], dilation[i]) for i, s in enumerate((h, w))
     )
-    if threshold is None:
-        return input.new_empty((n, ho, wo, weight.shape[0]), dtype=torch.float32)
-    return input.new_empty((n, ho, wo, words_for(weight.shape[0])))
+    return empty_outputs(input, (n, ho, wo, weight.shape[0]), **outputs)
 
 
 # ----------------------------------------------------------------------------------------- backward

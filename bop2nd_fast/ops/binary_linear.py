@@ -25,10 +25,15 @@ def _reference(
     return reference.binary_linear(input, weight, ste_clip)
 
 
-def _reference_packed(
-    input: Tensor, weight: Tensor, in_features: int, threshold: Tensor | None = None, blocked: Any = None
-) -> Tensor:
-    return reference.binary_linear_packed(input, weight, in_features, threshold)
+def _reference_packed(*operands: Any, blocked: Any = None, **outputs: Any) -> tuple[Tensor, Tensor]:
+    return reference.binary_linear_packed(*operands, **outputs)
+
+
+# What a packed product emits: values, sign words or both in one pass; see reference.epilogue.
+OUTPUTS = (
+    "bool values=True, bool signs=False, Tensor? threshold=None, Tensor? scale=None, Tensor? shift=None, "
+    "Tensor? residual=None, ScalarType dtype=float, Tensor? blocked=None"
+)
 
 
 backends.define(
@@ -37,8 +42,7 @@ backends.define(
     _reference,
 )
 backends.define(
-    "binary_linear_packed(Tensor input, Tensor weight, int in_features, Tensor? threshold=None, "
-    "Tensor? blocked=None) -> Tensor",
+    f"binary_linear_packed(Tensor input, Tensor weight, int in_features, *, {OUTPUTS}) -> (Tensor, Tensor)",
     _reference_packed,
 )
 
@@ -53,13 +57,25 @@ def _fake(
 
 
 @torch.library.register_fake("bop2nd::binary_linear_packed")
-def _packed_fake(
-    input: Tensor, weight: Tensor, in_features: int, threshold: Tensor | None = None, blocked: Any = None
-) -> Tensor:
-    n = weight.shape[0]
-    if threshold is None:
-        return input.new_empty((input.shape[0], n), dtype=torch.float32)
-    return input.new_empty((input.shape[0], words_for(n)))
+def _packed_fake(input: Tensor, weight: Tensor, in_features: int, **outputs: Any) -> tuple[Tensor, Tensor]:
+    return empty_outputs(input, (input.shape[0], weight.shape[0]), **outputs)
+
+
+def empty_outputs(
+    like: Tensor,
+    shape: tuple[int, ...],
+    *,
+    values: bool = True,
+    signs: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Memory for the values ``[..., O]`` and their sign words; what is not asked for is empty."""
+    words = (*shape[:-1], words_for(shape[-1]))
+    return (
+        like.new_empty(shape if values else (0,), dtype=dtype),
+        like.new_empty(words if signs else (0,), dtype=torch.int32),
+    )
 
 
 # ----------------------------------------------------------------------------------------- backward

@@ -9,6 +9,7 @@
 
 #include "../core/bit_layout.h"
 #include "dispatch.h"
+#include "half_float.h"
 #include "operators.h"
 #include "parallel.h"
 
@@ -182,13 +183,6 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
   return tasks;
 }
 
-struct Destination {
-  Emit emit;
-  const int32_t* threshold;
-  char* out;
-  int64_t pixel_items, item_bytes;  // per output pixel, in what MatmulTile::out_offset counts
-};
-
 // The words one pixel sees, side by side; in pairs (see matmul.inl) if wanted.
 void gather_pixel(const Rectangle& r, const uint32_t* x, bool paired, uint32_t* to) {
   if (paired && r.run_words % 2 == 0) {  // both steps at once, two words at a time
@@ -210,11 +204,11 @@ void gather_pixel(const Rectangle& r, const uint32_t* x, bool paired, uint32_t* 
 }
 
 void run_task(const KernelTable& table, const Plan& plan, const Task& task, const uint32_t* blocked,
-              const Destination& to) {
+              const Epilogue& to) {
   static thread_local std::vector<uint32_t> scratch;
   const ConvShape& s = plan.shape;
   const Rectangle& r = *task.rectangle;
-  int64_t out_offset[kTilePixels];
+  int64_t out_pixel[kTilePixels];
   int64_t rows = r.rows.last - r.rows.first, columns = r.columns.last - r.columns.first;
   int64_t out_height = s.out_size(0), out_width = s.out_size(1);
   int64_t n = std::min(kTilePixels, r.n_pixels - task.first_pixel), n_words = r.n_words();
@@ -231,7 +225,7 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
     int64_t x = ox * s.stride[1] + plan.origin[1];
     int64_t base = (y * plan.image.width + x) * plan.image.pixel_words + task.group * s.group_words();
     gather_pixel(r, plan.image.words + base, table.paired_words, pixels + p * n_words);
-    out_offset[p] = ((image * out_height + oy) * out_width + ox) * to.pixel_items;
+    out_pixel[p] = (image * out_height + oy) * out_width + ox;
     if (++column == columns) {
       column = 0;
       if (++row == rows) row = 0, ++image;
@@ -239,25 +233,22 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
   }
   int64_t block_words = s.taps() * s.group_words() * 16;
   for (int64_t b = task.first_block; b < task.last_block; ++b) {
-    int64_t first = task.group * s.group_outputs() + b * 16;
     MatmulTile t{};
     t.x = pixels, t.n_pixels = n, t.n_words = n_words;
     t.w = blocked + (task.group * s.group_blocks() + b) * block_words;
     t.w_offset = r.w_offset.data(), t.w_contiguous = r.w_contiguous;
     t.bias = static_cast<int32_t>((r.rows.tap_last - r.rows.tap_first) *
                                   (r.columns.tap_last - r.columns.tap_first) * s.group_channels());
-    t.out = to.out + (to.emit == Emit::kBits ? first / 16 : first) * to.item_bytes;
-    t.out_offset = out_offset;
+    t.out_pixel = out_pixel;
+    t.first_output = task.group * s.group_outputs() + b * 16, t.all_outputs = s.out_channels;
     t.n_outputs = static_cast<int>(std::min<int64_t>(16, s.group_outputs() - b * 16));
-    t.threshold = to.threshold ? to.threshold + first : nullptr;
-    t.pad_half = first / 16 + 1 == (s.out_channels + 15) / 16 && (first / 16) % 2 == 0;
     t.scratch = aligned;
-    table.matmul(t, to.emit);
+    table.matmul(t, to);
   }
 }
 
-void conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const uint32_t* blocked, Emit emit,
-          const int32_t* threshold, void* out) {
+void conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const uint32_t* blocked,
+          const Epilogue& to) {
   bool padded = s.padding_value != 0 && (s.padding[0] > 0 || s.padding[1] > 0);
   Plan plan{s, {x, s.height, s.width, s.groups * s.group_words()}, {-s.padding[0], -s.padding[1]}, {}};
   std::vector<uint32_t> border;
@@ -272,41 +263,55 @@ void conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const
       plan.rectangles.push_back(rectangle(s, plan.image, rows, columns));
     }
   }
-  int64_t item_bytes = emit == Emit::kFloat32 ? 4 : 2;
-  int64_t pixel_items = emit == Emit::kBits ? 2 * words_for(s.out_channels) : s.out_channels;
-  Destination to{emit, threshold, static_cast<char*>(out), pixel_items, item_bytes};
   int64_t work;
   std::vector<Task> tasks = tasks_of(plan, &work);
   parallel_tasks(static_cast<int64_t>(tasks.size()), work < kSerialWork,
                  [&](int64_t i) { run_task(table, plan, tasks[static_cast<size_t>(i)], blocked, to); });
 }
 
+// The epilogue of one element; sets its sign bit in words that were 0.
+template <class T>
+void finish_element(const Epilogue& to, float dot, int64_t pixel, int64_t o, int64_t n_outputs) {
+  float x = dot;
+  int64_t at = pixel * n_outputs + o;
+  if (to.scale) x *= to.scale[o];
+  if (to.shift) x += to.shift[o];
+  if (to.residual) x += to_float(static_cast<const T*>(to.residual)[at]);
+  if (to.values) static_cast<T*>(to.values)[at] = from_float<T>(x);
+  bool negative = to.threshold ? dot < static_cast<float>(to.threshold[o]) : x < 0;
+  if (negative) to.signs[pixel * 2 * words_for(n_outputs) + o / 16] |= static_cast<uint16_t>(1u << o % 16);
+}
+
 // Sign words where groups do not end on a block of 16 outputs: by way of the dots.
-void conv_bits_across_groups(const KernelTable& table, const ConvShape& s, const uint32_t* x,
-                             const uint32_t* blocked, const int32_t* threshold, uint32_t* out) {
-  int64_t n_pixels = s.batch * s.out_size(0) * s.out_size(1), n_words = words_for(s.out_channels);
-  std::vector<float> dots(static_cast<size_t>(n_pixels * s.out_channels));
-  conv(table, s, x, blocked, Emit::kFloat32, nullptr, dots.data());
-  parallel_ranges(n_pixels, std::max<int64_t>(1, 1024 / n_words), [&](int64_t begin, int64_t end) {
+template <class T>
+void conv_signs_across_groups(const KernelTable& table, const ConvShape& s, const uint32_t* x,
+                              const uint32_t* blocked, const Epilogue& to) {
+  int64_t n_pixels = s.batch * s.out_size(0) * s.out_size(1), n = s.out_channels;
+  std::vector<float> dots(static_cast<size_t>(n_pixels * n));
+  Epilogue plain;
+  plain.values = dots.data();
+  conv(table, s, x, blocked, plain);
+  parallel_ranges(n_pixels, std::max<int64_t>(1, 1024 / words_for(n)), [&](int64_t begin, int64_t end) {
+    std::fill(to.signs + begin * 2 * words_for(n), to.signs + end * 2 * words_for(n), uint16_t{0});
     for (int64_t p = begin; p < end; ++p) {
-      std::fill(out + p * n_words, out + (p + 1) * n_words, 0u);
-      for (int64_t o = 0; o < s.out_channels; ++o) {
-        bool negative = dots[static_cast<size_t>(p * s.out_channels + o)] < static_cast<float>(threshold[o]);
-        out[p * n_words + BitLayout::word_of(o)] |= (negative ? 1u : 0u) << BitLayout::bit_of(o);
-      }
+      for (int64_t o = 0; o < n; ++o) finish_element<T>(to, dots[static_cast<size_t>(p * n + o)], p, o, n);
     }
   });
 }
 
 }  // namespace
 
-void binary_conv(const ConvShape& s, const uint32_t* x, const uint32_t* blocked, Emit emit,
-                 const int32_t* threshold, void* out) {
+void binary_conv(const ConvShape& s, const uint32_t* x, const uint32_t* blocked, const Epilogue& to) {
   const KernelTable& table = count_call();
-  if (emit == Emit::kBits && s.groups > 1 && s.group_outputs() % 16 != 0) {
-    return conv_bits_across_groups(table, s, x, blocked, threshold, static_cast<uint32_t*>(out));
+  if (!to.signs || s.groups == 1 || s.group_outputs() % 16 == 0) return conv(table, s, x, blocked, to);
+  switch (to.dtype) {
+    case Dtype::kBFloat16:
+      return conv_signs_across_groups<BFloat16>(table, s, x, blocked, to);
+    case Dtype::kFloat16:
+      return conv_signs_across_groups<Float16>(table, s, x, blocked, to);
+    default:
+      return conv_signs_across_groups<float>(table, s, x, blocked, to);
   }
-  conv(table, s, x, blocked, emit, threshold, out);
 }
 
 }  // namespace bop2nd

@@ -45,14 +45,26 @@ struct PackShape {
   int64_t n_inner, inner_stride;
 };
 
-enum class Emit : int { kFloat32, kBFloat16, kFloat16, kBits };
+// What becomes of the dot products of all pixels and outputs: values, sign words, or both.
+//   value = dot (* scale[o]) (+ shift[o]) (+ residual[p][o])    in fp32, each operation rounded on its own
+//   bit   = dot < threshold[o], without thresholds value < 0
+struct Epilogue {
+  Dtype dtype = Dtype::kFloat32;       // of `values` and `residual`
+  void* values = nullptr;              // [pixels, outputs]
+  uint16_t* signs = nullptr;           // [pixels, 2 words_for(outputs)]: words as halves of 16 outputs
+  const int32_t* threshold = nullptr;  // [outputs]
+  const float* scale = nullptr;        // [outputs]
+  const float* shift = nullptr;        // [outputs]
+  const void* residual = nullptr;      // like `values`
+
+  bool only_values() const { return !signs && !scale && !shift && !residual; }
+};
 
 // n_pixels x 16 outputs: dot = bias - 2 * sum_k popcount(x[k] ^ w[k]).
 // Pixel p's words are x[p * n_words ...], in pairs if the table says so (odd words are the exclusive or with
 // the one before). Word k of the weights is at w + w_offset[k], 16 outputs side by side; w_contiguous says
-// that w_offset[k] == w_offset[0] + 16 k. `out` points at output 0 of this block; pixel p writes at out +
-// out_offset[p] (in elements; for kBits in 16-bit halves). n_outputs in 1..16. With kBits, `pad_half` clears
-// the half after.
+// that w_offset[k] == w_offset[0] + 16 k. The results belong to output pixels out_pixel[p] and outputs
+// first_output ... + n_outputs - 1 (1..16 of them, first_output a multiple of 16 where signs are wanted).
 struct MatmulTile {
   const uint32_t* x;
   int64_t n_pixels, n_words;
@@ -60,11 +72,9 @@ struct MatmulTile {
   const int32_t* w_offset;
   bool w_contiguous;
   int32_t bias;  // number of elements in a sum
-  void* out;
-  const int64_t* out_offset;
+  const int64_t* out_pixel;
+  int64_t first_output, all_outputs;
   int n_outputs;
-  const int32_t* threshold;
-  bool pad_half;
   uint32_t* scratch;  // 16 * (n_pixels + n_words)
 };
 
@@ -83,7 +93,7 @@ struct KernelTable {
   // Clears the elements of those rows of `grad` whose mask bit is 0.
   void (*apply_mask)(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin,
                      int64_t end);
-  void (*matmul)(const MatmulTile&, Emit);
+  void (*matmul)(const MatmulTile&, const Epilogue&);
   bool paired_words;  // how matmul wants the words of x
   // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.
   void (*stream)(const float* grad, float* m, float* v, uint32_t* words, int64_t first_word, int64_t n_words);

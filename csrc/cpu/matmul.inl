@@ -199,33 +199,74 @@ BOP2ND_INLINE void pair_weights(const uint32_t* from, int64_t n_words, uint32_t*
   }
 }
 
-// T is the type of the outputs, void for threshold bits.
+// Dots as they are, in T.
 template <class C, class T>
-void emit_tile(const MatmulTile& t, const uint32_t* counts) {
+void emit_dots(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
+  typename C::I bias = C::set1(static_cast<uint32_t>(t.bias));
+  for (int64_t p = 0; p < t.n_pixels; ++p) {
+    T* values = static_cast<T*>(e.values) + t.out_pixel[p] * t.all_outputs + t.first_output;
+    for (int lane = 0; lane < 16 && lane < t.n_outputs; lane += C::kLanes) {
+      typename C::I dot = C::dot(bias, C::load(counts + p * 16 + lane));
+      C::Lanes::store(values + lane, C::real(dot), t.n_outputs - lane);
+    }
+  }
+}
+
+BOP2ND_INLINE void store_signs(const MatmulTile& t, const Epilogue& e, int64_t pixel, uint32_t bits) {
+  int64_t half = t.first_output / 16, halves = (t.all_outputs + 31) / 32 * 2;
+  uint16_t* to = e.signs + pixel * halves + half;
+  to[0] = static_cast<uint16_t>(bits & ((1u << t.n_outputs) - 1u));
+  if (half % 2 == 0 && t.first_output + 16 >= t.all_outputs) to[1] = 0;
+}
+
+template <class C>
+void emit_threshold_bits(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
   typename C::I bias = C::set1(static_cast<uint32_t>(t.bias));
   for (int64_t p = 0; p < t.n_pixels; ++p) {
     uint32_t bits = 0;
     for (int lane = 0; lane < 16; lane += C::kLanes) {
       typename C::I dot = C::dot(bias, C::load(counts + p * 16 + lane));
-      if constexpr (std::is_void_v<T>) {
-        bits |= C::less(dot, t.threshold + lane, t.n_outputs - lane) << lane;
-      } else {
-        C::store(static_cast<T*>(t.out) + t.out_offset[p] + lane, dot, t.n_outputs - lane);
-      }
+      bits |= C::less(dot, e.threshold + t.first_output + lane, t.n_outputs - lane) << lane;
     }
-    if constexpr (std::is_void_v<T>) {
-      uint16_t* half = static_cast<uint16_t*>(t.out) + t.out_offset[p];
-      half[0] = static_cast<uint16_t>(bits);
-      if (t.pad_half) half[1] = 0;
-    }
+    store_signs(t, e, t.out_pixel[p], bits);
   }
+}
+
+// Everything else: values of type T, or sign words, or both, from scaled, shifted, added values.
+template <class C, class T>
+void emit_computed(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
+  using L = typename C::Lanes;
+  typename C::I bias = C::set1(static_cast<uint32_t>(t.bias));
+  for (int64_t p = 0; p < t.n_pixels; ++p) {
+    int64_t at = t.out_pixel[p] * t.all_outputs + t.first_output;
+    uint32_t bits = 0;
+    for (int lane = 0; lane < 16 && lane < t.n_outputs; lane += C::kLanes) {
+      int n = t.n_outputs - lane;
+      int64_t o = t.first_output + lane;
+      typename C::I dot = C::dot(bias, C::load(counts + p * 16 + lane));
+      typename L::F x = C::real(dot);
+      if (e.scale) x = L::mul(x, L::load(e.scale + o, n));
+      if (e.shift) x = L::add(x, L::load(e.shift + o, n));
+      if (e.residual) x = L::add(x, L::load(static_cast<const T*>(e.residual) + at + lane, n));
+      if (e.values) L::store(static_cast<T*>(e.values) + at + lane, x, n);
+      bits |= (e.threshold ? C::less(dot, e.threshold + o, n) : L::bits(L::less_zero(x))) << lane;
+    }
+    if (e.signs) store_signs(t, e, t.out_pixel[p], bits);
+  }
+}
+
+template <class C, class T>
+void emit_tile(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
+  if (e.only_values()) return emit_dots<C, T>(t, e, counts);
+  if (e.threshold && !e.values) return emit_threshold_bits<C>(t, e, counts);
+  emit_computed<C, T>(t, e, counts);
 }
 
 // Making the pairs once costs about 1 cycle a word, making them in the loop 1/4 cycle a word and pixel.
 constexpr int64_t kPairPixels = 8;
 
 template <class C, template <class, int, Rows> class Counter>
-void matmul(const MatmulTile& t, Emit emit) {
+void matmul(const MatmulTile& t, const Epilogue& e) {
   uint32_t* counts = t.scratch;
   if (!t.w_contiguous) {
     count_tile<C, Counter, Rows::kIndexed>(t, t.w, counts);
@@ -236,14 +277,12 @@ void matmul(const MatmulTile& t, Emit emit) {
   } else {
     count_tile<C, Counter, Rows::kPlain>(t, t.w + (t.n_words > 0 ? t.w_offset[0] : 0), counts);
   }
-  switch (emit) {
-    case Emit::kFloat32:
-      return emit_tile<C, float>(t, counts);
-    case Emit::kBFloat16:
-      return emit_tile<C, BFloat16>(t, counts);
-    case Emit::kFloat16:
-      return emit_tile<C, Float16>(t, counts);
-    case Emit::kBits:
-      return emit_tile<C, void>(t, counts);
+  switch (e.dtype) {
+    case Dtype::kBFloat16:
+      return emit_tile<C, BFloat16>(t, e, counts);
+    case Dtype::kFloat16:
+      return emit_tile<C, Float16>(t, e, counts);
+    default:
+      return emit_tile<C, float>(t, e, counts);
   }
 }

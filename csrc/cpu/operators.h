@@ -40,9 +40,7 @@ struct ConvShape {
 void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words,
                   uint32_t* blocked);
 
-// x: [batch, height, width, groups * group_words]. `out`: [batch, out height, out width, out_channels], or
-// sign words of it with kBits (then `threshold` holds out_channels values).
-void binary_conv(const ConvShape& shape, const uint32_t* x, const uint32_t* blocked, Emit emit,
-                 const int32_t* threshold, void* out);
+// x: [batch, height, width, groups * group_words]; the pixels of `to` are [batch, out height, out width].
+void binary_conv(const ConvShape& shape, const uint32_t* x, const uint32_t* blocked, const Epilogue& to);
 
 }  // namespace bop2nd

@@ -145,6 +145,7 @@ struct Avx2Lanes {
 };
 
 struct Avx2Count {
+  using Lanes = Avx2Lanes;
   using I = __m256i;
   static constexpr int kLanes = 8;
   static constexpr int kPixels = 1;
@@ -185,10 +186,7 @@ struct Avx2Count {
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   }
   BOP2ND_INLINE static I dot(I bias, I count) { return _mm256_sub_epi32(bias, add(count, count)); }
-  template <class T>
-  BOP2ND_INLINE static void store(T* p, I a, int n) {
-    if (n > 0) Avx2Lanes::store(p, _mm256_cvtepi32_ps(a), n);
-  }
+  BOP2ND_INLINE static Lanes::F real(I a) { return _mm256_cvtepi32_ps(a); }
   BOP2ND_INLINE static uint32_t less(I a, const int32_t* threshold, int n) {
     I lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), Avx2Lanes::iota());
     I below = _mm256_cmpgt_epi32(_mm256_maskload_epi32(threshold, lanes), a);

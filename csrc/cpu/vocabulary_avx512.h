@@ -120,6 +120,7 @@ struct Avx512Lanes {
 };
 
 struct Avx512Count {
+  using Lanes = Avx512Lanes;
   using I = __m512i;
   static constexpr int kLanes = 16;
   static constexpr int kPixels = 2;
@@ -156,10 +157,7 @@ struct Avx512Count {
     return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
   }
   BOP2ND_INLINE static I dot(I bias, I count) { return _mm512_sub_epi32(bias, add(count, count)); }
-  template <class T>
-  BOP2ND_INLINE static void store(T* p, I a, int n) {
-    Avx512Lanes::store(p, _mm512_cvtepi32_ps(a), n);
-  }
+  BOP2ND_INLINE static Lanes::F real(I a) { return _mm512_cvtepi32_ps(a); }
   BOP2ND_INLINE static uint32_t less(I a, const int32_t* threshold, int n) {
     __mmask16 lanes = n >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << n) - 1u);
     return _mm512_mask_cmplt_epi32_mask(lanes, a, _mm512_maskz_loadu_epi32(lanes, threshold));

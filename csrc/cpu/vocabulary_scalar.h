@@ -93,6 +93,7 @@ struct ScalarLanes {
 };
 
 struct ScalarCount {
+  using Lanes = ScalarLanes;
   typedef uint32_t I __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
   static constexpr int kPixels = 2;
@@ -129,10 +130,9 @@ struct ScalarCount {
   // 16 * (sum of the four bytes of each lane of `sixteens`) + (the same of `ones`)
   BOP2ND_INLINE static I add_up(I sixteens, I ones) { return (sum_bytes(sixteens) << 4) + sum_bytes(ones); }
   BOP2ND_INLINE static I dot(I bias, I count) { return bias - (count + count); }
-  template <class T>
-  BOP2ND_INLINE static void store(T* p, I a, int n) {
-    for (int i = 0; i < kLanes && i < n; ++i)
-      p[i] = from_float<T>(static_cast<float>(static_cast<int32_t>(a[i])));
+  BOP2ND_INLINE static Lanes::F real(I a) {
+    typedef int32_t Signed __attribute__((vector_size(16)));
+    return __builtin_convertvector(reinterpret_cast<Signed>(a), Lanes::F);
   }
   BOP2ND_INLINE static uint32_t less(I a, const int32_t* threshold, int n) {
     uint32_t bits = 0;

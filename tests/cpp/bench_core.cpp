@@ -68,7 +68,9 @@ void bench_matmul(int id, double seconds) {
     OnLines<uint32_t> w(static_cast<size_t>(s.group_blocks() * s.taps() * s.group_words() * 16), 0x33u);
     OnLines<float> out(static_cast<size_t>(s.batch * s.out_size(0) * s.out_size(1) * s.out_channels), 0.0f);
     cases.push_back({name, products, [=]() mutable {
-                       binary_conv(s, x.data(), w.data(), Emit::kFloat32, nullptr, out.data());
+                       Epilogue to;
+                       to.values = out.data();
+                       binary_conv(s, x.data(), w.data(), to);
                      }});
   };
   for (int64_t c : {64, 128, 256, 512}) {

@@ -23,7 +23,7 @@ struct EmulatedCount : Avx512Count {
   BOP2ND_INLINE static I popcount(I a) { return add_up(set1(0), byte_counts(a)); }
 };
 
-void emulated_matmul(const MatmulTile& t, Emit emit) { matmul<EmulatedCount, DirectCount>(t, emit); }
+void emulated_matmul(const MatmulTile& t, const Epilogue& e) { matmul<EmulatedCount, DirectCount>(t, e); }
 
 }  // namespace
 }  // namespace bop2nd

@@ -43,16 +43,77 @@ int32_t plain_dot(const ConvShape& s, const Operands& o, int64_t n, int64_t oy, 
   return sum;
 }
 
+// The epilogue of one element in plain arithmetic.
+struct Finished {
+  float value;
+  bool negative;
+};
+
+Finished finished(const Epilogue& e, float residual, int32_t dot, int64_t o) {
+  float x = static_cast<float>(dot);
+  if (e.scale) x = x * e.scale[o];
+  if (e.shift) x = x + e.shift[o];
+  if (e.residual) x = x + residual;
+  return {x, e.threshold ? dot < e.threshold[o] : x < 0};
+}
+
+// `e` says what is computed; values and signs are asked for as told.
 template <class T>
-void check_real(const char* isa, const ConvShape& s, const Operands& o, const std::vector<int32_t>& want,
-                Emit emit) {
+void check_outputs(const char* isa, const ConvShape& s, const Operands& o, const std::vector<int32_t>& want,
+                   Epilogue e, Dtype dtype, bool values, bool signs) {
+  int64_t n = s.out_channels, words = words_for(n), pixels = n ? static_cast<int64_t>(want.size()) / n : 0;
   Guarded<T> out(want.size());
-  binary_conv(s, o.x.data(), o.blocked.data(), emit, nullptr, out.data());
+  Guarded<uint32_t> bits(static_cast<size_t>(pixels * words));
+  std::vector<T> residual;
+  for (size_t i = 0; i < want.size(); ++i)
+    residual.push_back(from_float<T>(0.37f * static_cast<float>(i % 13) - 2));
+  e.dtype = dtype;
+  if (values) e.values = out.data();
+  if (signs) e.signs = reinterpret_cast<uint16_t*>(bits.data());
+  if (e.residual) e.residual = residual.data();
+  binary_conv(s, o.x.data(), o.blocked.data(), e);
   out.check_guards(isa);
-  for (size_t i = 0; i < want.size(); ++i) {
-    float value = to_float(from_float<T>(static_cast<float>(want[i])));
-    CHECK(to_float(out[static_cast<int64_t>(i)]) == value, "%s output %zu", isa, i);
+  bits.check_guards(isa);
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t i = 0; i < words * kWordBits; ++i) {
+      size_t at = static_cast<size_t>(p * n + i);
+      Finished f{0, false};
+      if (i < n) f = finished(e, to_float(residual[at]), want[at], i);
+      if (i < n && values) {
+        CHECK(to_float(out[p * n + i]) == to_float(from_float<T>(f.value)), "%s value %zu", isa, at);
+      }
+      if (!signs) continue;
+      CHECK(((bits[p * words + BitLayout::word_of(i)] >> BitLayout::bit_of(i)) & 1) == (f.negative ? 1u : 0u),
+            "%s bit %ld of pixel %ld", isa, (long)i, (long)p);
+    }
   }
+}
+
+void check_epilogues(const char* isa, const ConvShape& s, const Operands& o,
+                     const std::vector<int32_t>& want) {
+  Random random;
+  std::vector<int32_t> threshold;
+  std::vector<float> scale, shift;
+  for (int64_t i = 0; i < s.out_channels; ++i) {
+    threshold.push_back(static_cast<int32_t>(random.below(13)) - 6);
+    scale.push_back(0.1f * static_cast<float>(random.below(19)) - 0.9f);
+    shift.push_back(0.3f * static_cast<float>(random.below(7)) - 1.0f);
+  }
+  Epilogue plain, limits, affine, both;
+  limits.threshold = both.threshold = threshold.data();
+  affine.scale = both.scale = scale.data();
+  affine.shift = shift.data();
+  Epilogue added = affine;
+  added.residual = &added;  // any address: check_outputs gives it the right type
+  check_outputs<float>(isa, s, o, want, plain, Dtype::kFloat32, true, false);
+  check_outputs<BFloat16>(isa, s, o, want, plain, Dtype::kBFloat16, true, false);
+  check_outputs<Float16>(isa, s, o, want, plain, Dtype::kFloat16, true, false);
+  check_outputs<float>(isa, s, o, want, limits, Dtype::kFloat32, false, true);
+  check_outputs<float>(isa, s, o, want, affine, Dtype::kFloat32, false, true);
+  check_outputs<BFloat16>(isa, s, o, want, both, Dtype::kBFloat16, true, true);
+  check_outputs<float>(isa, s, o, want, added, Dtype::kFloat32, true, true);
+  check_outputs<BFloat16>(isa, s, o, want, added, Dtype::kBFloat16, true, true);
+  check_outputs<Float16>(isa, s, o, want, added, Dtype::kFloat16, true, false);
 }
 
 void check_conv(const char* isa, const ConvShape& s) {
@@ -63,9 +124,7 @@ void check_conv(const char* isa, const ConvShape& s) {
   int64_t row_words = s.taps() * s.group_words();
   o.blocked.assign(static_cast<size_t>(s.groups * s.group_blocks() * row_words * 16), 0xA5A5A5A5u);
   block_weight(o.w.data(), s.out_channels, s.groups, row_words, o.blocked.data());
-  std::vector<int32_t> want, threshold;
-  for (int64_t i = 0; i < s.out_channels; ++i)
-    threshold.push_back(static_cast<int32_t>(random.below(13)) - 6);
+  std::vector<int32_t> want;
   for (int64_t n = 0; n < s.batch; ++n) {
     for (int64_t y = 0; y < s.out_size(0); ++y) {
       for (int64_t x = 0; x < s.out_size(1); ++x) {
@@ -73,21 +132,7 @@ void check_conv(const char* isa, const ConvShape& s) {
       }
     }
   }
-  check_real<float>(isa, s, o, want, Emit::kFloat32);
-  check_real<BFloat16>(isa, s, o, want, Emit::kBFloat16);
-  check_real<Float16>(isa, s, o, want, Emit::kFloat16);
-  int64_t pixels = s.batch * s.out_size(0) * s.out_size(1), words = words_for(s.out_channels);
-  Guarded<uint32_t> bits(static_cast<size_t>(pixels * words));
-  binary_conv(s, o.x.data(), o.blocked.data(), Emit::kBits, threshold.data(), bits.data());
-  bits.check_guards(isa);
-  for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t e = 0; e < words * kWordBits; ++e) {
-      bool below = e < s.out_channels &&
-                   want[static_cast<size_t>(p * s.out_channels + e)] < threshold[static_cast<size_t>(e)];
-      CHECK(((bits[p * words + BitLayout::word_of(e)] >> BitLayout::bit_of(e)) & 1) == (below ? 1u : 0u),
-            "%s bit %ld of pixel %ld", isa, (long)e, (long)p);
-    }
-  }
+  check_epilogues(isa, s, o, want);
 }
 
 // Counts that come close to the limits of their registers: every bit differs.
@@ -100,7 +145,9 @@ void check_all_different(const char* isa, int64_t features) {
   }
   std::vector<uint32_t> blocked(static_cast<size_t>(2 * s.group_words() * 16), 0);
   Guarded<float> out(3 * 17);
-  binary_conv(s, x.data(), blocked.data(), Emit::kFloat32, nullptr, out.data());
+  Epilogue to;
+  to.values = out.data();
+  binary_conv(s, x.data(), blocked.data(), to);
   out.check_guards(isa);
   for (int64_t i = 0; i < 3 * 17; ++i)
     CHECK(out[i] == static_cast<float>(-features), "%s %ld features", isa, (long)features);
