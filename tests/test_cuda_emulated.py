@@ -8,6 +8,7 @@ bit for bit, pretending to be each kind of chip in turn (XOR.POPC, AND.POPC, int
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -49,16 +50,18 @@ def _build() -> Path:
     ):
         digest.update(path.read_bytes())
     library = ROOT / "build" / "cuda" / f"emulated-{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        for old in library.parent.glob("emulated-*.so"):
-            old.unlink()
-        part = library.with_suffix(".part")
-        libraries = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-        command = [compiler, *flags, *map(str, sources), "-o", str(part), *libraries]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        part.rename(library)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with (library.parent / "emulated.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes: one builds, the others wait
+        if not library.exists():
+            for old in library.parent.glob("emulated-*.so"):
+                old.unlink()
+            part = library.with_suffix(".part")
+            libraries = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+            command = [compiler, *flags, *map(str, sources), "-o", str(part), *libraries]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            part.rename(library)
     return library
 
 
