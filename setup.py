@@ -80,7 +80,7 @@ def extension() -> dict:
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    sources = sorted([*glob.glob("csrc/cpu/*.cpp"), "csrc/register_cpu.cpp"])
+    sources = sorted([*glob.glob("csrc/cpu/*.cpp"), "csrc/register_cpu.cpp", "csrc/cuda/explain.cpp"])
     module = CppExtension("bop2nd_fast._C", sources, extra_compile_args={"cxx": FLAGS}, py_limited_api=True)
     return {
         "ext_modules": [module, *cuda_library()],

@@ -6,9 +6,9 @@ benchmarks/README.md; a marker is a pair of comments, each on a line of its own:
     <!-- benchmark:NAME -->
     <!-- /benchmark -->
 
-NAME is one of ``summary``, ``goals``, ``gpu-goals``, ``machine``, ``pictures`` or a suite; ``NAME@MACHINE``
-takes another machine's results than the default one. ``--check`` changes nothing and fails if a table is not
-what the committed results give.
+NAME is one of ``summary``, ``goals``, ``gpu-goals``, ``gpu-dispatch``, ``machine``, ``pictures`` or a suite;
+``NAME@MACHINE`` takes another machine's results than the default one. ``--check`` changes nothing and fails
+if a table is not what the committed results give.
 """
 
 from __future__ import annotations
@@ -142,6 +142,18 @@ def gpu_goals_block(directory: Path) -> str:
     return text
 
 
+def gpu_dispatch_block() -> str:
+    """What decides which kernel runs on a GPU, with reasons: ``backends.gpu_table()``."""
+    from bop2nd_fast import backends
+
+    rows = [
+        [limit.backend, ", ".join(f"`{op}`" for op in limit.ops), limit.chip, limit.what, str(limit.value)]
+        + [limit.reason, limit.measured or "not yet"]
+        for limit in backends.gpu_table()
+    ]
+    return table(("kernels", "operators", "chips", "decision", "value", "reason", "measured"), rows)
+
+
 def machine_block(records: Records) -> str:
     """One paragraph: where and with what the results were measured."""
     stamps = [r["stamp"] for r in records]
@@ -218,11 +230,13 @@ def block(name: str, machine: str, directory: Path, document: Path) -> str:
         return pictures_block(directory / machine, document)
     if name == "gpu-goals":
         return gpu_goals_block(directory)
+    if name == "gpu-dispatch":
+        return gpu_dispatch_block()
     makers = {"summary": summary_block, "goals": goals_block, "machine": machine_block}
     if name not in makers:
         raise ReportError(
             f"{document.name}: unknown marker benchmark:{name}; there are "
-            f"{', '.join(['pictures', 'gpu-goals', *makers, *SUITES])}"
+            f"{', '.join(['pictures', 'gpu-goals', 'gpu-dispatch', *makers, *SUITES])}"
         )
     return makers[name](records)
 

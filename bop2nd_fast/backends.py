@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import gpu_dispatch
 from .cuda_library import OPS as CUDA_OPS
 from .cuda_library import CudaLibrary
 
@@ -166,14 +167,19 @@ def start() -> None:
 
 
 def _prefer_triton(wanted: bool) -> None:
-    """Put Triton's kernels over those of CUDA C++, or take them away again."""
+    """Put Triton's kernels over those of CUDA C++ where they are preferred, or take them away again."""
     global _triton_default
     if wanted and _triton_default is None:
-        launchers = {op: _triton_launcher(op) for op in _TRITON_LAUNCHERS}
+        launchers = {op: _triton_launcher(op) for op in _TRITON_LAUNCHERS if _triton_goes_first(op)}
         _triton_default = _registered("CUDA", launchers)
     elif not wanted and _triton_default is not None:
         _triton_default._destroy()
         _triton_default = None
+
+
+def _triton_goes_first(op: str) -> bool:
+    entry = gpu_dispatch.preferred(op)
+    return _cuda.missing is not None or entry is None or entry.value == "triton"
 
 
 # ------------------------------------------------------------------------- choosing
@@ -336,20 +342,72 @@ def _what(name: str) -> str:
     }.get(name, "")
 
 
-def explain(op: str, *shapes: tuple[int, ...], device: str = "cpu") -> str:
-    """One sentence: which implementation of ``op`` would run for operands of ``shapes``, and why."""
+def explain(
+    op: str, *shapes: tuple[int, ...], device: str = "cpu", chip: str | None = None, **geometry: Any
+) -> str:
+    """Which implementation of ``op`` would run for operands of ``shapes``, and why.
+
+    For ``device="cuda"`` a line for each GPU backend follows, with the kernel it would run, on any machine.
+
+    Args:
+        shapes: of the operands; for products the logical ones of input and weight.
+        chip: for ``device="cuda"``: a name in ``gpu_dispatch.CHIPS`` or ``"sm_90"``; by default the GPU here.
+        geometry: of a convolution: ``stride``, ``padding``, ``dilation``, ``padding_value``.
+
+    Raises:
+        ValueError: no such operator or chip, or shapes that do not fit the operator.
+    """
     if op not in _references:
         raise ValueError(f"there is no operator {op!r}; there are {', '.join(sorted(_references))}")
+    sizes = " x ".join("[" + ", ".join(map(str, s)) + "]" for s in shapes)
+    asked = gpu_dispatch.chip_named(chip) if device == "cuda" else None
+    chosen, why = _chosen(op, device)
+    text = f"{op}{' on ' + sizes if sizes else ''} ({asked or device}): {chosen}, {why}"
+    if device != "cuda":
+        return text
+    work = gpu_dispatch.product(op, shapes, geometry)
+    lines = [text]
+    if op in _TRITON_LAUNCHERS:
+        lines.append(f"triton: {gpu_dispatch.triton_kernel(op, work, asked)}")
+    if op in CUDA_OPS:
+        lines.append(f"cuda: {gpu_dispatch.cuda_kernel(op, work, asked, _extension.symbols)}")
+    elif op in gpu_dispatch.BACKWARD:
+        lines.append(
+            "cuda: torch's own kernels (cuBLAS, cuDNN) on operands that its kernels unpack tile by tile"
+        )
+    return "\n  ".join(lines)
+
+
+def _chosen(op: str, device: str) -> tuple[str, str]:
+    """The backend that serves ``op`` on ``device`` now, and why."""
     chosen = active(device)
+    if _forced is None and chosen == "triton" and not _triton_goes_first(op):
+        chosen = "cuda"
     if (chosen == "triton" and op not in _TRITON_LAUNCHERS) or (chosen == "cuda" and op not in CUDA_OPS):
         chosen = "reference"
     if _forced is not None:
-        why = f"forced by use({_forced!r})" if chosen == _forced else f"{_forced} has no kernel for it"
-    elif chosen in INSTRUCTION_SETS:
-        why = "the best instruction set this processor has"
-    elif chosen in ("triton", "cuda"):
-        why = "the GPU backend that is installed"
-    else:
-        why = why_not("cpu" if device == "cpu" else "triton") or "no faster kernel is registered for it"
-    sizes = " x ".join("[" + ", ".join(map(str, s)) + "]" for s in shapes)
-    return f"{op}{' on ' + sizes if sizes else ''} ({device}): {chosen}, {why}"
+        return (
+            chosen,
+            f"forced by use({_forced!r})" if chosen == _forced else f"{_forced} has no kernel for it",
+        )
+    if chosen in INSTRUCTION_SETS:
+        return chosen, "the best instruction set this processor has"
+    if chosen in ("triton", "cuda"):
+        other = _cuda.missing if chosen == "triton" else _triton_missing()
+        entry = gpu_dispatch.preferred(op)
+        if other is not None or entry is None:
+            return chosen, f"the GPU backend that is installed ({other or 'the other has no such kernel'})"
+        return chosen, f"preferred: {entry.reason} ({gpu_dispatch.timed(entry.measured)})"
+    missing = why_not("cpu") if device == "cpu" else active(device) == "reference" and _triton_missing()
+    return chosen, missing or "no faster kernel is registered for it"
+
+
+def gpu_table() -> list[gpu_dispatch.Limit]:
+    """Every limit that decides which kernel runs on a GPU, with its reason and what measured it.
+
+    Raises:
+        BackendError: the C++ extension, which holds those of the CUDA C++ kernels, is not there.
+    """
+    if _extension.symbols is None:
+        raise BackendError(f"the C++ extension is not there ({_extension.missing})")
+    return gpu_dispatch.table(_extension.symbols)

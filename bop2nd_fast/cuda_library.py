@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import warnings
 
 import torch
 
@@ -40,6 +41,7 @@ class CudaLibrary:
             module = importlib.import_module(_MODULE)
         except ImportError as error:
             self.missing = f"the CUDA C++ kernels do not load ({error})"
+            warnings.warn(f"bop2nd_fast: {self.missing}", RuntimeWarning, stacklevel=2)
             return
         symbols = ctypes.CDLL(str(module.__file__))
         symbols.bop2nd_cuda_calls.restype = ctypes.c_int64
@@ -58,24 +60,6 @@ class CudaLibrary:
     def calls(self) -> int:
         """Operator calls served so far."""
         return 0 if self.symbols is None else int(self.symbols.bop2nd_cuda_calls())
-
-    def explain_product(self, sizes: tuple[int, ...], arch: int, n_multiprocessors: int) -> str:
-        """Which kernel a binary product would run on a chip of compute capability ``arch`` (80, 90, ...).
-
-        Args:
-            sizes: linear: rows, features, outputs. Convolution: n, height, width, channels, outputs, kernel
-                height and width, stride, padding, dilation, groups, padding value.
-
-        Raises:
-            ValueError: another number of sizes.
-        """
-        assert self.symbols is not None
-        text = ctypes.create_string_buffer(256)
-        values = (ctypes.c_int64 * len(sizes))(*sizes)
-        n = self.symbols.bop2nd_cuda_explain(values, len(sizes), arch, n_multiprocessors, text, len(text))
-        if n < 0:
-            raise ValueError(f"3 sizes describe a linear product, 12 a convolution; got {len(sizes)}")
-        return text.value.decode()
 
     def mma_peak(self, n_iterations: int) -> float:
         """Enqueue the product's tensor-core instruction back to back on the current stream.

@@ -20,7 +20,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdio>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -523,27 +522,6 @@ BOP2ND_EXPORT double bop2nd_cuda_mma_peak(void* out, int n_iterations, int devic
   auto error =
       bop2nd::cuda::launch_mma_peak(static_cast<int32_t*>(out), n_iterations, device, &n_macs, stream);
   return error ? -1.0 : n_macs;
-}
-
-// Which kernel a product would run on a chip, in words. `arch` as 80, 90, ...; conv: sizes of the padded
-// geometry in the order n, h, w, channels, outputs, kh, kw, stride, padding, dilation, groups, padding value;
-// linear: rows, features, outputs. Returns the length of the text, or -1.
-BOP2ND_EXPORT int bop2nd_cuda_explain(const int64_t* sizes, int n_sizes, int arch, int n_multiprocessors,
-                                      char* text, int n_chars) {
-  using namespace bop2nd::cuda;
-  ConvShape shape;
-  auto at = [sizes](int i) { return static_cast<int>(sizes[i]); };
-  if (n_sizes == 3) {
-    shape = ConvShape::linear(at(0), at(1), at(2));
-  } else if (n_sizes == 12 && at(10) > 0) {
-    shape = ConvShape(at(0), Axis(at(1), at(5), at(7), at(8), at(9)), Axis(at(2), at(6), at(7), at(8), at(9)),
-                      at(10), at(3) / at(10), at(4) / at(10));
-  } else {
-    return -1;
-  }
-  MatmulPlan plan =
-      plan_matmul(shape, n_sizes == 12 ? at(11) : 1, math_of_arch(arch * 10), n_multiprocessors);
-  return std::snprintf(text, static_cast<size_t>(n_chars), "%s", plan.describe().c_str());
 }
 
 #ifdef BOP2ND_EMULATED

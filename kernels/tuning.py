@@ -97,18 +97,22 @@ DECODE = {
 }
 
 
+# The limits between the inner loops. None of them is measured yet.
+ROWS_LIMIT, DECODE_ROWS, DECODE_OUTPUTS = 8, 64, 32
+
+
 def linear_tile(chip: str, rows: int, outputs: int) -> MatmulTile:
-    """Inner loop and tile for ``[rows, K] x [K, outputs]``. The limits between them are not measured yet."""
-    if rows <= 8:
+    """Inner loop and tile for ``[rows, K] x [K, outputs]``."""
+    if rows <= ROWS_LIMIT:
         return ROWS
-    if rows < 64 or outputs < 32:
+    if rows < DECODE_ROWS or outputs < DECODE_OUTPUTS:
         return POPCOUNT
     return DECODE["sm90" if chip == "interpreter" else chip, "wide" if outputs > 64 else "narrow"]
 
 
 def conv_tile(chip: str, group_outputs: int, group_words: int) -> MatmulTile:
     """Inner loop and tile for a convolution: the tensor cores need 16 outputs; a turn stays in one tap."""
-    if group_outputs < 32:
+    if group_outputs < DECODE_OUTPUTS:
         return POPCOUNT
     tile = DECODE["sm90" if chip == "interpreter" else chip, "wide" if group_outputs > 64 else "narrow"]
     # mma.sync keeps both decoded operands in registers: two words a turn hold the wide tile to 192 of them.
@@ -121,6 +125,11 @@ def _family_of(device_index: int) -> str:
     major, _ = torch.cuda.get_device_capability(device_index)
     if major < 8:
         raise ValueError(f"the Triton kernels need compute capability 8.0 or newer, this GPU has {major}.x")
+    return family_of(major)
+
+
+def family_of(major: int) -> str:
+    """Chip family of a major compute capability."""
     return {8: "sm80", 9: "sm90"}.get(major, "sm100")
 
 

@@ -7,6 +7,7 @@ The rules (no spills, register budgets, which instructions must be there) are st
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -135,4 +136,35 @@ def test_a_library_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(cuda_library.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(cuda_library.importlib, "import_module", refuse)
-    assert "undefined symbol: some_shim" in (cuda_library.CudaLibrary().why_not() or "")
+    with pytest.warns(RuntimeWarning, match="do not load .*some_shim"):
+        assert "undefined symbol: some_shim" in (cuda_library.CudaLibrary().why_not() or "")
+
+
+BROKEN_LIBRARY = """
+import sys
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import spec_from_file_location
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "bop2nd_fast._C_cuda":
+            return spec_from_file_location(name, {path!r}, loader=ExtensionFileLoader(name, {path!r}))
+
+sys.meta_path.insert(0, Finder)
+from bop2nd_fast.cli import app
+app(["info"])
+"""
+
+
+def test_info_tells_why_a_broken_library_is_not_used(tmp_path: Path) -> None:
+    broken = tmp_path / "_C_cuda.abi3.so"
+    broken.write_bytes(b"no library")
+    command = [sys.executable, "-c", BROKEN_LIBRARY.format(path=str(broken))]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "400"}
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "CUDA C++ kernels" in line]
+    assert "do not load" in line and str(broken) in line and "no" in line
+    assert "RuntimeWarning" in done.stderr and "do not load" in done.stderr

@@ -341,22 +341,3 @@ def test_wrong_operands_raise_and_change_nothing(emulated: Emulated) -> None:
         )
     with pytest.raises(RuntimeError, match="int32 words"):
         emulated.unpack_bits(torch.zeros(3), 32)
-
-
-def test_explain_names_kernel_and_chip(emulated: Emulated) -> None:
-    def explain(sizes: tuple[int, ...], chip: int) -> str:
-        text = ctypes.create_string_buffer(200)
-        assert (
-            emulated.symbols.bop2nd_cuda_explain(
-                (ctypes.c_int64 * len(sizes))(*sizes), len(sizes), chip, 132, text, 200
-            )
-            > 0
-        )
-        return text.value.decode()
-
-    assert "XOR.POPC" in explain((8192, 8192, 8192), 80)
-    assert "AND.POPC" in explain((8192, 8192, 8192), 90)
-    assert "int8" in explain((8192, 8192, 8192), 120)
-    assert "popcount kernel" in explain((1, 4096, 4096), 90)
-    assert "64x64" in explain((256, 56, 56, 64, 64, 3, 3, 1, 1, 1, 1, 0), 90)
-    assert emulated.symbols.bop2nd_cuda_explain((ctypes.c_int64 * 2)(1, 2), 2, 90, 132, None, 0) == -1

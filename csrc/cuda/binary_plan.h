@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which kernel serves a binary product, with which tile, slices of k and scratch memory. Host only, no CUDA:
 // the launcher, the tests and explain() ask the same function.
-//
-// The thresholds are reasoned, not measured (benchmarks/README.md names the open figures): a skinny product
-// reads its weights once whatever the kernel; a tile must not be mostly empty, nor most of the chip idle.
+// The limits and their reasons are in dispatch_table.h.
 #pragma once
 
 #include <string>
@@ -11,6 +9,7 @@
 #include "binary_matmul.h"
 #include "binary_skinny.h"
 #include "binary_terms.h"
+#include "dispatch_table.h"
 
 namespace bop2nd::cuda {
 
@@ -63,7 +62,7 @@ inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, Math math, 
   MatmulPlan plan;
   plan.vector_words = s.group_words % 4 == 0 ? 4 : s.group_words % 2 == 0 ? 2 : 1;
   bool linear = s.n_taps() == 1 && s.groups == 1 && s.vertical.size * s.horizontal.size == 1;
-  if (linear && s.n_rows() <= SkinnyTile::kRows) {
+  if (linear && s.n_rows() <= limits::kSkinnyRows.value) {
     plan.kernel = Kernel::kSkinny;
     plan.vector_words = plan.vector_words == 4 ? 4 : 1;
     plan.n_tiles = count_tiles<SkinnyTile>(s);
@@ -72,10 +71,12 @@ inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, Math math, 
   plan.math = math;
   int stages = s.n_stages(LargeTile::kStageWords);
   int64_t large_tiles = count_tiles<LargeTile>(s);
-  bool wide = s.group_outputs > SmallTile::kCols;
-  plan.kernel = wide && large_tiles >= n_multiprocessors ? Kernel::kLargeTile : Kernel::kSmallTile;
+  bool wide = s.group_outputs > limits::kNarrowOutputs.value;
+  int64_t enough = static_cast<int64_t>(limits::kTilesPerMultiprocessor.value) * n_multiprocessors;
+  plan.kernel = wide && large_tiles >= enough ? Kernel::kLargeTile : Kernel::kSmallTile;
   plan.n_tiles = plan.kernel == Kernel::kLargeTile ? large_tiles : count_tiles<SmallTile>(s);
-  plan.split = {stages, choose_slices(plan.n_tiles, stages, n_multiprocessors, 4)};
+  plan.split = {stages, choose_slices(plan.n_tiles, stages, n_multiprocessors, limits::kSplitBlocks.value,
+                                      limits::kSplitStages.value)};
   bool padded = s.vertical.top + s.vertical.bottom + s.horizontal.top + s.horizontal.bottom > 0;
   plan.n_classes = padded && padding_value != 1 ? s.n_classes() : 1;
   plan.needs_terms = math != Math::kXorBits || plan.n_classes > 1;

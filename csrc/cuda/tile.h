@@ -72,10 +72,10 @@ struct SplitK {
   BOP2ND_HD int end(int slice) const { return begin(slice + 1); }
 };
 
-// As many slices as fill the chip, none shorter than `min_stages`.
-inline int choose_slices(int64_t n_tiles, int n_stages, int n_multiprocessors, int min_stages) {
+// As many slices as give every multiprocessor `blocks` of them, none shorter than `min_stages`.
+inline int choose_slices(int64_t n_tiles, int n_stages, int n_multiprocessors, int blocks, int min_stages) {
   if (n_tiles >= n_multiprocessors) return 1;
-  int64_t wanted = 2 * static_cast<int64_t>(n_multiprocessors) / n_tiles;
+  int64_t wanted = static_cast<int64_t>(blocks) * n_multiprocessors / n_tiles;
   int64_t possible = n_stages / min_stages;
   int64_t slices = wanted < possible ? wanted : possible;
   return slices < 1 ? 1 : static_cast<int>(slices);

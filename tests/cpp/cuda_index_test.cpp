@@ -67,10 +67,10 @@ static void test_split_k() {
         if (s) CHECK(split.begin(s) == split.end(s - 1));
       }
     }
-  CHECK(choose_slices(200, 100, 132, 4) == 1);
-  CHECK(choose_slices(1, 100, 132, 4) == 25);
-  CHECK(choose_slices(66, 100, 132, 4) == 4);
-  CHECK(choose_slices(1, 3, 132, 4) == 1);
+  CHECK(choose_slices(200, 100, 132, 2, 4) == 1);
+  CHECK(choose_slices(1, 100, 132, 2, 4) == 25);
+  CHECK(choose_slices(66, 100, 132, 2, 4) == 4);
+  CHECK(choose_slices(1, 3, 132, 2, 4) == 1);
 }
 
 // Two outputs of one axis in the same class see exactly the same taps in the padding.

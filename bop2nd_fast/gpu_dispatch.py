@@ -1,0 +1,255 @@
+"""Which GPU kernel serves an operator, on which chip, and why: one table of limits, and words for a choice.
+
+Triton's kernels are chosen in ``kernels/tuning.py``, the CUDA C++ ones in ``csrc/cuda/binary_plan.h``; both
+answer here without a GPU, for any chip, from the code the launch itself runs. ``table()`` lists every limit
+with what measured it, and is written into ``benchmarks/README.md``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .kernels import tuning
+
+LINEAR = ("binary_linear", "binary_linear_packed")
+CONVOLUTION = ("binary_conv2d", "binary_conv2d_packed")
+BACKWARD = ("binary_linear_backward", "binary_conv2d_backward")
+EVERY_CHIP = "every chip"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One decision: ``value`` is a number or a backend; ``measured`` says what timed it (None: reasoned)."""
+
+    backend: str
+    ops: tuple[str, ...]
+    chip: str
+    what: str
+    value: int | str
+    reason: str
+    measured: str | None = None
+
+
+# Where both GPU backends are there, this one serves. An entry holds for every chip: operators are registered
+# before a device is known. A measurement that favours CUDA C++ for an operator changes its entry here.
+_NOT_TIMED = (
+    "kernels of one source for all chips; the 1-bit tensor cores of cuda have not been timed against it"
+)
+PREFERRED = (
+    Limit("both", ("bop_step_",), EVERY_CHIP, "backend", "triton", "bound by memory in either"),
+    Limit(
+        "both",
+        ("pack_bits", "pack_bits_ste", "unpack_bits", "apply_mask_"),
+        EVERY_CHIP,
+        "backend",
+        "triton",
+        "bound by memory in either",
+    ),
+    Limit("both", LINEAR, EVERY_CHIP, "backend", "triton", _NOT_TIMED),
+    Limit("both", CONVOLUTION, EVERY_CHIP, "backend", "triton", _NOT_TIMED),
+)
+
+TRITON_LIMITS = (
+    Limit(
+        "triton",
+        LINEAR,
+        EVERY_CHIP,
+        "row loop up to this many rows",
+        tuning.ROWS_LIMIT,
+        "reading the weights once bounds such a product",
+    ),
+    Limit(
+        "triton",
+        LINEAR,
+        EVERY_CHIP,
+        "popcount loop below this many rows",
+        tuning.DECODE_ROWS,
+        "tensor cores need a tile of 64 or 128 rows to repay decoding the weights",
+    ),
+    Limit(
+        "triton",
+        (*LINEAR, *CONVOLUTION),
+        EVERY_CHIP,
+        "popcount loop below this many outputs (of a group)",
+        tuning.DECODE_OUTPUTS,
+        "most of a tensor-core tile would be empty",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Compute capability (90 for 9.0) and multiprocessors: all that a choice of kernel depends on."""
+
+    name: str
+    arch: int
+    n_multiprocessors: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: sm_{self.arch}, {self.n_multiprocessors} multiprocessors"
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("A100", 80, 108),
+        Chip("L40S", 89, 142),
+        Chip("RTX 4090", 89, 128),
+        Chip("H100", 90, 132),
+        Chip("H200", 90, 132),
+        Chip("B200", 100, 148),
+        Chip("RTX 5090", 120, 170),
+    )
+}
+
+
+def chip_named(name: str | None) -> Chip | None:
+    """A chip by name or as ``sm_90`` (the first of that kind); None: the GPU here, if there is one.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name is None:
+        if not torch.cuda.is_available():
+            return None
+        here = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return Chip(here.name, 10 * here.major + here.minor, here.multi_processor_count)
+    for chip in CHIPS.values():
+        if name in (chip.name, f"sm_{chip.arch}"):
+            return chip
+    kinds = dict.fromkeys(f"sm_{chip.arch}" for chip in CHIPS.values())
+    raise ValueError(f"there is no chip {name!r} in the table; there are {', '.join((*CHIPS, *kinds))}")
+
+
+def preferred(op: str) -> Limit | None:
+    """Which GPU backend serves ``op`` where both are there; None for operators without GPU kernels."""
+    return next((limit for limit in PREFERRED if op in limit.ops), None)
+
+
+Pair = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A binary product as the plans see it: ``sizes`` as ``bop2nd_gpu_explain`` (csrc/cuda/explain.cpp) takes
+    them."""
+
+    sizes: tuple[int, ...]
+    rows: int
+    outputs: int  # of a group
+    group_words: int
+
+    @classmethod
+    def linear(cls, input: tuple[int, ...], weight: tuple[int, ...]) -> Product:
+        """Of logical shapes ``[..., K]`` and ``[N, K]``."""
+        rows, (outputs, features) = math.prod(input[:-1]), weight
+        return cls((rows, features, outputs), rows, outputs, -(-features // 32))
+
+    @classmethod
+    def convolution(
+        cls,
+        input: tuple[int, ...],
+        weight: tuple[int, ...],
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        padding_value: int = 0,
+    ) -> Product:
+        """Of logical shapes NCHW and OIHW; the number of groups follows from their channels."""
+        (n, channels, height, width), (outputs, group_channels, *kernel) = input, weight
+        groups = channels // group_channels
+        pairs = [(x, x) if isinstance(x, int) else x for x in (stride, padding, dilation)]
+        out = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip((height, width), kernel, *pairs, strict=True)
+        ]
+        sizes = (n, height, width, channels, outputs, *kernel)
+        sizes += (*pairs[0], *pairs[1], *pairs[2], groups, padding_value)
+        return cls(sizes, n * math.prod(out), outputs // groups, -(-group_channels // 32))
+
+
+def product(op: str, shapes: Sequence[tuple[int, ...]], geometry: dict[str, Any]) -> Product | None:
+    """The product that ``op`` does on ``shapes``; None without shapes, or where ``op`` is no product.
+
+    Raises:
+        ValueError: shapes that are not an input's and a weight's.
+    """
+    if not shapes or op not in (*LINEAR, *CONVOLUTION):
+        return None
+    axes = 2 if op in LINEAR else 4
+    if len(shapes) != 2 or len(shapes[1]) != axes or (axes == 4 and len(shapes[0]) != 4):
+        wanted = "[..., K] and [N, K]" if op in LINEAR else "NCHW and OIHW"
+        raise ValueError(
+            f"{op} is explained for an input and a weight, logical shapes {wanted}; got {shapes}"
+        )
+    operands = shapes[0], shapes[1]
+    return Product.linear(*operands) if op in LINEAR else Product.convolution(*operands, **geometry)
+
+
+def triton_kernel(op: str, work: Product | None, chip: Chip | None) -> str:
+    """What Triton would run: the tile that ``kernels/tuning.py`` chooses."""
+    if work is None or chip is None:
+        return _without_choice(op, work, chip)
+    family = tuning.family_of(chip.arch // 10)
+    tile = (
+        tuning.linear_tile(family, work.rows, work.outputs)
+        if op in LINEAR
+        else tuning.conv_tile(family, work.outputs, work.group_words)
+    )
+    loop = {
+        "rows": "row loop with popcounts, the weights are read once",
+        "popcount": "popcount loop, a tensor-core tile would be mostly empty",
+        "decode": "bits become int8 in registers, for the tensor cores",
+    }[tile.loop]
+    size = f"tile {tile.block_m} x {tile.block_n}, {tile.block_words} words a turn"
+    return f"{loop}; {size}; {timed(tile.measured)}"
+
+
+def cuda_kernel(op: str, work: Product | None, chip: Chip | None, symbols: ctypes.CDLL | None) -> str:
+    """What CUDA C++ would run: the plan of ``csrc/cuda/binary_plan.h``, asked through ``_C``."""
+    if work is None or chip is None:
+        return _without_choice(op, work, chip)
+    if symbols is None:
+        return "unknown here: the plan is part of the C++ extension, which is not there"
+    text = ctypes.create_string_buffer(512)
+    values = (ctypes.c_int64 * len(work.sizes))(*work.sizes)
+    n = symbols.bop2nd_gpu_explain(
+        values, len(work.sizes), chip.arch, chip.n_multiprocessors, text, len(text)
+    )
+    assert n > 0, work
+    untimed = sum(limit.measured is None for limit in cuda_limits(symbols))
+    return text.value.decode() + (f"; {untimed} of its limits not measured" if untimed else "")
+
+
+def _without_choice(op: str, work: Product | None, chip: Chip | None) -> str:
+    if op not in (*LINEAR, *CONVOLUTION):
+        return "a kernel of its own, the same for every shape"
+    missing = ["the operands' shapes"] if work is None else []
+    missing += ["a chip (for example chip='H100')"] if chip is None else []
+    return f"depends on {' and '.join(missing)}: name them to learn the kernel"
+
+
+def timed(measured: str | None) -> str:
+    return f"measured: {measured}" if measured else "not measured"
+
+
+def cuda_limits(symbols: ctypes.CDLL) -> Iterator[Limit]:
+    """The entries of ``csrc/cuda/dispatch_table.h``."""
+    symbols.bop2nd_gpu_limit_text.restype = ctypes.c_char_p
+    for i in range(symbols.bop2nd_gpu_limit_count()):
+        what, reason, measured = (symbols.bop2nd_gpu_limit_text(i, part) for part in range(3))
+        value = int(symbols.bop2nd_gpu_limit_value(i))
+        ops = LINEAR if what.startswith(b"linear") else (*LINEAR, *CONVOLUTION)
+        what = what.decode().removeprefix("linear: ")
+        yield Limit("cuda", ops, EVERY_CHIP, what, value, reason.decode(), measured and measured.decode())
+
+
+def table(symbols: ctypes.CDLL) -> list[Limit]:
+    """Every limit that decides which kernel runs on a GPU."""
+    return [*PREFERRED, *TRITON_LIMITS, *cuda_limits(symbols)]
