@@ -65,7 +65,7 @@ def cuda_library() -> list:
     from torch.utils.cpp_extension import CUDAExtension
 
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0;10.0;12.0+PTX")
-    sources = sorted(["csrc/register_cuda.cpp", *glob.glob("csrc/cuda/*.cu")])
+    sources = sorted([*glob.glob("csrc/register_cuda*.cpp"), *glob.glob("csrc/cuda/*.cu")])
     flags = {"cxx": FLAGS, "nvcc": ["-std=c++17", "-O3", "--fmad=false", "--threads=2"]}
     return [CUDAExtension("bop2nd_fast._C_cuda", sources, extra_compile_args=flags, py_limited_api=True)]
 

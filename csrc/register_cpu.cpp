@@ -1,82 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU implementations of torch.ops.bop2nd.*: from tensors to plain memory. The only file here that knows
-// torch, through its stable ABI. Schemas live in bop2nd_fast/ops; users' mistakes are reported there, the
+// The CPU implementations of torch.ops.bop2nd.*: from tensors to plain memory. Knows torch through its
+// stable ABI (register_tensor.h). Schemas live in bop2nd_fast/ops; users' mistakes are reported there, the
 // checks here only guard memory.
-#ifndef Py_LIMITED_API
-#define Py_LIMITED_API 0x030A0000
-#endif
-#include <Python.h>
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <array>
-#include <optional>
-#include <tuple>
-#include <vector>
-
 #include "core/bit_layout.h"
 #include "core/rounding.h"
 #include "cpu/dispatch.h"
 #include "cpu/operators.h"
 #include "cpu/parallel.h"
+#include "register_tensor.h"
 
 namespace {
 
 using bop2nd::Dtype;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
-using Ints = std::vector<int64_t>;
-using MaybeTensor = std::optional<Tensor>;
+using namespace bop2nd::binding;
 
-// ------------------------------------------------------------------------------------------ tensors
-
-Dtype real_dtype(const Tensor& t, const char* what) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::kFloat32;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
-  }
-}
-
-void check_words(const Tensor& t, const char* what) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Int, what, " must be int32 words");
-}
-
-Tensor compact(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
-Tensor new_tensor(const Tensor& like, const Ints& sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, sizes, dtype);
-}
-
-uint32_t* words_of(const Tensor& t) { return static_cast<uint32_t*>(t.mutable_data_ptr()); }
-const uint32_t* const_words_of(const Tensor& t) { return static_cast<const uint32_t*>(t.const_data_ptr()); }
-
-Ints sizes_of(const Tensor& t) {
-  auto sizes = t.sizes();
-  return Ints(sizes.begin(), sizes.end());
-}
-
-int64_t normal_dim(int64_t dim, int64_t n_dims) {
-  STD_TORCH_CHECK(dim >= -n_dims && dim < n_dims, "dim ", dim, " does not exist in a tensor of ", n_dims,
-                  " axes");
-  return dim < 0 ? dim + n_dims : dim;
-}
-
-Tensor move_last_axis_to(const Tensor& t, int64_t dim) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(t), torch::stable::detail::from(int64_t{-1}),
-                                    torch::stable::detail::from(dim)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::movedim", "int", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
+Dtype real_dtype(const Tensor& t, const char* what) { return real_type<Dtype>(t.scalar_type(), what); }
 
 // ---------------------------------------------------------------------------------------------- step
 
@@ -154,23 +92,9 @@ void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avg
 
 // ------------------------------------------------------------------------------------------- packing
 
-struct Axes {  // some neighbouring axes seen as one
-  int64_t size = 1, stride = 1;
-  bool uniform = true;
-
-  void absorb(int64_t axis_size, int64_t axis_stride) {  // the next axis inwards
-    if (axis_size == 1) return;
-    if (size > 1 && stride != axis_size * axis_stride) uniform = false;
-    size *= axis_size;
-    stride = axis_stride;
-  }
-};
-
 // Describes x packed along `dim` and whether one of the two walks can read it as it lies in memory.
 bool describe(const Tensor& x, int64_t dim, int64_t groups, bop2nd::PackShape& s) {
-  Axes outer, inner;
-  for (int64_t i = 0; i < dim; ++i) outer.absorb(x.size(i), x.stride(i));
-  for (int64_t i = dim + 1; i < x.dim(); ++i) inner.absorb(x.size(i), x.stride(i));
+  Axes outer = Axes::of(x, 0, dim), inner = Axes::of(x, dim + 1, x.dim());
   s.n_outer = outer.size, s.outer_stride = outer.stride;
   s.n_inner = inner.size, s.inner_stride = inner.stride;
   s.length = x.size(dim) / groups, s.length_stride = x.stride(dim);
@@ -313,8 +237,7 @@ std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tenso
   Ints sizes = sizes_of(input);
   sizes.back() = weight.size(0);
   Tensor out = new_tensor(input, sizes, input.scalar_type());
-  int64_t rows = 1;
-  for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
+  int64_t rows = product(sizes, 0, sizes.size() - 1);
   compute(linear_shape(rows, features, weight), signs, weight, blocked, values_into(out));
   return {out, signs, mask};
 }
@@ -380,8 +303,7 @@ std::tuple<Tensor, Tensor> binary_linear_packed(const Tensor input, const Tensor
                   "input words do not fit ", in_features, " features");
   Ints sizes = sizes_of(input);
   sizes.back() = weight.size(0);
-  int64_t rows = 1;
-  for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
+  int64_t rows = product(sizes, 0, sizes.size() - 1);
   return packed_result(linear_shape(rows, in_features, weight), sizes, compact(input), weight, values, signs,
                        threshold, scale, shift, residual, dtype, blocked);
 }

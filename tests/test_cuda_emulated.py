@@ -1,6 +1,6 @@
 """The CUDA operators without a GPU: their binding, planning and kernel bodies, run by emulated blocks.
 
-``csrc/register_cuda.cpp`` is compiled with ``tests/cpp/cuda_emulated_launch.cpp`` in place of the launchers
+``csrc/register_cuda*.cpp`` is compiled with ``tests/cpp/cuda_emulated_launch.cpp`` in place of the launchers
 and registered for host tensors in a namespace of its own; what it computes is compared with ``reference.py``,
 bit for bit, pretending to be each kind of chip in turn (XOR.POPC, AND.POPC, int8 on decoded bits).
 """
@@ -39,7 +39,7 @@ def _build() -> Path:
     if compiler is None:
         pytest.skip("no C++ compiler: the emulated CUDA library cannot be built")
     torch_root = Path(torch.__file__).parent
-    sources = [ROOT / "csrc" / "register_cuda.cpp", ROOT / "tests" / "cpp" / "cuda_emulated_launch.cpp"]
+    sources = [*sorted((ROOT / "csrc").glob("register_cuda*.cpp")), ROOT / "tests" / "cpp" / "cuda_emulated_launch.cpp"]
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
     flags += ["-Wall", "-Wno-unknown-pragmas", "-DBOP2ND_EMULATED"]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030A0000"]

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CPU and the CUDA binding share: short words for torch's stable ABI, and checks of operands. The
+// only users are register_*.cpp, the only files that know what a torch tensor is.
+#pragma once
+
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030A0000
+#endif
+#include <Python.h>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace bop2nd::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using Ints = std::vector<int64_t>;
+using MaybeTensor = std::optional<Tensor>;
+
+// The library's name for a floating type: Type is an enum with kFloat32, kBFloat16 and kFloat16.
+template <class Type>
+Type real_type(ScalarType dtype, const char* what) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return Type::kFloat32;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    case ScalarType::Half:
+      return Type::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
+  }
+}
+
+inline void check_words(const Tensor& t, const char* what) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Int, what, " must be int32 words");
+}
+
+inline Tensor compact(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline Tensor new_tensor(const Tensor& like, const Ints& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+inline uint32_t* words_of(const Tensor& t) { return static_cast<uint32_t*>(t.mutable_data_ptr()); }
+inline const uint32_t* const_words_of(const Tensor& t) {
+  return static_cast<const uint32_t*>(t.const_data_ptr());
+}
+
+inline Ints sizes_of(const Tensor& t) {
+  auto sizes = t.sizes();
+  return Ints(sizes.begin(), sizes.end());
+}
+
+inline int64_t product(const Ints& sizes, size_t begin, size_t end) {
+  int64_t n = 1;
+  for (size_t i = begin; i < end; ++i) n *= sizes[i];
+  return n;
+}
+
+inline int64_t normal_dim(int64_t dim, int64_t n_dims) {
+  STD_TORCH_CHECK(dim >= -n_dims && dim < n_dims, "dim ", dim, " does not exist in a tensor of ", n_dims,
+                  " axes");
+  return dim < 0 ? dim + n_dims : dim;
+}
+
+inline Tensor move_last_axis_to(const Tensor& t, int64_t dim) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(t), torch::stable::detail::from(int64_t{-1}),
+                                    torch::stable::detail::from(dim)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::movedim", "int", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+struct Axes {  // some neighbouring axes seen as one
+  int64_t size = 1, stride = 1;
+  bool uniform = true;
+
+  void absorb(int64_t axis_size, int64_t axis_stride) {  // the next axis inwards
+    if (axis_size == 1) return;
+    if (size > 1 && stride != axis_size * axis_stride) uniform = false;
+    size *= axis_size;
+    stride = axis_stride;
+  }
+  // Axes `begin` up to `end` of a tensor.
+  static Axes of(const Tensor& t, int64_t begin, int64_t end) {
+    Axes axes;
+    for (int64_t i = begin; i < end; ++i) axes.absorb(t.size(i), t.stride(i));
+    return axes;
+  }
+};
+
+}  // namespace bop2nd::binding
