@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ..binary_tensor import BinaryTensor, Layout, pack
 from ..nn import BinaryConv2d, BinaryLinear
 from ..ops.pack_bits import words_for
-from .chains import IDENTITIES, Chain, Traced, ValueInfo, attribute, is_plain
+from .chains import IDENTITIES, Chain, Traced, ValueInfo, attribute, is_plain, max_pool
 from .fold import Folded, fold
 from .layers import (
     Constant,
@@ -22,13 +22,13 @@ from .layers import (
     Pack,
     PackedConv2d,
     PackedLinear,
-    PoolBits,
     RealConv2d,
     RealLinear,
     Regroup,
     dtype_name,
 )
 from .packed_model import InputSpec, PackedModel, Ref, Step, fp32_bytes, map_leaves
+from .pooling import MaxPool, PoolBits
 
 
 class ConversionError(ValueError):
@@ -198,6 +198,8 @@ class _Writer:
         elif node.op == "get_attr":
             value = attribute(self.traced.module, str(node.target)).detach()
             self._layer(node.name, Constant(value), ())
+        elif (pool := max_pool(node, self.traced.layer(node))) is not None and node in self.traced.info:
+            self._layer(node.name, MaxPool(**pool), (self._ref(node.all_input_nodes[0]),))
         elif node.op == "call_module":
             self._module(node)
         else:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from ..atomic_write import atomic_write
 from ..binary_tensor import BinaryTensor, Layout
 from .chains import is_plain
-from .layers import LAYERS, PackedLayer, dtype_name
+from .layers import LAYERS, dtype_name
+from .packed_layer import PackedLayer
 from .packed_model import InputSpec, PackedModel, Ref, Step, references
 
 FORMAT = "bop2nd_fast.packed_model"

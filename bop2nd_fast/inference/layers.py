@@ -7,15 +7,17 @@ convolution, ``[N, words(K)]`` after a dense layer; bit 1 means -1. With thresho
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
 from ..ops.binary_conv2d import output_size
 from ..ops.pack_bits import words_for
+from .packed_layer import PackedLayer
+from .pooling import MaxPool, PoolBits
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -23,23 +25,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 DTYPES = {dtype_name(t): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
-
-
-class PackedLayer(nn.Module):
-    """A layer that a file can hold: plain ``config`` values and tensors, from which it can be rebuilt."""
-
-    kind: ClassVar[str]
-
-    def __init__(self, **config: Any) -> None:
-        super().__init__()
-        self.config = config
-
-    def describe(self) -> str:
-        """One short phrase for ``repr`` and reports."""
-        return "pixel after pixel"
-
-    def _tensor(self, name: str, tensor: Tensor | None) -> None:
-        self.register_buffer(name, tensor)
 
 
 class _WeightLayer(PackedLayer):
@@ -265,73 +250,6 @@ class FlattenBits(PackedLayer):
         return words.flatten(1)
 
 
-class PoolBits(PackedLayer):
-    """Max-pool on words ``[N, H, W, W_c]``: a maximum is negative iff every bit of the window is 1 (AND).
-
-    Where what follows the pool decreases, the largest pooled value has the smallest result, which is negative
-    iff any of the window's results is: OR. ``decreasing`` (words ``[W_c]``, or None) says in which channels.
-    """
-
-    kind = "pool_bits"
-    decreasing: Tensor | None
-
-    def __init__(self, decreasing: Tensor | None = None, **config: Any) -> None:
-        super().__init__(**config)
-        self._tensor("decreasing", decreasing)
-
-    def forward(self, words: Tensor) -> Tensor:
-        if self.decreasing is not None and words.shape[-1] != self.decreasing.shape[0]:
-            raise ValueError(f"pooling words of {self.decreasing.shape[0]} per pixel, got {words.shape[-1]}")
-        axes = [_PoolAxis(words.shape[1 + i], i, self.config) for i in (0, 1)]
-        if self.decreasing is None:
-            return _and_over_windows(words, axes)
-        return _and_over_windows(words ^ self.decreasing, axes) ^ self.decreasing  # a | b = ~(~a & ~b)
-
-    def describe(self) -> str:
-        mixed = "" if self.decreasing is None else ", both directions"
-        return f"max over {'x'.join(map(str, self.config['kernel_size']))}{mixed}"
-
-
-class _PoolAxis:
-    """Output size and padding of one axis, as torch.nn.MaxPool2d defines them."""
-
-    def __init__(self, size: int, axis: int, config: dict[str, Any]) -> None:
-        kernel, stride, padding, dilation = (
-            config[key][axis] for key in ("kernel_size", "stride", "padding", "dilation")
-        )
-        ceil_mode = config["ceil_mode"]
-        span = size + 2 * padding - dilation * (kernel - 1) - 1
-        self.out = (span + (stride - 1 if ceil_mode else 0)) // stride + 1
-        if ceil_mode and (self.out - 1) * stride >= size + padding:
-            self.out -= 1  # the last window must start inside the image or its left padding
-        if self.out < 1:
-            raise ValueError(f"an image of {size} is smaller than the pooling window of {kernel}")
-        self.kernel, self.stride, self.dilation, self.before = kernel, stride, dilation, padding
-        self.after = max(0, (self.out - 1) * stride + dilation * (kernel - 1) + 1 - size - padding)
-
-    def taps(self) -> list[slice]:
-        """For every tap of the window, the (padded) positions it visits."""
-        starts = (k * self.dilation for k in range(self.kernel))
-        return [slice(start, start + (self.out - 1) * self.stride + 1, self.stride) for start in starts]
-
-
-def _and_over_windows(words: Tensor, axes: list[_PoolAxis]) -> Tensor:
-    rows, columns = axes
-    padding = (0, 0, columns.before, columns.after, rows.before, rows.after)
-    if any(padding):
-        words = F.pad(words, padding, value=-1)  # all ones: neutral
-    for dim, axis in ((1, rows), (2, columns)):
-        index: list[Any] = [slice(None)] * 4
-        result: Tensor | None = None
-        for tap in axis.taps():
-            index[dim] = tap
-            view = words[tuple(index)]
-            result = view if result is None else result & view
-        assert result is not None
-        words = result
-    return words.contiguous()
-
-
 class Constant(PackedLayer):
     """A parameter or buffer that the traced ``forward`` used by itself."""
 
@@ -379,6 +297,7 @@ LAYERS: dict[str, type[PackedLayer]] = {
         Regroup,
         FlattenBits,
         PoolBits,
+        MaxPool,
         Constant,
     )
 }

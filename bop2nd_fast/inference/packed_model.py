@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .layers import PackedLayer, dtype_name
+from .layers import dtype_name
+from .packed_layer import PackedLayer
 
 
 @dataclass(frozen=True)
