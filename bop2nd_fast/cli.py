@@ -235,13 +235,16 @@ def pack(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
         "model.safetensors"
     ),
+    exact: Annotated[
+        bool, typer.Option(help="Same outputs bit for bit; --no-exact is faster in residual networks.")
+    ] = True,
 ) -> None:
     """Pack a trained network: 1 bit per binary weight, batch norm folded into thresholds."""
     with user_errors(OSError, train.TrainingError, ValueError):
         model, state = train.model_from_checkpoint(checkpoint)
         spec = state["spec"]
         example = torch.zeros(1, spec["in_channels"], spec["image_size"], spec["image_size"])
-        inference.convert(model, example).save(output)
+        inference.convert(model, example, exact=exact).save(output)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     size, fp32 = output.stat().st_size, 4 * n_weights
     out.print(

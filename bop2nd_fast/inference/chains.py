@@ -127,14 +127,14 @@ class Traced:
                 return False
             chain.pool = pool
         else:
-            stage = self._stage(node, value, chain)
+            stage = self.stage(node, value, chain)
             if stage is None:
                 return False
             (chain.before if chain.pool is None else chain.after).append(stage)
         chain.nodes.append(node)
         return True
 
-    def _stage(self, node: fx.Node, value: fx.Node, chain: Chain) -> Stage | None:
+    def stage(self, node: fx.Node, value: fx.Node, chain: Chain) -> Stage | None:
         """A node as a channel-wise function, or None."""
         info = self.info[value]
         if info.form is None:

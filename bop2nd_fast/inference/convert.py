@@ -29,6 +29,7 @@ from .layers import (
 )
 from .packed_model import InputSpec, PackedModel, Ref, Step, fp32_bytes, map_leaves
 from .pooling import MaxPool, PoolBits
+from .tails import Tail, find_tail
 
 
 class ConversionError(ValueError):
@@ -38,7 +39,10 @@ class ConversionError(ValueError):
 @torch.inference_mode(False)
 @torch.no_grad()
 def convert(
-    model: nn.Module, example_input: Tensor | Sequence[Tensor], leaves: Sequence[type[nn.Module]] = ()
+    model: nn.Module,
+    example_input: Tensor | Sequence[Tensor],
+    leaves: Sequence[type[nn.Module]] = (),
+    exact: bool = True,
 ) -> PackedModel:
     """A packed copy of a model, for inference: the same predictions bit for bit, bits between binary layers.
 
@@ -52,6 +56,9 @@ def convert(
         example_input: one tensor, or one for every argument, of the shape, dtype and device to be predicted
             on. Batch and image size may differ later.
         leaves: more module classes not to look into (say, because their control flow cannot be traced).
+        exact: False lets a layer whose real values are needed (in residual networks: every layer) compute
+            batch norm, residual addition and the next signs in its own kernel. That is faster, and rounds
+            differently: a value near 0 may take the other sign.
 
     Raises:
         ConversionError: the model cannot be traced, or (a defect of this package) the packed model's
@@ -59,8 +66,9 @@ def convert(
     """
     examples = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     traced, expected = _trace(model, examples, tuple(leaves))
-    packed = _Writer(traced, examples).write()
-    if not _same(packed(*_clones(examples)), expected):
+    packed = _Writer(traced, examples, exact).write()
+    result = packed(*_clones(examples))
+    if not (_same(result, expected) if exact else _alike(result, expected)):
         raise ConversionError(
             "the packed model differs from the trained one on the example input; please report this"
         )
@@ -162,6 +170,13 @@ def _same(a: Any, b: Any) -> bool:
     )
 
 
+def _alike(a: Any, b: Any) -> bool:
+    """Equal in structure, shapes and dtypes."""
+    (left, spec), (right, other) = pytree.tree_flatten(a), pytree.tree_flatten(b)
+    kinds = ([(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves] for leaves in (left, right))
+    return spec == other and next(kinds) == next(kinds)
+
+
 # ------------------------------------------------------------------------------------------- writing
 
 
@@ -175,9 +190,11 @@ class _Bits:
 class _Writer:
     """Writes the steps of the packed model in the order of the traced nodes."""
 
-    def __init__(self, traced: Traced, examples: tuple[Tensor, ...]) -> None:
+    def __init__(self, traced: Traced, examples: tuple[Tensor, ...], exact: bool) -> None:
         self.traced = traced
         self.examples = examples
+        self.exact = exact
+        self.tails: dict[fx.Node, Tail] = {}  # by their last node, where they are written
         self.steps: list[Step] = []
         self.layers: dict[str, nn.Module] = {}
         self.names: dict[fx.Node, str] = {}
@@ -186,7 +203,9 @@ class _Writer:
 
     def write(self) -> PackedModel:
         for node in self.traced.module.graph.nodes:
-            if node not in self.fused:
+            if node in self.tails:
+                self._tail(self.tails[node])
+            elif node not in self.fused:
                 self._node(node)
         inputs = [InputSpec(tuple(x.shape), x.dtype) for x in self.examples]
         return PackedModel(self.steps, self.layers, inputs)
@@ -249,6 +268,14 @@ class _Writer:
         assert layer is not None
         chain = self.traced.chain(node)
         folded = None if chain is None else self._fold(layer, chain)
+        if folded is None and not self.exact:
+            tail = find_tail(self.traced, node, self.fused)
+            if tail is not None and (tail.nodes or tail.signs):
+                self.fused.update(tail.nodes)
+                self.tails[tail.end] = tail
+                if tail.end is node:
+                    self._tail(tail)
+                return
         dtype = dtype_name(self.traced.info[node].dtype)
         config: dict[str, Any] = {"dtype": dtype, "fp32_bytes": fp32_bytes(layer)}
         weight = _weight(layer)
@@ -268,6 +295,36 @@ class _Writer:
         step = self._layer(node.name, packed, (Ref(words),))
         if chain is not None and folded is not None:
             self._finish_chain(chain, folded, step)
+
+    def _tail(self, tail: Tail) -> None:
+        """A layer that emits scaled, shifted, added values, their sign words, or both."""
+        layer = self.traced.binary(tail.source)
+        assert layer is not None
+        words, weight, padding_bits = self._words_for(tail.source, layer, _weight(layer))
+        fused = (self.traced.layer(n) for n in tail.nodes)
+        config: dict[str, Any] = {
+            "dtype": dtype_name(self.traced.info[tail.source].dtype),
+            "fp32_bytes": fp32_bytes(layer) + sum(fp32_bytes(m) for m in fused if m is not None),
+            "emits": "both" if tail.values and tail.signs else "signs" if tail.signs else "values",
+        }
+        shift = tail.shift - padding_bits * tail.scale
+        tensors = {"scale": tail.scale.float(), "shift": shift.float()}
+        packed: PackedConv2d | PackedLinear
+        if isinstance(layer, BinaryConv2d):
+            packed = PackedConv2d(weight, **tensors, **config, **_geometry(layer))
+        else:
+            packed = PackedLinear(weight, **tensors, **config, padding_bits=padding_bits)
+        residual = () if tail.residual is None else (self._ref(tail.residual),)
+        name = self.names[tail.end] = tail.end.name
+        if config["emits"] == "both":
+            both, signs = f"{name}_both", f"{name}_signs"
+            self._layer(both, packed, (Ref(words), *residual))
+            self.steps.append(Step(name, "function", operator.getitem, (Ref(both), 0)))
+            self.steps.append(Step(signs, "function", operator.getitem, (Ref(both), 1)))
+        else:
+            signs = self._layer(name, packed, (Ref(words), *residual))
+        if tail.signs:
+            self.bits[tail.end] = _Bits(signs, self.traced.info[tail.end].shape[1], 1)
 
     def _fold(self, layer: BinaryConv2d | BinaryLinear, chain: Chain) -> Folded | None:
         info = self.traced.info[chain.source]

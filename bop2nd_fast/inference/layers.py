@@ -48,25 +48,59 @@ class _WeightLayer(PackedLayer):
         self._tensor("threshold", threshold)
         self._tensor("bias", bias)
 
+
+class _PackedProduct(_WeightLayer):
+    """A layer with words in: thresholds, or real values, or the tail of a residual network.
+
+    ``config["emits"]`` (tails only): values ``dot * scale + shift + residual``, their sign words, or both.
+    """
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(
+        self, weight: BinaryTensor, scale: Tensor | None = None, shift: Tensor | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(weight, **kwargs)
+        n_out = weight.shape[0]
+        for name, factor in (("scale", scale), ("shift", shift)):
+            if factor is not None and (factor.dtype != torch.float32 or tuple(factor.shape) != (n_out,)):
+                raise ValueError(f"{name} must be fp32 [{n_out}], got {factor.dtype} {tuple(factor.shape)}")
+            self._tensor(name, factor)
+        self._emits: str = self.config.get("emits", "values" if self.threshold is None else "signs")
+        if self._emits not in ("values", "signs", "both"):
+            raise ValueError(f"a layer emits values, signs or both, not {self._emits!r}")
+
     def _adds_bias(self) -> bool:
         """Whether the operator itself adds the bias, to the same bits: in fp32, right after the dot."""
         plain = self.bias is not None and self.bias.dtype == torch.float32
         return plain and self.config["dtype"] == "float32" and not self.config.get("padding_bits")
 
-    def _outputs(self) -> dict[str, Any]:
+    def _outputs(self, residual: Tensor | None) -> dict[str, Any]:
         """What the packed operator is to emit."""
+        asked: dict[str, Any] = {"values": self._emits != "signs", "signs": self._emits != "values"}
         if self.threshold is not None:
-            return {"values": False, "signs": True, "threshold": self.threshold}
+            return asked | {"threshold": self.threshold}
+        if "emits" in self.config:
+            dtype = DTYPES[self.config["dtype"]]
+            return asked | {"scale": self.scale, "shift": self.shift, "residual": residual, "dtype": dtype}
         return {"shift": self.bias} if self._adds_bias() else {}
 
-    def _emits(self) -> str:
-        return "bits" if self.threshold is not None else self.config.get("dtype", "real")
+    def _real(self, dots: Tensor) -> Tensor:
+        """Exact dots as the trained layer returns them."""
+        output = dots.to(DTYPES[self.config["dtype"]])
+        return output if self.bias is None or self._adds_bias() else output + self.bias
+
+    def _to(self) -> str:
+        real = self.config.get("dtype", "real")
+        return {"values": real, "signs": "bits", "both": f"{real} and bits"}[self._emits]
 
 
-class PackedConv2d(_WeightLayer):
+class PackedConv2d(_PackedProduct):
     """Words ``[N, H, W, groups * words(C / groups)]`` -> words ``[N, Ho, Wo, words(O)]``, with thresholds.
 
-    Without: real ``[N, O, Ho, Wo]`` (channels-last strides) in ``config["dtype"]``.
+    Without: real ``[N, O, Ho, Wo]`` (channels-last strides) in ``config["dtype"]``. A tail may emit both, and
+    takes a residual like the values.
 
     Raises:
         ValueError: words of another channel count, or an image smaller than the kernel.
@@ -84,7 +118,7 @@ class PackedConv2d(_WeightLayer):
         if weight.dim() != 4 or weight.bit_layout.dim != 1 or weight.shape[0] % c["groups"]:
             raise ValueError(f"no weight of a convolution with {c['groups']} groups: {weight.bit_layout}")
 
-    def forward(self, words: Tensor) -> Tensor:
+    def forward(self, words: Tensor, residual: Tensor | None = None) -> Any:
         if words.dim() != 4 or words.shape[-1] != self._in_words:
             raise ValueError(
                 f"a packed convolution of {self._in_channels} channels takes words "
@@ -96,25 +130,26 @@ class PackedConv2d(_WeightLayer):
             self.weight.words,
             self._in_channels,
             *self._geometry,
-            **self._outputs(),
+            **self._outputs(None if residual is None else residual.permute(0, 2, 3, 1)),
             blocked=self.weight.blocked_words(self.config["groups"]),
         )
-        if self.threshold is not None:
+        if self._emits == "signs":
             return signs
-        output = values.permute(0, 3, 1, 2).to(DTYPES[self.config["dtype"]])
-        return output if self.bias is None or self._adds_bias() else output + self.bias[:, None, None]
+        image = self._real(values).permute(0, 3, 1, 2)
+        return (image, signs) if self._emits == "both" else image
 
     def describe(self) -> str:
         o, _, kh, kw = self.weight.shape
-        return f"{self._in_channels} -> {o}, {kh}x{kw}{_geometry_text(self.config)}, to {self._emits()}"
+        return f"{self._in_channels} -> {o}, {kh}x{kw}{_geometry_text(self.config)}, to {self._to()}"
 
 
-class PackedLinear(_WeightLayer):
+class PackedLinear(_PackedProduct):
     """Words ``[..., W]`` -> words ``[..., words(O)]`` with thresholds, else real ``[..., O]``.
 
     After a flattened convolution every pixel's channels fill whole words, so the weight has
     ``config["padding_bits"]`` bits more than the layer has features. They are 0 on both sides and add +1 each
-    to the dot: thresholds already contain them, from real outputs they are subtracted (exact, below 2^24).
+    to the dot: thresholds and shifts already contain them, from plain dots they are subtracted (exact, below
+    2^24).
 
     Raises:
         ValueError: words that do not fit the features.
@@ -128,7 +163,7 @@ class PackedLinear(_WeightLayer):
             raise ValueError(f"not the weight of a dense layer: {weight.bit_layout}")
         self._n_words = words_for(weight.shape[1])
 
-    def forward(self, words: Tensor) -> Tensor:
+    def forward(self, words: Tensor, residual: Tensor | None = None) -> Any:
         if words.shape[-1] != self._n_words:
             n_features = self.weight.shape[1] - self.config["padding_bits"]
             raise ValueError(
@@ -139,20 +174,20 @@ class PackedLinear(_WeightLayer):
             words.reshape(-1, self._n_words),
             self.weight.words,
             self.weight.shape[1],
-            **self._outputs(),
+            **self._outputs(None if residual is None else residual.reshape(-1, residual.shape[-1])),
             blocked=self.weight.blocked_words(),
         )
-        if self.threshold is not None:
-            return signs.reshape(*words.shape[:-1], signs.shape[-1])
+        signs = signs.reshape(*words.shape[:-1], -1) if self._emits != "values" else signs
+        if self._emits == "signs":
+            return signs
         values = values.reshape(*words.shape[:-1], values.shape[-1])
-        if self.config["padding_bits"]:
+        if self.config["padding_bits"] and "emits" not in self.config:
             values = values - self.config["padding_bits"]
-        output = values.to(DTYPES[self.config["dtype"]])
-        return output if self.bias is None or self._adds_bias() else output + self.bias
+        return (self._real(values), signs) if self._emits == "both" else self._real(values)
 
     def describe(self) -> str:
         o, k = self.weight.shape
-        return f"{k - self.config['padding_bits']} -> {o}, to {self._emits()}"
+        return f"{k - self.config['padding_bits']} -> {o}, to {self._to()}"
 
 
 class _RealInput(_WeightLayer):
