@@ -39,7 +39,10 @@ def _build() -> Path:
     if compiler is None:
         pytest.skip("no C++ compiler: the emulated CUDA library cannot be built")
     torch_root = Path(torch.__file__).parent
-    sources = [*sorted((ROOT / "csrc").glob("register_cuda*.cpp")), ROOT / "tests" / "cpp" / "cuda_emulated_launch.cpp"]
+    sources = [
+        *sorted((ROOT / "csrc").glob("register_cuda*.cpp")),
+        ROOT / "tests" / "cpp" / "cuda_emulated_launch.cpp",
+    ]
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
     flags += ["-Wall", "-Wno-unknown-pragmas", "-DBOP2ND_EMULATED"]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030A0000"]

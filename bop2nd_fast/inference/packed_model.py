@@ -66,8 +66,9 @@ class PackedModel(nn.Module):
     """A network for inference only, made by :func:`bop2nd_fast.inference.convert` or ``load``.
 
     Call it as the trained model was called; it runs under ``torch.inference_mode`` and gives bit for bit the
-    trained model's results in eval mode (converted with ``exact=False``: up to rounding). The batch size is free, and so is the image size where the trained
-    model left it free. It computes in the dtype it was converted in: convert again rather than cast it.
+    trained model's results in eval mode (converted with ``exact=False``: up to rounding). The batch size is
+    free, and so is the image size where the trained model left it free. It computes in the dtype it was
+    converted in: convert again rather than cast it.
     """
 
     def __init__(
