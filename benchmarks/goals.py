@@ -177,17 +177,3 @@ GOALS: tuple[Goal, ...] = (
         _train_memory("rss_growth"),
     ),
 )
-
-# Aims of the CUDA C++ kernels on an H200, each within one run of `python -m benchmarks.gpu`, which states
-# those of the Triton kernels itself (`gpu.GOALS`). Nothing measures these yet.
-CUDA_GOALS: tuple[tuple[str, str], ...] = (
-    ("CUDA, BMMA from registers, back to back: the chip's 1-bit peak", "measured"),
-    ("CUDA, binary GEMM 8192^3: share of that peak", "≥ 70 %"),
-    ("CUDA, binary GEMM 8192^3: over cuBLAS bf16", "≥ 3"),
-    (
-        "CUDA, 3x3 convolutions of Bi-Real-Net-18, batch 256, bits to bits: over cuDNN bf16 channels-last",
-        "≥ 3",
-    ),
-    ("CUDA, step: time over the Triton step's", "≤ 1.03"),
-    ("CUDA, compute-sanitizer memcheck and racecheck on the test sizes", "clean"),
-)

@@ -4,7 +4,10 @@ Every contender is compared with the specification (exact integers and bits, flo
 what fails gets no number and the exit status is 1. Times are CUDA events over rotating buffers, the
 contenders of a case in turns (``timing.py``). One JSON line per case goes to ``DIR/gpu.jsonl`` with the stamp
 of machine, versions and commit; all of it is meant to take less than 8 minutes on an H200, and cases that
-would start later are skipped and say so. ``--tune`` times candidate tiles for ``kernels/tuning.py`` instead.
+would start later are skipped and say so. What the machine lacks (a backend) stands there as absent.
+
+``--tune`` times candidate tiles for ``kernels/tuning.py`` instead. ``--sanitize`` runs every kernel once on
+small sizes, checked and not timed: ``compute-sanitizer --tool memcheck python -m benchmarks.gpu --sanitize``.
 ``--dry-run`` runs the cases on tiny sizes in Triton's interpreter: no GPU, no timing.
 """
 
@@ -23,7 +26,9 @@ from typing import Any
 
 import torch
 
-from .gpu_cases import Contender, Setting, cases
+from .gpu_cases import PEAK, Contender, Setting, cases
+from .gpu_operators import Unavailable
+from .gpu_sanitize import run_all_kernels
 from .registry import GateError
 from .stamp import stamp
 from .timing import Plan, cuda_sampler, measure
@@ -52,12 +57,17 @@ def _of_copy(ours: str) -> Callable[[Rows], float]:
     return lambda rows: rows[ours]["bytes_per_second"] / rows["copy"]["bytes_per_second"]
 
 
-def _conv_goals(shape: str) -> tuple[Goal, Goal]:
+def _conv_goals(shape: str) -> tuple[Goal, ...]:
     case = f"conv 3x3 {shape}"
     return (
         Goal(case, "float to float over cuDNN", 1.5, _faster("triton", CUDNN)),
         Goal(case, "bits to bits over cuDNN", 3.0, _faster("triton bits to bits", CUDNN)),
+        Goal(case, "CUDA C++, bits to bits over cuDNN", 3.0, _faster("cuda bits to bits", CUDNN)),
     )
+
+
+def _of_peak(rows: Rows) -> float:
+    return rows["cuda"]["products_per_second"] / rows[PEAK]["products_per_second"]
 
 
 def _host_us(rows: Rows) -> float:
@@ -76,12 +86,15 @@ GOALS = (
     Goal(LARGE, "over torch.compile", 1.3, _faster("triton", "torch.compile")),
     Goal(LARGE, "over Adam fused", 1.3, _faster("triton", "Adam fused")),
     Goal(LARGE, "over careful eager", 8.0, _faster("triton", "careful eager")),
+    Goal(LARGE, "CUDA C++, time over Triton's", 1.03, _faster("triton", "cuda"), at_most=True),
     Goal(RESNET, "of copy bandwidth", 0.7, _of_copy("triton")),
     Goal(RESNET, "host microseconds", 25.0, _host_us, at_most=True),
     Goal("pack rows fp32", "of copy bandwidth", 0.85, _of_copy(PACK)),
     Goal("pack NCHW bf16", "of copy bandwidth", 0.85, _of_copy(PACK)),
     Goal("pack channels-last bf16", "of copy bandwidth", 0.85, _of_copy(PACK)),
     Goal("linear 8192^3", "over cuBLAS bf16", 1.4, _faster("triton", CUBLAS)),
+    Goal("linear 8192^3", "CUDA C++, of the tensor cores' peak from registers", 0.7, _of_peak),
+    Goal("linear 8192^3", "CUDA C++, over cuBLAS bf16", 3.0, _faster("cuda", CUBLAS)),
     Goal("linear batch 1, 4096^2", "over cuBLAS bf16", 8.0, _faster("triton", CUBLAS)),
     *_conv_goals("64ch 56x56"),
     *_conv_goals("128ch 28x28"),
@@ -90,6 +103,8 @@ GOALS = (
     Goal(TRAINING, "graph over fake-quantized", 2.0, _faster("ours, CUDA graph", FAKE)),
     Goal(TRAINING, "peak memory, of fake-quantized", 0.5, _memory, at_most=True),
 )
+# What is not a ratio of timed rows, and its aim.
+UNTIMED_GOALS = (("compute-sanitizer memcheck and racecheck, --sanitize", "clean"),)
 
 
 def run_case(s: Setting, name: str, make: Callable[[], Iterator[Contender]]) -> dict[str, Any]:
@@ -102,6 +117,8 @@ def run_case(s: Setting, name: str, make: Callable[[], Iterator[Contender]]) -> 
             passed.append((contender, row))
         except GateError as error:
             row |= {"gate": "failed", "detail": str(error)}
+        except Unavailable as error:
+            row |= {"gate": "absent", "detail": str(error)}
         rows.append(row)
     if not s.dry:
         series = measure({c.name: cuda_sampler(c.runs) for c, _ in passed}, PLAN)
@@ -158,20 +175,27 @@ def run_all(s: Setting, out: Path, only: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory of the result file")
+    parser.add_argument("--out", type=Path, help="directory of the result file")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--tune", action="store_true", help="time candidate tiles instead of the cases")
+    parser.add_argument("--sanitize", action="store_true", help="every kernel once on small sizes, no timing")
     parser.add_argument(
         "--dry-run", action="store_true", help="tiny sizes in Triton's interpreter, no timing"
     )
     chosen = parser.parse_args(arguments)
+    if chosen.out is None and not chosen.sanitize:
+        parser.error("--out is needed, except with --sanitize")
     if chosen.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+        if chosen.sanitize:
+            return run_all_kernels("cpu")
         return run_all(Setting("cpu", True), chosen.out, chosen.only)
     if not torch.cuda.is_available():
         text = "no CUDA GPU here, nothing was measured (--dry-run checks the cases without one)"
         print(f"benchmarks.gpu: {text}", file=sys.stderr)
         return 2
+    if chosen.sanitize:
+        return run_all_kernels("cuda")
     if chosen.tune:
         from .gpu_tune import tune
 

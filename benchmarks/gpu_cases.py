@@ -5,7 +5,6 @@ A check compares with the specification, exactly where the result is integers or
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .eager_step import EPS, GAMMA, SIGMA, TAU, DenseState, careful
+from .gpu_operators import Unavailable, on_each_backend
 from .networks import STAGES, resnet18_weights
 from .registry import GateError
 
+PEAK = "tensor cores from registers"
 ROTATE_BYTES = 256 << 20  # buffers are repeated up to this size: several times the second-level cache
 Run = Callable[[], object]
 
@@ -53,6 +54,15 @@ class Setting:
         return 1 if self.dry else max(1, min(64, ROTATE_BYTES // max(1, n_bytes)))
 
 
+def absent(name: str, reason: Exception) -> Contender:
+    """A contender without a number: its check raises ``reason``."""
+
+    def check() -> None:
+        raise reason
+
+    return Contender(name, [], check)
+
+
 def equal(got: Tensor, want: Tensor, what: str) -> None:
     if not torch.equal(got, want):
         raise GateError(f"{what}: {int((got != want).sum())} of {want.numel()} elements differ")
@@ -76,9 +86,11 @@ def copy_bandwidth(s: Setting, n_bytes: int) -> Contender:
     )
 
 
-def triton_step(s: Setting, shapes: list[tuple[int, ...]], name: str, grad: Any, moment: Any) -> Contender:
+def step_contender(
+    s: Setting, shapes: list[tuple[int, ...]], name: str, step: Callable[..., None], grad: Any, moment: Any
+) -> Contender:
+    """The operator ``step`` on packed weights, with gradients and moments of these dtypes."""
     from bop2nd_fast import reference
-    from bop2nd_fast.kernels import bop_step
 
     words = [reference.pack_bits(s.normal(*shape)) for shape in shapes]
     grads = [s.normal(*shape, dtype=grad) for shape in shapes]
@@ -89,7 +101,7 @@ def triton_step(s: Setting, shapes: list[tuple[int, ...]], name: str, grad: Any,
     seed = torch.tensor([5, 1], device=s.device) if moment == torch.bfloat16 else None
 
     def run() -> None:
-        bop_step.bop_step_(words, grads, m, v, hyper, counts, seed=seed)
+        step(words, grads, m, v, hyper, counts, seed=seed)
 
     def check() -> None:
         want = [[t.clone() for t in column] for column in (words, grads, m, v)]
@@ -157,11 +169,16 @@ def step_case(s: Setting, shapes: list[tuple[int, ...]], compiled: bool) -> Iter
     if s.dry:
         shapes = [(64, 64)] if len(shapes) == 1 else [(8, 3, 3, 3), (8, 40), (4, 64)]
     f32, bf16 = torch.float32, torch.bfloat16
-    ours = triton_step(s, shapes, "triton", f32, f32)
-    yield ours
-    yield triton_step(s, shapes, "triton, bf16 state and gradients", bf16, bf16)
+
+    def ours(name: str, operators: Any) -> Iterator[Contender]:
+        yield step_contender(s, shapes, name, operators.bop_step_, f32, f32)
+        low = f"{name}, bf16 state and gradients"
+        yield step_contender(s, shapes, low, operators.bop_step_, bf16, bf16)
+
+    yield from on_each_backend(ours, absent)
     yield from dense_baselines(s, shapes, compiled and not s.dry)
-    yield copy_bandwidth(s, ours.bytes)
+    n = sum(map(math.prod, shapes))
+    yield copy_bandwidth(s, 20 * n + n // 4)
 
 
 # ---------------------------------------------------------------------------------------------- packing
@@ -169,24 +186,27 @@ def step_case(s: Setting, shapes: list[tuple[int, ...]], compiled: bool) -> Iter
 
 def pack_case(s: Setting, shape: tuple[int, ...], dim: int, dtype: Any, last: bool) -> Iterator[Contender]:
     from bop2nd_fast import reference
-    from bop2nd_fast.kernels import pack_bits
 
     x = s.normal(*shape, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     n_bytes = x.numel() * x.element_size() + x.numel() // 4
+    words, want = reference.pack_bits(x, dim), torch.where(x < 0, -1.0, 1.0).to(dtype)
 
-    def check() -> None:
-        for got, want in zip(pack_bits.pack_bits_ste(x, dim), reference.pack_bits_ste(x, dim), strict=True):
-            equal(got, want, "pack")
+    def ours(name: str, operators: Any) -> Iterator[Contender]:
+        def pack() -> Any:
+            return operators.pack_bits_ste(x, dim)
 
-    words = reference.pack_bits(x, dim)
+        def unpack() -> Tensor:
+            return operators.unpack_bits(words, shape[dim], dim, dtype=dtype)
 
-    def unpack() -> Tensor:
-        return pack_bits.unpack_bits(words, shape[dim], dim, dtype=dtype)
+        def check() -> None:
+            for got, expected in zip(pack(), reference.pack_bits_ste(x, dim), strict=True):
+                equal(got, expected, f"{name}: pack")
 
-    yield Contender("triton pack signs and mask", [lambda: pack_bits.pack_bits_ste(x, dim)], check, n_bytes)
-    want = torch.where(x < 0, -1.0, 1.0).to(dtype)
-    yield Contender("triton unpack", [unpack], lambda: equal(unpack(), want, "unpack"), n_bytes)
+        yield Contender(f"{name} pack signs and mask", [pack], check, n_bytes)
+        yield Contender(f"{name} unpack", [unpack], lambda: equal(unpack(), want, f"{name}: unpack"), n_bytes)
+
+    yield from on_each_backend(ours, absent)
     yield copy_bandwidth(s, n_bytes)
 
 
@@ -208,25 +228,33 @@ def conv_operands(s: Setting, batch: int, channels: int, side: int) -> tuple[Ten
     return reference.pack_bits(image, 1), reference.pack_bits(s.normal(channels, channels, 3, 3), 1)
 
 
-def linear_case(s: Setting, rows: int, outputs: int, features: int, loops: bool) -> Iterator[Contender]:
+def linear_case(s: Setting, rows: int, outputs: int, features: int, square: bool) -> Iterator[Contender]:
+    """``[rows, features] x [features, outputs]``, bits in, dots out; ``square``: and what bounds it."""
     from bop2nd_fast import reference
-    from bop2nd_fast.kernels import binary_linear, tuning
 
     x_words, w_words = linear_operands(s, rows, outputs, features)
     want = reference.binary_linear_packed(x_words, w_words, features)[0]
     products = rows * outputs * features
     buffers = [w_words.clone() for _ in range(s.copies(4 * w_words.numel()))]
 
-    def contender(name: str, tile: Any) -> Contender:
+    def contender(name: str, operator: Callable[..., Any], **tile: Any) -> Contender:
         def run(weight: Tensor) -> Tensor:
-            return binary_linear.binary_linear_packed(x_words, weight, features, tile=tile)[0]
+            result: Tensor = operator(x_words, weight, features, **tile)[0]
+            return result
 
         runs: list[Run] = [lambda weight=b: run(weight) for b in buffers]
         return Contender(name, runs, lambda: equal(run(w_words), want, name), 4 * w_words.numel(), products)
 
-    yield contender("triton", None)
-    if loops:
-        yield contender("triton popcount", tuning.POPCOUNT)
+    def ours(name: str, operators: Any) -> Iterator[Contender]:
+        yield contender(name, operators.binary_linear_packed)
+        if square and name == "triton":
+            from bop2nd_fast.kernels import tuning
+
+            yield contender("triton popcount", operators.binary_linear_packed, tile=tuning.POPCOUNT)
+
+    yield from on_each_backend(ours, absent)
+    if square:
+        yield tensor_core_peak(s)
     dense = [reference.unpack_bits(t, features, dtype=torch.bfloat16) for t in (x_words, w_words)]
     dense_bytes = 2 * dense[1].numel()
     copies = [dense[1].clone() for _ in range(s.copies(dense_bytes))]
@@ -235,9 +263,26 @@ def linear_case(s: Setting, rows: int, outputs: int, features: int, loops: bool)
     yield Contender("cuBLAS bf16", runs, check, dense_bytes, products)
 
 
+def tensor_core_peak(s: Setting) -> Contender:
+    """The instruction of the CUDA C++ products, back to back from registers: their bound on this chip."""
+    from bop2nd_fast import backends
+
+    if s.dry:
+        return absent(PEAK, Unavailable("an emulated chip has no peak"))
+    if (reason := backends.why_not("cuda")) is not None:
+        return absent(PEAK, Unavailable(reason))
+    n_iterations = 4096  # about a millisecond if a multiprocessor does 16384 products a clock
+
+    def check() -> None:
+        if backends._cuda.mma_peak(1) <= 0:
+            raise GateError("the peak kernel stands for no work")
+
+    products = int(backends._cuda.mma_peak(n_iterations))
+    return Contender(PEAK, [lambda: backends._cuda.mma_peak(n_iterations)], check, 0, products)
+
+
 def conv_case(s: Setting, batch: int, channels: int, side: int) -> Iterator[Contender]:
     from bop2nd_fast import reference
-    from bop2nd_fast.kernels import binary_conv2d
 
     bf16 = torch.bfloat16
     signs, words = conv_operands(s, batch, channels, side)
@@ -247,124 +292,26 @@ def conv_case(s: Setting, batch: int, channels: int, side: int) -> Iterator[Cont
     threshold = torch.arange(channels, dtype=torch.int32, device=s.device) % 7 - 3
     asked = {"values": False, "signs": True, "threshold": threshold}
     bits = reference.binary_conv2d_packed(signs, words, channels, *geometry, **asked)[1]
-    products = batch * side**2 * channels**2 * 9
+    products, n_bytes = batch * side**2 * channels**2 * 9, 4 * x.numel()
 
-    def floats() -> Tensor:
-        return binary_conv2d.binary_conv2d(x, words, *geometry, False)[0]
+    def ours(name: str, operators: Any) -> Iterator[Contender]:
+        def floats() -> Tensor:
+            result: Tensor = operators.binary_conv2d(x, words, *geometry, False)[0]
+            return result
 
-    def packed() -> Tensor:
-        return binary_conv2d.binary_conv2d_packed(signs, words, channels, *geometry, **asked)[1]
+        def packed() -> Tensor:
+            result: Tensor = operators.binary_conv2d_packed(signs, words, channels, *geometry, **asked)[1]
+            return result
 
-    n_bytes = 4 * x.numel()
-    yield Contender("triton", [floats], lambda: equal(floats(), want, "conv"), n_bytes, products)
-    yield Contender("triton bits to bits", [packed], lambda: equal(packed(), bits, "bits"), 0, products)
+        yield Contender(name, [floats], lambda: equal(floats(), want, f"{name}: conv"), n_bytes, products)
+        check = lambda: equal(packed(), bits, f"{name}: bits")  # noqa: E731
+        yield Contender(f"{name} bits to bits", [packed], check, 0, products)
 
     def cudnn() -> Tensor:
         return F.conv2d(x, w, padding=1)
 
+    yield from on_each_backend(ours, absent)
     yield Contender("cuDNN bf16", [cudnn], lambda: close(cudnn(), want, "cuDNN"), n_bytes, products)
-
-
-# ---------------------------------------------------------------------------------------- training step
-
-
-class Training:
-    """BinaryNet, ours with Bop2ndOrder or its fake-quantized twin with Adam, in bf16 autocast."""
-
-    def __init__(self, s: Setting, ours: bool) -> None:
-        import bop2nd_fast as bf
-
-        from .latent_network import twin
-
-        torch.manual_seed(7)
-        image, batch = s.size(32, 10), s.size(50, 2)
-        model: torch.nn.Module = bf.models.BinaryNet(width=s.size(128, 4), image_size=image)
-        model = (model if ours else twin(model)).to(s.device)
-        self.x = s.normal(batch, 3, image, image)
-        self.labels = torch.arange(batch, device=s.device) % 10
-        graphs = not s.dry
-        if ours:
-            binary, real = bf.optim.split_parameters(model)
-            self.words = [p.words for p in binary]
-            self.optimizers = [
-                bf.optim.Bop2ndOrder(binary, gamma=1e-4, sigma=1e-3, capturable=graphs),
-                torch.optim.Adam(real, lr=0.01, capturable=graphs),
-            ]
-        else:
-            trained = [p for p in model.parameters() if p.requires_grad]
-            self.optimizers = [torch.optim.Adam(trained, lr=0.01, fused=graphs)]
-        self.model, self.kind = model, torch.device(s.device).type
-
-    def step(self) -> Tensor:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.kind, dtype=torch.bfloat16):
-            loss = F.cross_entropy(self.model(self.x).float(), self.labels)
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        return loss.detach()
-
-    def captured(self) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.loss = self.step()
-        return graph
-
-
-def _peak_bytes(s: Setting, ours: bool) -> dict[str, float]:
-    gc.collect()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    training = Training(s, ours)
-    training.step()
-    torch.cuda.reset_peak_memory_stats()
-    training.step()
-    return {"peak_bytes": torch.cuda.max_memory_allocated() - before}
-
-
-def training_case(s: Setting) -> Iterator[Contender]:
-    import bop2nd_fast as bf
-
-    def same_as_reference() -> None:
-        losses = {}
-        for backend in ("triton", "reference"):
-            with bf.backends.use(backend):
-                training = Training(s, True)
-                losses[backend] = [float(training.step()) for _ in range(s.size(2, 1))]
-        if not all(abs(a - b) < 0.05 for a, b in zip(*losses.values(), strict=True)):
-            raise GateError(f"losses {losses}")
-
-    def finite(training: Training) -> None:
-        if not math.isfinite(float(training.step())):
-            raise GateError("the loss is not finite")
-
-    ours, twin = Training(s, True), Training(s, False)
-    memory = (None, None) if s.dry else (lambda: _peak_bytes(s, True), lambda: _peak_bytes(s, False))
-    yield Contender("ours, eager", [ours.step], same_as_reference, extra=memory[0])
-    yield Contender("fake-quantized, eager", [twin.step], lambda: finite(twin), extra=memory[1])
-    if s.dry:
-        return
-    replayed, eager = Training(s, True), Training(s, True)
-    graph = replayed.captured()
-
-    def like_eager() -> None:
-        for _ in range(3):
-            eager.step()
-        for _ in range(2):
-            graph.replay()
-            loss = eager.step()
-        differ = sum(int((a != b).sum()) for a, b in zip(replayed.words, eager.words, strict=True))
-        if differ > 0.02 * sum(w.numel() for w in eager.words) or abs(float(loss - replayed.loss)) > 0.1:
-            raise GateError(f"{differ} words, losses {float(loss)} and {float(replayed.loss)} differ")
-
-    yield Contender("ours, CUDA graph", [graph.replay], like_eager)
 
 
 # ------------------------------------------------------------------------------------------------ all cases
@@ -388,5 +335,7 @@ def cases(s: Setting) -> dict[str, Callable[[], Iterator[Contender]]]:
         found[f"conv 3x3 {channels}ch {side}x{side}"] = lambda c=channels, d=side: conv_case(
             s, s.size(256, 1), c, d
         )
+    from .gpu_training import training_case
+
     found["BinaryNet training step"] = lambda: training_case(s)
     return found

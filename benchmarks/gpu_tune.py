@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .gpu_cases import Setting, conv_operands, linear_operands, triton_step
+from .gpu_cases import Setting, conv_operands, linear_operands, step_contender
 from .stamp import stamp
 from .timing import QUICK, cuda_sampler, measure
 
@@ -39,9 +39,10 @@ def matmul_tiles(chip: str) -> Iterator[Any]:
 
 def step_tiles(chip: str) -> Iterator[tuple[str, Run, Callable[[], None]]]:
     """(name, run, set-up) of the fp32 step of 64 M packed weights; the set-up puts a tile into the table."""
-    from bop2nd_fast.kernels import tuning
+    from bop2nd_fast.kernels import bop_step, tuning
 
-    step = triton_step(Setting("cuda", False), [(8192, 8192)], "step", torch.float32, torch.float32)
+    f32 = torch.float32
+    step = step_contender(Setting("cuda", False), [(8192, 8192)], "step", bop_step.bop_step_, f32, f32)
     for words, warps in ((16, 4), (32, 4), (32, 8), (64, 8)):
         for registers in (64, 96, 128):
             tile = tuning.StepTile(words, warps, registers)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import report, results, roofline
-from benchmarks.goals import CUDA_GOALS, GOALS, geometric_mean
+from benchmarks.goals import GOALS, geometric_mean
 from benchmarks.registry import BASELINE, BOUND, OURS, VARIANT
 from benchmarks.stamp import stamp
 from benchmarks.suites import conv, step
@@ -203,7 +203,7 @@ def test_goals_are_computed_from_the_results(machine):
     assert got[stages + ", 1 thread: against Larq Compute Engine 0.16"] == (None, "open")
     assert got["linear 1024x1024, batch 1: against fp32"] == (None, "open")
     assert geometric_mean([1.0, None]) is None and geometric_mean([]) is None
-    assert len({g.name for g in GOALS}) == len(GOALS) and len(dict(CUDA_GOALS)) == len(CUDA_GOALS)
+    assert len({g.name for g in GOALS}) == len(GOALS)
 
 
 def documents(tmp_path, text):
@@ -277,7 +277,8 @@ def test_every_block_can_be_made(tmp_path, machine, mark):
     assert blocks["pack"] == "No results of suite `pack` yet." and blocks["pictures"] == "No pictures yet."
     assert "| step, 64 M weights: of copy bandwidth | ≥ 0.9 | 0.932 | met |" in blocks["gpu-goals"]
     assert "| step, 64 M weights: over torch.compile | ≥ 1.3 | - | open |" in blocks["gpu-goals"]
-    assert blocks["gpu-goals"].count("| open |") > len(CUDA_GOALS)
+    for name in ("CUDA C++, of the tensor cores' peak", "CUDA C++, time over Triton's", "compute-sanitizer"):
+        assert any(name in line and line.endswith("| open |") for line in blocks["gpu-goals"].splitlines())
     assert "Commit" in blocks["machine"]
 
 
