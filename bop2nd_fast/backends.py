@@ -26,6 +26,7 @@ from torch import Tensor
 from . import gpu_dispatch
 from .cuda_library import OPS as CUDA_OPS
 from .cuda_library import CudaLibrary
+from .kernels import tuning
 
 NAMESPACE = "bop2nd"
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_vpopcntdq")
@@ -137,6 +138,8 @@ _TRITON_LAUNCHERS = {
     "binary_conv2d": "binary_conv2d",
     "binary_linear_packed": "binary_linear",
     "binary_conv2d_packed": "binary_conv2d",
+    "binary_linear_backward": "linear_backward",
+    "binary_conv2d_backward": "conv_backward",
 }
 
 
@@ -145,13 +148,19 @@ def _triton_missing() -> str | None:
 
 
 def _triton_launcher(op: str) -> Callable[..., Any]:
-    """A launcher that imports its kernel file when it is first called."""
+    """A launcher that imports its kernel file on its first call, or torch's way where tuning chose it."""
 
     def launch(*args: Any, **kwargs: Any) -> Any:
         module = importlib.import_module(f"bop2nd_fast.kernels.{_TRITON_LAUNCHERS[op]}")
         return getattr(module, op)(*args, **kwargs)
 
-    return _counted("triton", launch)
+    counted = _counted("triton", launch)
+
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        ours = tuning.BACKWARD[op].runs == "triton"
+        return (counted if ours else _references[op])(*args, **kwargs)
+
+    return choose if op in tuning.BACKWARD else counted
 
 
 def triton_interpreted() -> bool:
@@ -371,7 +380,7 @@ def explain(
         lines.append(f"triton: {gpu_dispatch.triton_kernel(op, work, asked)}")
     if op in CUDA_OPS:
         lines.append(f"cuda: {gpu_dispatch.cuda_kernel(op, work, asked, _extension.symbols)}")
-    elif op in gpu_dispatch.BACKWARD:
+    elif op in tuning.BACKWARD:
         lines.append(
             "cuda: torch's own kernels (cuBLAS, cuDNN) on operands that its kernels unpack tile by tile"
         )
@@ -381,6 +390,11 @@ def explain(
 def _chosen(op: str, device: str) -> tuple[str, str]:
     """The backend that serves ``op`` on ``device`` now, and why."""
     chosen = active(device)
+    if op in tuning.BACKWARD and chosen != "reference":
+        if chosen != "triton":
+            return "torch", "its libraries multiply operands that our kernels unpack tile by tile"
+        choice = tuning.BACKWARD[op]
+        return choice.runs, f"{choice.why} ({gpu_dispatch.timed(choice.measured)})"
     if _forced is None and chosen == "triton" and not _triton_goes_first(op):
         chosen = "cuda"
     if (chosen == "triton" and op not in _TRITON_LAUNCHERS) or (chosen == "cuda" and op not in CUDA_OPS):

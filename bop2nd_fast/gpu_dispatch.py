@@ -19,7 +19,6 @@ from .kernels import tuning
 
 LINEAR = ("binary_linear", "binary_linear_packed")
 CONVOLUTION = ("binary_conv2d", "binary_conv2d_packed")
-BACKWARD = ("binary_linear_backward", "binary_conv2d_backward")
 EVERY_CHIP = "every chip"
 
 
@@ -194,6 +193,8 @@ def product(op: str, shapes: Sequence[tuple[int, ...]], geometry: dict[str, Any]
 
 def triton_kernel(op: str, work: Product | None, chip: Chip | None) -> str:
     """What Triton would run: the tile that ``kernels/tuning.py`` chooses."""
+    if op in tuning.BACKWARD and tuning.BACKWARD[op].runs == "torch":
+        return "its kernels are there, but torch's library is preferred"
     if work is None or chip is None:
         return _without_choice(op, work, chip)
     family = tuning.family_of(chip.arch // 10)
@@ -252,4 +253,8 @@ def cuda_limits(symbols: ctypes.CDLL) -> Iterator[Limit]:
 
 def table(symbols: ctypes.CDLL) -> list[Limit]:
     """Every limit that decides which kernel runs on a GPU."""
-    return [*PREFERRED, *TRITON_LIMITS, *cuda_limits(symbols)]
+    backward = (
+        Limit("triton", (op,), EVERY_CHIP, "backward pass", choice.runs, choice.why, choice.measured)
+        for op, choice in tuning.BACKWARD.items()
+    )
+    return [*PREFERRED, *TRITON_LIMITS, *backward, *cuda_limits(symbols)]

@@ -84,3 +84,23 @@ def decode_for_shared(words, ROWS: tl.constexpr, WORDS: tl.constexpr):
     even = tl.join(t.to(tl.int8), (t >> 16).to(tl.int8))
     odd = tl.join((t >> 8).to(tl.int8), (t >> 24).to(tl.int8))
     return tl.reshape(tl.join(even, odd), (ROWS, 32 * WORDS))
+
+
+# Decoding to 16-bit floats, for products with gradients: the constant 1.0, with the bit as its sign.
+
+
+@triton.jit
+def decode_signs(words, dtype: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """Words ``[ROWS, WORDS]`` -> bf16 or fp16 ``[ROWS, 32 * WORDS]`` in the order of the elements.
+
+    A whole word stays in one thread (16-byte stores to shared memory), and two neighbours share a register:
+    two shifts and two three-input operations for both, 2 instructions per element.
+    """
+    t = tl.join(words, words >> 16)
+    t = tl.join(t, t >> 8)
+    t = tl.join(t, t >> 4)
+    t = tl.join(t, t >> 2)
+    ones: tl.constexpr = 0x3C003C00 if dtype == tl.float16 else 0x3F803F80
+    pair = ((t & 1) << 15) | ((t & 2) << 30) | ones
+    both = tl.join(pair.to(tl.int16), (pair >> 16).to(tl.int16))
+    return tl.reshape(both, (ROWS, 32 * WORDS)).to(dtype, bitcast=True)

@@ -120,6 +120,77 @@ def conv_tile(chip: str, group_outputs: int, group_words: int) -> MatmulTile:
     return dataclasses.replace(tile, block_words=words)
 
 
+@dataclass(frozen=True)
+class GradientTile:
+    """Tile of a gradient's product with signs: rows and words of the result, summed elements per turn."""
+
+    block_rows: int
+    block_words: int
+    block_inner: int
+    num_warps: int
+    num_stages: int = 3
+    measured: str | None = None
+
+
+# Keyed by chip family, bytes per element of the gradient, and rows: more than the small tile has, or not.
+# mma.sync keeps both operands in registers: turns are half as long on sm80. Two programs fit on an SM of the
+# others. fp32 gradients are three operands, so their turns are half as long again.
+GRADIENT_TILES = {
+    ("sm80", 2, "wide"): GradientTile(128, 4, 32, 8, measured=None),
+    ("sm80", 2, "narrow"): GradientTile(64, 4, 32, 4, measured=None),
+    ("sm80", 4, "wide"): GradientTile(128, 4, 16, 8, measured=None),
+    ("sm80", 4, "narrow"): GradientTile(64, 4, 16, 4, measured=None),
+    ("sm90", 2, "wide"): GradientTile(128, 4, 64, 8, measured=None),
+    ("sm90", 2, "narrow"): GradientTile(64, 4, 64, 4, measured=None),
+    ("sm90", 4, "wide"): GradientTile(128, 4, 32, 8, measured=None),
+    ("sm90", 4, "narrow"): GradientTile(64, 4, 32, 4, measured=None),
+    ("sm100", 2, "wide"): GradientTile(128, 4, 64, 8, measured=None),
+    ("sm100", 2, "narrow"): GradientTile(64, 4, 64, 4, measured=None),
+    ("sm100", 4, "wide"): GradientTile(128, 4, 32, 8, measured=None),
+    ("sm100", 4, "narrow"): GradientTile(64, 4, 32, 4, measured=None),
+}
+
+
+def gradient_tile(chip: str, dtype: torch.dtype, rows: int) -> GradientTile:
+    """Tile for a result of ``rows`` rows (batch, pixels or outputs); the interpreter runs those of sm90."""
+    size = "wide" if rows > 64 else "narrow"
+    return GRADIENT_TILES["sm90" if chip == "interpreter" else chip, dtype.itemsize, size]
+
+
+def gradient_splits(result_words: int, inner: int) -> int:
+    """Partial sums for a gradient of a weight: about two programs per multiprocessor of a large GPU.
+
+    By shapes alone, so that every GPU sums in one order; at least 1024 elements to a sum. Not measured yet.
+    """
+    programs = max(1, result_words // 512)  # 128 rows of 4 words each
+    return max(1, min(264 // programs, inner // 1024))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs an operator where both could: ``triton`` (ours) or ``torch`` (its libraries), and why."""
+
+    runs: str
+    why: str
+    measured: str | None = None
+
+
+# A benchmark compares the two by calling either directly, or whole steps by exchanging an entry.
+BACKWARD = {
+    "binary_linear_backward": Choice(
+        "triton",
+        "signs are decoded in registers, 1/8 byte each; cuBLAS would read 2 or 4 that were written before",
+        measured=None,
+    ),
+    "binary_conv2d_backward": Choice(
+        "torch",
+        "cuDNN convolves signs unpacked a few images at a time: a sign is used 9 times and more in a 3x3 "
+        "convolution, which leaves little to save by decoding, and strides cost cuDNN no empty products",
+        measured=None,
+    ),
+}
+
+
 @functools.cache
 def _family_of(device_index: int) -> str:
     major, _ = torch.cuda.get_device_capability(device_index)

@@ -78,5 +78,8 @@ def test_explain_names_backend_and_why() -> None:
     assert text.startswith("binary_linear on [1, 1024] x [1024, 1024] (cpu): " + backends.active("cpu"))
     with backends.use("reference"):
         assert "forced" in backends.explain("binary_linear")
+        assert "forced" in backends.explain("binary_linear_backward")
+    if backends.active("cpu") != "reference":
+        assert "torch, its libraries" in backends.explain("binary_linear_backward")
     with pytest.raises(ValueError, match="no operator 'conv9'"):
         backends.explain("conv9")

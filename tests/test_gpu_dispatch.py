@@ -108,6 +108,10 @@ def test_what_is_not_known_is_said() -> None:
     assert "not measured" in told["cuda"] and "not measured" in told["triton"]
     backward = explain("binary_linear_backward", chip="H100")
     assert "cuBLAS, cuDNN" in backward["cuda"]
+    assert "triton, signs are decoded" in backward["chosen"] and "(not measured)" in backward["chosen"]
+    assert "of its own" in backward["triton"]
+    backward = explain("binary_conv2d_backward", chip="H100")
+    assert "torch, cuDNN" in backward["chosen"] and "library is preferred" in backward["triton"]
     assert "the operands' shapes" in explain("binary_linear", chip="H100")["cuda"]
     with pytest.raises(ValueError, match=r"no chip 'H900'.*A100.*sm_90"):
         explain("binary_linear", *SQUARE, chip="H900")

@@ -40,6 +40,14 @@ BUDGETS = {
     "variant: conv decode 256 to 256, epilogue": 224,
     "conv decode 256 to 256 bits": 208,
     "conv popcount": 168,
+    "linear grad_input bf16": 192,
+    "linear grad_input fp32": 192,
+    "linear grad_weight bf16": 192,
+    "linear grad_weight fp32": 192,
+    "conv grad_input bf16": 208,
+    "conv grad_input fp32": 208,
+    "conv grad_weight bf16": 208,
+    "conv grad_weight fp32": 224,
 }
 
 
@@ -67,7 +75,17 @@ def test_table_registers_and_spills(compiled: dict, capsys: pytest.CaptureFixtur
     assert {(arch, name) for arch, name in compiled if not name.startswith("variant")} == {
         (arch, name) for arch in ARCHS for name in BUDGETS
     }
-    columns = ("registers", "spills", "shared", "instructions", "ldg128", "stg128", "popc", "tensor_int8")
+    columns = (
+        "registers",
+        "spills",
+        "shared",
+        "instructions",
+        "ldg128",
+        "stg128",
+        "popc",
+        "tensor_int8",
+        "tensor_float",
+    )
     lines = [f"{'sm':>4} {'kernel':42}" + "".join(f"{column:>13}" for column in columns)]
     lines += [
         f"{r['arch']:>4} {r['case']:42}" + "".join(f"{r[column]:>13}" for column in columns)
@@ -115,6 +133,11 @@ def test_packing_moves_16_bytes_at_a_time(compiled: dict, arch: int) -> None:
 def test_products_use_popc_or_int8_tensor_cores_as_meant(compiled: dict, arch: int) -> None:
     for (chip, case), r in compiled.items():
         if chip != arch or not case.startswith(("linear", "conv")):
+            continue
+        if "grad" in case:  # three bf16 products where the gradient is fp32
+            bf16 = compiled[arch, case.replace("fp32", "bf16")]
+            assert r["tensor_float"] > 0 and r["tensor_int8"] == r["popc"] == 0, case
+            assert "bf16" in case or 2 * r["tensor_float"] == 3 * bf16["tensor_float"], case
             continue
         if "decode" in case:
             assert r["tensor_int8"] > 0 and r["popc"] == 0, case

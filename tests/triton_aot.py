@@ -20,7 +20,16 @@ from typing import Any
 
 import torch
 
-from bop2nd_fast.kernels import binary_conv2d, binary_linear, bop_step, pack_bits, tuning
+from bop2nd_fast.kernels import (
+    binary_conv2d,
+    binary_linear,
+    bop_step,
+    conv_backward,
+    gradient_product,
+    linear_backward,
+    pack_bits,
+    tuning,
+)
 
 CUOBJDUMP = "backends/nvidia/bin/cuobjdump"
 
@@ -127,6 +136,60 @@ def conv_cases(arch: int) -> Iterator[Case]:
     yield replace(case, unaligned=frozenset(types))
 
 
+def linear_gradient_cases(arch: int) -> Iterator[Case]:
+    sizes = dict.fromkeys(("rows", "inner", "columns", "n_words", "split_inner"), "i32")
+    for name, dtype, transposed in (
+        ("linear grad_input bf16", torch.bfloat16, False),
+        ("linear grad_input fp32", torch.float32, False),
+        ("linear grad_weight bf16", torch.bfloat16, True),
+        ("linear grad_weight fp32", torch.float32, True),
+    ):
+        pointer = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+        tile = tuning.gradient_tile(f"sm{arch}", dtype, 128)
+        types = {"gradient": pointer, "words": "*i32", "out": "*fp32" if transposed else pointer, **sizes}
+        constants = gradient_constants(tile, dtype) | {"TRANSPOSED": transposed}
+        if transposed:
+            constants["mask"] = None
+        else:
+            types["mask"] = "*i32"
+        yield Case(
+            name, linear_backward.linear_gradient_kernel, types, constants, tile.num_warps,
+            options={"num_stages": tile.num_stages},
+        )  # fmt: skip
+
+
+def conv_gradient_cases(arch: int) -> Iterator[Case]:
+    """256 channels to 256 outputs, 3x3: every size that a launcher can see is a multiple of 16 or none."""
+    multiples = ("pixels", "group_outputs", "outputs", "channels", "split_inner")
+    names = (
+        "group_words image_words groups height width out_height out_width taps kernel_width "
+        "stride_y stride_x pad_y pad_x dilation_y dilation_x"
+    )
+    others = names.split()
+    for dtype in (torch.bfloat16, torch.float32):
+        name = str(dtype).replace("torch.bfloat16", "bf16").replace("torch.float32", "fp32")
+        pointer = f"*{name}"
+        tile = tuning.gradient_tile(f"sm{arch}", dtype, 256)
+        constants, options = gradient_constants(tile, dtype), {"num_stages": tile.num_stages}
+        types = dict.fromkeys((*multiples[:-1], *others), "i32") | {"gradient": pointer, "words": "*i32"}
+        yield Case(
+            f"conv grad_input {name}", conv_backward.conv_grad_input_kernel,
+            types | {"mask": "*i32", "out": pointer}, constants, tile.num_warps, frozenset(others), options,
+        )  # fmt: skip
+        yield Case(
+            f"conv grad_weight {name}", conv_backward.conv_grad_weight_kernel,
+            types | {"out": "*fp32", "split_inner": "i32"}, constants | {"PADDING": 0}, tile.num_warps,
+            frozenset(others), options,
+        )  # fmt: skip
+
+
+def gradient_constants(tile: Any, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "PARTS": gradient_product.parts_of(dtype, "ieee"), "WIDEN": False, "BLOCK_ROWS": tile.block_rows,
+        "BLOCK_INNER": tile.block_inner, "BLOCK_WORDS": tile.block_words,
+    }  # fmt: skip
+
+
 def variant_cases(arch: int) -> Iterator[Case]:
     """What the launchers also ask for: sizes of 1 (constants to Triton), other dtypes, epilogues.
 
@@ -161,6 +224,8 @@ def cases(arch: int) -> Iterator[Case]:
     yield from step_cases(arch)
     yield from pack_cases(arch)
     yield from linear_cases(arch)
+    yield from linear_gradient_cases(arch)
+    yield from conv_gradient_cases(arch)
 
 
 def _sass(cubin: bytes) -> tuple[str, str]:
@@ -210,6 +275,7 @@ def compile_case(case: Case, arch: int) -> dict[str, Any]:
         "popc": count(r"\bPOPC\b", sass),
         "wgmma": count(r"\bIGMMA\b", sass),
         "tensor_int8": count(r"\b(IMMA|IGMMA)\b|UTC\w*IMMA|UTCIMMA", sass),
+        "tensor_float": count(r"\bHG?MMA\b|UTC\w*HMMA", sass),
         "ffma": count(r"\bFFMA\b", sass),
         "ptx_fma": count(r"\bfma\.rn\.f32", ptx),
         "ptx_ftz": count(r"\.ftz\b", ptx),

@@ -1,0 +1,75 @@
+"""What the backward kernels share: a gradient tile times decoded signs on tensor cores, and the store.
+
+Maths: ``sums[r, k] += sum over c of gradient[r, c] * s[c, k]`` in fp32, with s = +1 / -1 decoded from words
+in registers, 2 instructions per element. bf16 and fp16 gradients are multiplied as they are. An fp32 gradient
+is cut into bf16 parts of 8 significant bits: three hold all 24. +1 and -1 are exact in bf16, so every product
+is exact and only the fp32 sums round, as in any fp32 product. That is three bf16 products, at the price of
+1.5 in TF32; Triton's "tf32x3" takes three of those: it also splits the signs, whose remainder is 0.
+
+Where torch may use TF32 (11 bits), two parts do: 16 bits, relative error of a factor below 2**-15, at TF32's
+price. Parts are cut, not rounded: none overflows. An infinite gradient gives NaN (inf - inf in the remainder)
+where one product would give inf or NaN; both are caught by the check of a scaled step.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .bits import decode_signs, to_float32, unpack_lanes
+
+
+@triton.jit
+def _cut(x):
+    """The upper 16 bits of fp32 values as bf16, and what is left, exactly."""
+    bits = x.to(tl.uint32, bitcast=True)
+    upper = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return upper, x - (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _dot(a, b, sums, WIDEN: tl.constexpr):
+    if WIDEN:  # the interpreter multiplies the bits of bf16 as integers
+        return tl.dot(to_float32(a), to_float32(b), sums, input_precision="ieee")
+    return tl.dot(a, b, sums)
+
+
+@triton.jit
+def add_product(
+    sums, gradient, words, PARTS: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr
+):
+    """``sums`` + ``gradient`` ``[R, ROWS]`` times the signs in ``words`` ``[ROWS, WORDS]``."""
+    if gradient.dtype == tl.float32:
+        signs = decode_signs(words, tl.bfloat16, ROWS, WORDS)
+        for _ in tl.static_range(PARTS):
+            part, gradient = _cut(gradient)
+            sums = _dot(part, signs, sums, WIDEN)
+    else:
+        sums = _dot(gradient, decode_signs(words, gradient.dtype, ROWS, WORDS), sums, WIDEN)
+    return sums
+
+
+@triton.jit
+def store_gradient(
+    sums, out, out_at, mask, mask_at, row_live, first_word, columns,
+    ROWS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """Store ``sums`` ``[ROWS, 32 * WORDS]``, columns from ``32 * first_word`` on and below ``columns``.
+
+    ``out_at`` and ``mask_at`` (int64 ``[ROWS]``): where column 0 and its mask word are. Mask bit 0: stores 0.
+    """
+    column = first_word * 32 + tl.arange(0, 32 * WORDS)
+    if mask is not None:
+        word = first_word + tl.arange(0, WORDS)
+        live = row_live[:, None] & (word * 32 < columns)[None, :]
+        bits = tl.load(mask + mask_at[:, None] + word[None, :], mask=live, other=0)
+        keep = unpack_lanes(tl.reshape(bits, (ROWS * WORDS,)))
+        sums = tl.where(tl.reshape(keep, (ROWS, 32 * WORDS)), sums, 0.0)
+    live = row_live[:, None] & (column < columns)[None, :]
+    tl.store(out + out_at[:, None] + column[None, :], sums.to(out.dtype.element_ty), mask=live)
+
+
+def parts_of(dtype: torch.dtype, precision: str) -> int:
+    """bf16 parts of a gradient, where ``precision`` is torch's ``fp32_precision`` for such a product."""
+    return 1 if dtype != torch.float32 else 2 if precision == "tf32" else 3

@@ -1,0 +1,138 @@
+"""Gradients of the binary linear layer: products of a float gradient with packed signs.
+
+Maths: ``grad_input[M, K] = G[M, N] @ sign(W)[N, K]``, cleared where the estimator's mask bit is 0;
+``grad_weight[N, K] = G.T @ sign(x)[M, K]`` in fp32. Both are one kernel: a gradient, or its transpose, times
+packed rows, decoded in registers (see ``gradient_product.py``); no unpacked operand is written to memory.
+
+Cost: 2 * M * N * K operations each on 16-bit tensor cores (fp32 gradients: three times as many). Bytes: the
+gradient, 1/8 byte per sign and mask bit, and the result, against 2 or 4 bytes per sign for a dense product.
+
+Deterministic: no atomics. Where a gradient of a weight has few outputs and many rows to sum over, the rows
+are split into partial sums, added afterwards in a fixed order that depends on the shapes alone.
+
+Limits: fewer than 2**31 rows and outputs; fp32, bf16, fp16.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .gradient_product import add_product, parts_of, store_gradient
+from .pack_bits import FLOATS
+from .tuning import GradientTile, family, gradient_splits, gradient_tile, on_device_of
+
+
+@triton.jit
+def linear_gradient_kernel(
+    gradient, words, mask, out, rows, inner, columns, n_words, split_inner,
+    TRANSPOSED: tl.constexpr, PARTS: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_INNER: tl.constexpr, BLOCK_WORDS: tl.constexpr,
+):  # fmt: skip
+    """Program (block of rows, block of words, split): ``out[split]`` = gradient ``[rows, inner]`` by words.
+
+    ``TRANSPOSED``: the gradient is ``[inner, rows]`` in memory. A split sums ``split_inner`` of ``inner``.
+    """
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first_word = tl.program_id(1) * BLOCK_WORDS
+    word = first_word + tl.arange(0, BLOCK_WORDS)
+    first = tl.program_id(2) * split_inner
+    row_live = row < rows
+    sums = tl.zeros((BLOCK_ROWS, 32 * BLOCK_WORDS), tl.float32)
+    for begin in range(first, tl.minimum(first + split_inner, inner), BLOCK_INNER):
+        c = begin + tl.arange(0, BLOCK_INNER)
+        live = c < inner
+        at = c.to(tl.int64)
+        if TRANSPOSED:
+            at_gradient = gradient + at[:, None] * rows + row[None, :]
+            tile = tl.trans(tl.load(at_gradient, mask=live[:, None] & row_live[None, :], other=0.0))
+        else:
+            at_gradient = gradient + row.to(tl.int64)[:, None] * inner + c[None, :]
+            tile = tl.load(at_gradient, mask=row_live[:, None] & live[None, :], other=0.0)
+        some = tl.load(
+            words + at[:, None] * n_words + word[None, :],
+            mask=live[:, None] & (word < n_words)[None, :], other=0,
+        )  # fmt: skip
+        sums = add_product(sums, tile, some, PARTS, WIDEN, BLOCK_INNER, BLOCK_WORDS)
+    row_at = row.to(tl.int64)
+    out += tl.program_id(2).to(tl.int64) * rows * columns
+    store_gradient(
+        sums, out, row_at * columns, mask, row_at * n_words, row_live, first_word, columns,
+        BLOCK_ROWS, BLOCK_WORDS,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- launchers
+
+
+def _multiply(
+    gradient: Tensor,
+    words: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    transposed: bool,
+    tile: GradientTile | None,
+) -> None:
+    """``gradient`` or its transpose by ``words`` ``[inner, W]`` into ``out`` ``[splits, rows, columns]``."""
+    splits, rows, columns = out.shape
+    inner, n_words = words.shape
+    tile = tile or gradient_tile(family(out.device), gradient.dtype, rows)
+    split_inner = triton.cdiv(triton.cdiv(inner, splits), tile.block_inner) * tile.block_inner
+    grid = (triton.cdiv(rows, tile.block_rows), triton.cdiv(n_words, tile.block_words), splits)
+    with on_device_of(out):
+        linear_gradient_kernel[grid](
+            gradient, words, mask, out, rows, inner, columns, n_words, split_inner, TRANSPOSED=transposed,
+            PARTS=parts_of(gradient.dtype, torch.backends.cuda.matmul.fp32_precision),
+            WIDEN=family(out.device) == "interpreter", BLOCK_ROWS=tile.block_rows,
+            BLOCK_INNER=tile.block_inner, BLOCK_WORDS=tile.block_words, num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )  # fmt: skip
+
+
+def _check(gradient: Tensor, signs: Tensor, mask: Tensor, weight: Tensor, features: int) -> None:
+    if gradient.dtype not in FLOATS:
+        raise ValueError(f"grad_output is {gradient.dtype}, allowed are {FLOATS}")
+    words = -(-features // 32)
+    fits = gradient.shape[1] == weight.shape[0] and signs.shape == (gradient.shape[0], words)
+    if not fits or weight.shape[1] != words or mask.numel() not in (0, signs.numel()):
+        shapes = ", ".join(str(tuple(t.shape)) for t in (gradient, signs, mask, weight))
+        raise ValueError(f"gradient, sign, mask and weight words {shapes} do not fit {features} features")
+    if max(gradient.shape) >= 2**31:
+        raise ValueError(f"a gradient {tuple(gradient.shape)} is over the kernel's limits")
+
+
+def binary_linear_backward(
+    grad_output: Tensor,
+    signs: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    in_features: int,
+    need_input: bool,
+    need_weight: bool,
+    *,
+    tile: GradientTile | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As in ``ops/binary_linear.py``: gradients of the input in its dtype and of the weight in fp32.
+
+    ``tile`` overrides the table's.
+    """
+    n_words = signs.shape[-1]
+    gradient = grad_output.reshape(-1, grad_output.shape[-1]).contiguous()
+    signs, weight = signs.reshape(-1, n_words).contiguous(), weight.contiguous()
+    _check(gradient, signs, mask, weight, in_features)
+    rows, outputs = gradient.shape
+    grad_input = gradient.new_empty((rows if need_input else 0, in_features))
+    grad_weight = gradient.new_empty((outputs, in_features) if need_weight else 0, dtype=torch.float32)
+    if grad_input.numel():
+        bits = mask.contiguous() if mask.numel() else None
+        _multiply(gradient, weight, bits, grad_input[None], False, tile)
+    if grad_weight.numel():
+        splits = gradient_splits(outputs * n_words, rows)
+        partial = grad_weight[None] if splits == 1 else grad_weight.new_empty(splits, *grad_weight.shape)
+        _multiply(gradient, signs, None, partial, True, tile)
+        if splits > 1:
+            torch.sum(partial, 0, out=grad_weight)
+    shape = (*grad_output.shape[:-1], in_features) if need_input else (0, in_features)
+    return grad_input.view(shape), grad_weight
