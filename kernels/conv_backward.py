@@ -137,7 +137,7 @@ def _sizes(gradient: Tensor, signs: Tensor, weight: Tensor, channels: int, geome
         raise ValueError(
             f"gradient, sign and weight words {shapes} do not fit {geometry} of {channels} channels"
         )
-    if max(signs.numel(), gradient.shape[:3].numel(), weight.numel()) >= 2**31:
+    if max(signs.numel(), n * out_size[0] * out_size[1], weight.numel()) >= 2**31:
         raise ValueError(f"{tuple(signs.shape)} words, {tuple(weight.shape)}: over the kernel's limits")
     return [
         outputs // groups, outputs, channels, words, image_words, groups, height, width, *out_size,
@@ -146,8 +146,9 @@ def _sizes(gradient: Tensor, signs: Tensor, weight: Tensor, channels: int, geome
 
 
 def _constants(gradient: Tensor, tile: GradientTile) -> dict[str, int]:
+    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # made at run time
     return {
-        "PARTS": parts_of(gradient.dtype, torch.backends.cudnn.conv.fp32_precision),
+        "PARTS": parts_of(gradient.dtype, precision),
         "WIDEN": family(gradient.device) == "interpreter", "BLOCK_ROWS": tile.block_rows,
         "BLOCK_INNER": tile.block_inner, "BLOCK_WORDS": tile.block_words, "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,

@@ -184,8 +184,8 @@ BACKWARD = {
     ),
     "binary_conv2d_backward": Choice(
         "torch",
-        "cuDNN convolves signs unpacked a few images at a time: a sign is used 9 times and more in a 3x3 "
-        "convolution, which leaves little to save by decoding, and strides cost cuDNN no empty products",
+        "cuDNN convolves signs unpacked a few images at a time: every tap uses a sign again, so decoding it "
+        "saves little, and strides cost cuDNN no empty products",
         measured=None,
     ),
 }

@@ -1,8 +1,8 @@
 """Compile the Triton kernels ahead of time and read the machine code: no GPU needed.
 
 ``python tests/triton_aot.py 90`` compiles every case for sm_90 and prints one JSON line for each with what
-``ptxas`` and ``cuobjdump`` (both in Triton's wheel) say: registers per thread, spills, and how often the
-instructions that matter occur. Run as a program of its own, because a process that runs Triton's
+``ptxas``, ``cuobjdump`` and ``nvdisasm`` (all in Triton's wheel) say: registers per thread, spills, and how
+often the instructions that matter occur. Run as a program of its own, because a process that runs Triton's
 interpreter (``TRITON_INTERPRET=1``) cannot compile.
 """
 
@@ -31,7 +31,7 @@ from bop2nd_fast.kernels import (
     tuning,
 )
 
-CUOBJDUMP = "backends/nvidia/bin/cuobjdump"
+NVIDIA_TOOLS = "backends/nvidia/bin"
 
 
 @dataclass
@@ -136,58 +136,38 @@ def conv_cases(arch: int) -> Iterator[Case]:
     yield replace(case, unaligned=frozenset(types))
 
 
-def linear_gradient_cases(arch: int) -> Iterator[Case]:
-    sizes = dict.fromkeys(("rows", "inner", "columns", "n_words", "split_inner"), "i32")
-    for name, dtype, transposed in (
-        ("linear grad_input bf16", torch.bfloat16, False),
-        ("linear grad_input fp32", torch.float32, False),
-        ("linear grad_weight bf16", torch.bfloat16, True),
-        ("linear grad_weight fp32", torch.float32, True),
-    ):
-        pointer = "*bf16" if dtype == torch.bfloat16 else "*fp32"
-        tile = tuning.gradient_tile(f"sm{arch}", dtype, 128)
-        types = {"gradient": pointer, "words": "*i32", "out": "*fp32" if transposed else pointer, **sizes}
-        constants = gradient_constants(tile, dtype) | {"TRANSPOSED": transposed}
-        if transposed:
-            constants["mask"] = None
-        else:
-            types["mask"] = "*i32"
-        yield Case(
-            name, linear_backward.linear_gradient_kernel, types, constants, tile.num_warps,
-            options={"num_stages": tile.num_stages},
-        )  # fmt: skip
+def gradient_case(name: str, kernel: Any, arch: int, dtype: torch.dtype, sizes: str, **more: Any) -> Case:
+    """A gradient's product with signs: ``grad_input`` in its dtype with a mask, ``grad_weight`` in fp32."""
+    pointer = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+    tile = tuning.gradient_tile(f"sm{arch}", dtype, 128)
+    types = dict.fromkeys(sizes.split(), "i32") | {"gradient": pointer, "words": "*i32"}
+    types |= {"out": pointer, "mask": "*i32"} if "input" in name else {"out": "*fp32"}
+    constants = {
+        "PARTS": gradient_product.parts_of(dtype, "ieee"), "WIDEN": False, "BLOCK_ROWS": tile.block_rows,
+        "BLOCK_INNER": tile.block_inner, "BLOCK_WORDS": tile.block_words, **more,
+    }  # fmt: skip
+    return Case(name, kernel, types, constants, tile.num_warps, options={"num_stages": tile.num_stages})
 
 
-def conv_gradient_cases(arch: int) -> Iterator[Case]:
-    """256 channels to 256 outputs, 3x3: every size that a launcher can see is a multiple of 16 or none."""
-    multiples = ("pixels", "group_outputs", "outputs", "channels", "split_inner")
-    names = (
+def gradient_cases(arch: int) -> Iterator[Case]:
+    """Both dtypes, both gradients; of convolutions those with three products, which need most registers."""
+    linear, bf16, fp32 = linear_backward.linear_gradient_kernel, torch.bfloat16, torch.float32
+    sizes = "rows inner columns n_words split_inner"
+    yield gradient_case("linear grad_input bf16", linear, arch, bf16, sizes, TRANSPOSED=False)
+    yield gradient_case("linear grad_weight bf16", linear, arch, bf16, sizes, TRANSPOSED=True, mask=None)
+    multiples = "pixels group_outputs outputs channels"  # of 16, the other sizes are not
+    others = (
         "group_words image_words groups height width out_height out_width taps kernel_width "
         "stride_y stride_x pad_y pad_x dilation_y dilation_x"
     )
-    others = names.split()
-    for dtype in (torch.bfloat16, torch.float32):
-        name = str(dtype).replace("torch.bfloat16", "bf16").replace("torch.float32", "fp32")
-        pointer = f"*{name}"
-        tile = tuning.gradient_tile(f"sm{arch}", dtype, 256)
-        constants, options = gradient_constants(tile, dtype), {"num_stages": tile.num_stages}
-        types = dict.fromkeys((*multiples[:-1], *others), "i32") | {"gradient": pointer, "words": "*i32"}
-        yield Case(
-            f"conv grad_input {name}", conv_backward.conv_grad_input_kernel,
-            types | {"mask": "*i32", "out": pointer}, constants, tile.num_warps, frozenset(others), options,
-        )  # fmt: skip
-        yield Case(
-            f"conv grad_weight {name}", conv_backward.conv_grad_weight_kernel,
-            types | {"out": "*fp32", "split_inner": "i32"}, constants | {"PADDING": 0}, tile.num_warps,
-            frozenset(others), options,
-        )  # fmt: skip
-
-
-def gradient_constants(tile: Any, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        "PARTS": gradient_product.parts_of(dtype, "ieee"), "WIDEN": False, "BLOCK_ROWS": tile.block_rows,
-        "BLOCK_INNER": tile.block_inner, "BLOCK_WORDS": tile.block_words,
-    }  # fmt: skip
+    sizes, unaligned = f"{multiples} {others}", frozenset(others.split())
+    case = gradient_case("conv grad_input fp32", conv_backward.conv_grad_input_kernel, arch, fp32, sizes)
+    yield replace(case, unaligned=unaligned)
+    case = gradient_case(
+        "conv grad_weight fp32", conv_backward.conv_grad_weight_kernel, arch, fp32, sizes + " split_inner",
+        PADDING=0,
+    )  # fmt: skip
+    yield replace(case, unaligned=unaligned)
 
 
 def variant_cases(arch: int) -> Iterator[Case]:
@@ -197,12 +177,20 @@ def variant_cases(arch: int) -> Iterator[Case]:
     """
     import triton.language as tl
 
-    base = {c.name: c for c in (*step_cases(arch), *linear_cases(arch), *conv_cases(arch))}
-    for name in ("linear rows", "conv decode 64 to 64"):
+    made = (step_cases(arch), linear_cases(arch), conv_cases(arch), gradient_cases(arch))
+    base = {case.name: case for some in made for case in some}
+    for name in (
+        "linear rows",
+        "conv decode 64 to 64",
+        "linear grad_input bf16",
+        "conv grad_input fp32",
+        "conv grad_weight fp32",
+    ):
         case = base[name]
         ones = dict.fromkeys((k for k, v in case.types.items() if v == "i32"), 1)
         types = {k: v for k, v in case.types.items() if k not in ones}
-        more = {"PADDING": -1, "BLOCK_WORDS": 1} if "PADDING" in case.constants else {}
+        more = {"BLOCK_WORDS": 1} if "rows" not in name else {}
+        more |= {"PADDING": -1} if "PADDING" in case.constants else {}
         yield replace(
             case, name=f"variant: {name}, sizes 1", types=types, constants={**case.constants, **ones, **more}
         )
@@ -224,21 +212,22 @@ def cases(arch: int) -> Iterator[Case]:
     yield from step_cases(arch)
     yield from pack_cases(arch)
     yield from linear_cases(arch)
-    yield from linear_gradient_cases(arch)
-    yield from conv_gradient_cases(arch)
+    yield from gradient_cases(arch)
 
 
 def _sass(cubin: bytes) -> tuple[str, str]:
     """(disassembly, resource usage) of a cubin."""
     import triton
 
-    tool = Path(triton.__file__).parent / CUOBJDUMP
+    tools = Path(triton.__file__).parent / NVIDIA_TOOLS
+    # nvdisasm, not cuobjdump: no hexadecimal columns, and without data flow analysis it takes a third less
+    commands = [[tools / "nvdisasm", "-c", "-ndf"], [tools / "cuobjdump", "--dump-resource-usage"]]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         texts = [
-            subprocess.run([tool, flag, file.name], check=True, capture_output=True, text=True).stdout
-            for flag in ("--dump-sass", "--dump-resource-usage")
+            subprocess.run([*command, file.name], check=True, capture_output=True, text=True).stdout
+            for command in commands
         ]
     return texts[0], texts[1]
 
