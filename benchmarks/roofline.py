@@ -21,7 +21,7 @@ from .registry import BOUND, Contender, GateError, Prepared, Unavailable
 
 REGISTER_LOOP, STREAM_LOOP = "bop2nd_register_loop", "bop2nd_bandwidth_loop"
 COPY, COPY_ONE_THREAD = "copy of as many bytes", "copy of as many bytes, 1 thread"
-STREAM, REGISTER = "read/write loop", "register loop"
+STREAM, STREAM_HALF, REGISTER = "read/write loop", "read/write loop, 2-byte elements", "register loop"
 
 
 def symbol(name: str, argument_types: list[Any]) -> Any:
@@ -56,26 +56,29 @@ def copy_contender(n_bytes: int, threads: int | None = None) -> Contender:
     return Contender(name, BOUND, make, bytes=n_bytes // 8 * 8, threads=threads)
 
 
-def stream_contender(n_weights: int, threads: int | None = None) -> Contender:
-    """The arrays of a packed fp32 step, read and written back; the extension says how many bytes it moved."""
+def stream_contender(n_weights: int, element_bytes: int = 4) -> Contender:
+    """The arrays of a packed step, read and written back; the extension says how many bytes it moved.
+
+    ``element_bytes``: of gradients and moments, 4 or 2.
+    """
+    n = n_weights // 32 * 32
+    expected = n * 5 * element_bytes + n // 4
 
     def make() -> Prepared:
-        loop = symbol(STREAM_LOOP, [ctypes.c_void_p] * 4 + [ctypes.c_int64])
-        n = n_weights // 32 * 32
-        arrays: list[Tensor] = [torch.ones(n) for _ in range(3)]
+        loop = symbol(STREAM_LOOP, [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int])
+        arrays: list[Tensor] = [torch.ones(n * element_bytes // 4) for _ in range(3)]
         words = torch.zeros(n // 32, dtype=torch.int32)
         pointers = [t.data_ptr() for t in (*arrays, words)]
 
         def check() -> str:
-            moved = loop(*pointers, n)
-            expected = n * 81 // 4
+            moved = loop(*pointers, n, element_bytes)
             if moved != expected:
                 raise GateError(f"the loop says it moved {moved} bytes, the step moves {expected}")
             return f"moves {expected} bytes, as the step does"
 
-        return Prepared(check, lambda: (loop(*pointers, n), arrays, words)[0])
+        return Prepared(check, lambda: (loop(*pointers, n, element_bytes), arrays, words)[0])
 
-    return Contender(STREAM, BOUND, make, bytes=n_weights // 32 * 32 * 81 // 4, threads=threads)
+    return Contender(STREAM if element_bytes == 4 else STREAM_HALF, BOUND, make, bytes=expected)
 
 
 def register_contender(instruction_set: str | None = None) -> Contender:

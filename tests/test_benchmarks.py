@@ -251,3 +251,5 @@ def test_the_yardsticks_count_what_they_do():
         pytest.skip(f"the C++ extension is not in use: {bf.backends.why_not('cpu')}")
     assert "MAC per iteration" in roofline.register_contender().make().check()
     assert "moves 648000 bytes" in roofline.stream_contender(32_000).make().check()
+    half = roofline.stream_contender(32_000, element_bytes=2)
+    assert "moves 328000 bytes" in half.make().check()

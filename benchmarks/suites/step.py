@@ -114,6 +114,7 @@ def _contenders(shapes: tuple[WeightShape, ...]) -> list[Contender]:
         roofline.copy_contender(packed_bytes),
         roofline.copy_contender(packed_bytes, threads=1),
         roofline.stream_contender(n),
+        roofline.stream_contender(n, element_bytes=2),
     ]
 
 

@@ -11,12 +11,14 @@
 namespace bop2nd {
 
 // A 32-bit integer hash: two multiplications, three xor-shifts.
+constexpr uint32_t kMixFirst = 0x7FEB352Du, kMixSecond = 0x846CA68Bu;
+
 template <class V>
 BOP2ND_HD typename V::I mix32(typename V::I x) {
   x = V::bit_xor(x, V::template shift_right<16>(x));
-  x = V::mul_int(x, V::set1(0x7FEB352Du));
+  x = V::mul_int(x, V::set1(kMixFirst));
   x = V::bit_xor(x, V::template shift_right<15>(x));
-  x = V::mul_int(x, V::set1(0x846CA68Bu));
+  x = V::mul_int(x, V::set1(kMixSecond));
   return V::bit_xor(x, V::template shift_right<16>(x));
 }
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "fetch_ahead.h"
 #include "isa_tables.h"
 #include "target.h"
 

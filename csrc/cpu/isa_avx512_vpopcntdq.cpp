@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // As AVX-512, but the products are counted with the vector popcount.
+#include "fetch_ahead.h"
 #include "isa_tables.h"
 #include "target.h"
 

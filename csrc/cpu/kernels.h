@@ -96,7 +96,8 @@ struct KernelTable {
   void (*matmul)(const MatmulTile&, const Epilogue&);
   bool paired_words;  // how matmul wants the words of x
   // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.
-  void (*stream)(const float* grad, float* m, float* v, uint32_t* words, int64_t first_word, int64_t n_words);
+  void (*stream)(const float* grad, float* m, float* v, uint32_t* words, int element_bytes,
+                 int64_t first_word, int64_t n_words);
   // The instructions of `matmul` without its memory accesses; returns the multiply-accumulates it stands for.
   double (*register_loop)(int64_t iterations);
 };

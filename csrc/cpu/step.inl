@@ -9,6 +9,11 @@ template <class V>
 struct StepConstants {
   Hyper<V> hyper;
   typename V::F scale;
+
+  BOP2ND_INLINE explicit StepConstants(const StepHyper& h)
+      : hyper{V::setf(h.gamma), V::setf(h.sigma), V::setf(h.a), V::setf(h.b),
+              V::setf(screen_factor(h.a, h.b))},
+        scale(V::setf(h.grad_scale)) {}
 };
 
 // Random bits where the upper half of the index may change between two lanes: once in 2^32 elements.
@@ -45,7 +50,7 @@ BOP2ND_INLINE void store_state(BFloat16* p, typename V::F x, typename V::I rando
 // Up to kLanes elements from e on: updates the state, returns the bits of candidates and flips.
 template <class V, class G, class S, bool kSecond>
 BOP2ND_INLINE Verdict<V> step_lanes(const StepTensor& t, const StepConstants<V>& c, int64_t e, int n,
-                                    typename V::M negative) {
+                                    uint32_t negative) {
   S* m_at = static_cast<S*>(t.exp_avg) + e;
   S* v_at = kSecond ? static_cast<S*>(t.exp_avg_sq) + e : nullptr;
   typename V::F g = V::mul(V::load(static_cast<const G*>(t.grad) + e, n), c.scale);
@@ -70,15 +75,23 @@ BOP2ND_INLINE void step_part(const StepTensor& t, const StepConstants<V>& c, int
                              WordBits& word) {
   Verdict<V> verdict;
   if constexpr (std::is_void_v<W>) {
-    verdict = step_lanes<V, G, S, kSecond>(t, c, e + at, n, V::from_bits(word.signs >> at));
+    verdict = step_lanes<V, G, S, kSecond>(t, c, e + at, n, word.signs >> at);
   } else {
     W* w_at = static_cast<W*>(t.weight) + e + at;
     typename V::F w = V::load(w_at, n);
-    verdict = step_lanes<V, G, S, kSecond>(t, c, e + at, n, V::less_zero(w));
-    if (V::bits(verdict.flips) & low_bits(n)) V::store(w_at, V::flip_sign(w, verdict.flips), n);
+    verdict = step_lanes<V, G, S, kSecond>(t, c, e + at, n, V::bits(V::less_zero(w)));
+    if (verdict.flips & low_bits(n)) V::store(w_at, V::flip_sign(w, V::from_bits(verdict.flips)), n);
   }
-  word.candidates |= V::bits(verdict.candidates) << at;
-  word.flips |= V::bits(verdict.flips) << at;
+  word.candidates |= verdict.candidates << at;
+  word.flips |= verdict.flips << at;
+}
+
+template <class G, class S, class W, bool kSecond>
+BOP2ND_INLINE void fetch_word_ahead(const StepTensor& t, int64_t e) {
+  fetch_ahead(static_cast<const G*>(t.grad) + e, kWordBits);
+  fetch_ahead(static_cast<const S*>(t.exp_avg) + e, kWordBits);
+  if constexpr (kSecond) fetch_ahead(static_cast<const S*>(t.exp_avg_sq) + e, kWordBits);
+  if constexpr (!std::is_void_v<W>) fetch_ahead(static_cast<const W*>(t.weight) + e, kWordBits);
 }
 
 // One word of n elements: 32, fewer in a tail. `packed` is where packed weights keep their signs. W is void
@@ -92,6 +105,7 @@ BOP2ND_INLINE void step_word(const StepTensor& t, const StepConstants<V>& c, int
 #pragma GCC unroll 1
     for (int at = 0; at < n; at += V::kLanes) step_part<V, G, S, W, kSecond>(t, c, e, at, n - at, word);
   } else {
+    fetch_word_ahead<G, S, W, kSecond>(t, e);
 #pragma GCC unroll 4
     for (int at = 0; at < kWordBits; at += V::kLanes) {
       step_part<V, G, S, W, kSecond>(t, c, e, at, V::kLanes, word);
@@ -108,7 +122,7 @@ BOP2ND_INLINE void step_word(const StepTensor& t, const StepConstants<V>& c, int
 template <class V, class G, class S, class W, bool kSecond>
 void step_words(const StepTensor& t, const StepHyper& h, int64_t first_word, int64_t n_words,
                 StepCounts* counts) {
-  StepConstants<V> c{{V::setf(h.gamma), V::setf(h.sigma), V::setf(h.a), V::setf(h.b)}, V::setf(h.grad_scale)};
+  StepConstants<V> c(h);
   StepCounts sum{0, 0};
   uint32_t* words = static_cast<uint32_t*>(t.weight);
   BitLayout row{t.length};
@@ -119,8 +133,13 @@ void step_words(const StepTensor& t, const StepHyper& h, int64_t first_word, int
     int64_t full = stop < t.length / kWordBits ? stop : t.length / kWordBits;
     int64_t e = r * t.length, i = begin;
     uint32_t* word = words + r * row_words;
-    if constexpr (V::kPairs && std::is_void_v<W> && sizeof(S) == 2) {
-      if (i < full) step_pair_words<V, G, kSecond>(t, c, e + i * kWordBits, word + i, full - i, sum);
+    if constexpr (V::kPairs && std::is_void_v<W>) {
+      auto run = step_pairs<V, G, kSecond>;
+      if constexpr (sizeof(S) == 2) {
+        bool aligned = e % kWordBits == 0;
+        run = aligned ? step_pairs_bf16<V, G, kSecond, true> : step_pairs_bf16<V, G, kSecond, false>;
+      }
+      if (i < full) run(t, h, e + i * kWordBits, word + i, full - i, sum);
       i = i < full ? full : i;
     }
     for (; i < full; ++i) {

@@ -13,7 +13,9 @@ struct Avx2Lanes {
   static constexpr bool kPairs = true;  // see load_pairs
   using F = __m256;
   using I = __m256i;
-  using M = __m256i;  // all ones or all zeros per lane
+  using M = __m256i;     // all ones or all zeros per lane
+  using Set = uint32_t;  // a bit per lane
+  static constexpr bool kScreens = true;
 
   BOP2ND_INLINE static F setf(float x) { return _mm256_set1_ps(x); }
   BOP2ND_INLINE static F add(F a, F b) { return _mm256_add_ps(a, b); }
@@ -28,11 +30,13 @@ struct Avx2Lanes {
   BOP2ND_INLINE static M less_zero(F a) { return compare<_CMP_LT_OQ>(a, _mm256_setzero_ps()); }
   BOP2ND_INLINE static M greater(F a, F b) { return compare<_CMP_GT_OQ>(a, b); }
   BOP2ND_INLINE static M at_most(F a, F b) { return compare<_CMP_LE_OQ>(a, b); }
-  BOP2ND_INLINE static M same(M a, M b) { return _mm256_cmpeq_epi32(a, b); }
-  BOP2ND_INLINE static M both(M a, M b) { return _mm256_and_si256(a, b); }
-  BOP2ND_INLINE static uint32_t bits(M a) {
+  BOP2ND_INLINE static M not_less(F a, F b) { return compare<_CMP_NLT_UQ>(a, b); }
+  BOP2ND_INLINE static Set bits(M a) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(a)));
   }
+  BOP2ND_INLINE static Set same(Set a, Set b) { return ~(a ^ b) & 0xFFu; }
+  BOP2ND_INLINE static Set both(Set a, Set b) { return a & b; }
+  BOP2ND_INLINE static bool none(Set a) { return a == 0; }
   BOP2ND_INLINE static M from_bits(uint32_t bits) {
     I lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     return _mm256_cmpeq_epi32(_mm256_and_si256(set1(bits), lane), lane);
@@ -51,6 +55,7 @@ struct Avx2Lanes {
   BOP2ND_INLINE static I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
   BOP2ND_INLINE static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
   BOP2ND_INLINE static I bit_or(I a, I b) { return _mm256_or_si256(a, b); }
+  BOP2ND_INLINE static I xor_and(I a, I b, I mask) { return bit_and(bit_xor(a, b), mask); }
   template <int n>
   BOP2ND_INLINE static I shift_right(I a) {
     return _mm256_srli_epi32(a, n);
@@ -104,24 +109,16 @@ struct Avx2Lanes {
   BOP2ND_INLINE static void store_pairs(BFloat16* p, I even, I odd) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_blend_epi16(shift_right<16>(even), odd, 0xAA));
   }
-  BOP2ND_INLINE static void pairs_from_bits(uint32_t bits, M& even, M& odd) {
-    I lane = _mm256_setr_epi32(1, 4, 16, 64, 256, 1024, 4096, 16384), x = set1(bits);
-    even = equal(bit_and(x, lane), lane);
-    lane = add_int(lane, lane);
-    odd = equal(bit_and(x, lane), lane);
-  }
   // Without pdep, which takes hundreds of cycles on Zen 1 and 2.
   BOP2ND_INLINE static uint32_t pair_bits(M even, M odd) {
     __m256i halves = _mm256_blend_epi16(even, odd, 0xAA);
     __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
     return static_cast<uint32_t>(_mm_movemask_epi8(bytes));
   }
-  // Whether no lane reaches `bound`, as unsigned integers.
-  BOP2ND_INLINE static bool all_below(I a, uint32_t bound) {
-    I reached = equal(max_int(a, set1(bound)), a);
-    return _mm256_testz_si256(reached, reached) != 0;
+  // Whether no lane is infinite or NaN.
+  BOP2ND_INLINE static bool all_finite(F a) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(abs(a), setf(__builtin_inff()), _CMP_NLT_UQ)) == 0;
   }
-  BOP2ND_INLINE static I max_int(I a, I b) { return _mm256_max_epu32(a, b); }
 
  private:
   BOP2ND_INLINE static F unlace(F a) {

@@ -14,6 +14,8 @@ struct Avx512Lanes {
   using F = __m512;
   using I = __m512i;
   using M = __mmask16;
+  using Set = uint32_t;  // a bit per lane
+  static constexpr bool kScreens = true;
 
   BOP2ND_INLINE static F setf(float x) { return _mm512_set1_ps(x); }
   BOP2ND_INLINE static F add(F a, F b) { return _mm512_add_ps(a, b); }
@@ -26,9 +28,11 @@ struct Avx512Lanes {
   BOP2ND_INLINE static M less_zero(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_LT_OQ); }
   BOP2ND_INLINE static M greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   BOP2ND_INLINE static M at_most(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
-  BOP2ND_INLINE static M same(M a, M b) { return static_cast<M>(~(a ^ b)); }
-  BOP2ND_INLINE static M both(M a, M b) { return a & b; }
-  BOP2ND_INLINE static uint32_t bits(M a) { return a; }
+  BOP2ND_INLINE static M not_less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+  BOP2ND_INLINE static Set bits(M a) { return a; }
+  BOP2ND_INLINE static Set same(Set a, Set b) { return ~(a ^ b) & 0xFFFFu; }
+  BOP2ND_INLINE static Set both(Set a, Set b) { return a & b; }
+  BOP2ND_INLINE static bool none(Set a) { return a == 0; }
   BOP2ND_INLINE static M from_bits(uint32_t bits) { return static_cast<M>(bits); }
 
   BOP2ND_INLINE static I set1(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
@@ -42,6 +46,7 @@ struct Avx512Lanes {
   BOP2ND_INLINE static I bit_xor(I a, I b) { return _mm512_xor_si512(a, b); }
   BOP2ND_INLINE static I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
   BOP2ND_INLINE static I bit_or(I a, I b) { return _mm512_or_si512(a, b); }
+  BOP2ND_INLINE static I xor_and(I a, I b, I mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0x28); }
   template <int n>
   BOP2ND_INLINE static I shift_right(I a) {
     return _mm512_srli_epi32(a, n);
@@ -92,18 +97,11 @@ struct Avx512Lanes {
   BOP2ND_INLINE static void store_pairs(BFloat16* p, I even, I odd) {
     _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xAAAAAAAAu, shift_right<16>(even), odd));
   }
-  BOP2ND_INLINE static void pairs_from_bits(uint32_t bits, M& even, M& odd) {
-    even = static_cast<M>(_pext_u32(bits, 0x55555555u));
-    odd = static_cast<M>(_pext_u32(bits, 0xAAAAAAAAu));
-  }
   BOP2ND_INLINE static uint32_t pair_bits(M even, M odd) {
-    return _pdep_u32(even, 0x55555555u) | _pdep_u32(odd, 0xAAAAAAAAu);
+    return _pdep_u32(even, 0x55555555u) | _pdep_u32(odd, 0x55555555u) << 1;
   }
-  // Whether no lane reaches `bound`, as unsigned integers.
-  BOP2ND_INLINE static bool all_below(I a, uint32_t bound) {
-    return _mm512_cmpge_epu32_mask(a, set1(bound)) == 0;
-  }
-  BOP2ND_INLINE static I max_int(I a, I b) { return _mm512_max_epu32(a, b); }
+  // Whether no lane is infinite or NaN.
+  BOP2ND_INLINE static bool all_finite(F a) { return _mm512_fpclass_ps_mask(a, 0x99) == 0; }
 
  private:
   BOP2ND_INLINE static __mmask16 first(int n) {

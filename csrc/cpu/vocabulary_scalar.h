@@ -15,6 +15,8 @@ struct ScalarLanes {
   typedef float F __attribute__((vector_size(16)));
   typedef uint32_t I __attribute__((vector_size(16)));
   typedef int32_t M __attribute__((vector_size(16)));  // -1 where true
+  using Set = uint32_t;                                // a bit per lane
+  static constexpr bool kScreens = true;
 
   BOP2ND_INLINE static F setf(float x) { return F{x, x, x, x}; }
   BOP2ND_INLINE static F add(F a, F b) { return a + b; }
@@ -31,9 +33,11 @@ struct ScalarLanes {
   BOP2ND_INLINE static M less_zero(F a) { return a < setf(0.0f); }
   BOP2ND_INLINE static M greater(F a, F b) { return a > b; }
   BOP2ND_INLINE static M at_most(F a, F b) { return a <= b; }
-  BOP2ND_INLINE static M same(M a, M b) { return ~(a ^ b); }
-  BOP2ND_INLINE static M both(M a, M b) { return a & b; }
-  BOP2ND_INLINE static uint32_t bits(M a) { return (a[0] & 1u) | (a[1] & 2u) | (a[2] & 4u) | (a[3] & 8u); }
+  BOP2ND_INLINE static M not_less(F a, F b) { return ~(a < b); }
+  BOP2ND_INLINE static Set bits(M a) { return (a[0] & 1u) | (a[1] & 2u) | (a[2] & 4u) | (a[3] & 8u); }
+  BOP2ND_INLINE static Set same(Set a, Set b) { return ~(a ^ b) & 0xFu; }
+  BOP2ND_INLINE static Set both(Set a, Set b) { return a & b; }
+  BOP2ND_INLINE static bool none(Set a) { return a == 0; }
   BOP2ND_INLINE static M from_bits(uint32_t bits) {
     I lane{1, 2, 4, 8};
     return equal(set1(bits) & lane, lane);

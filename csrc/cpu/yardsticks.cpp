@@ -30,12 +30,16 @@ BOP2ND_EXPORT double bop2nd_register_loop(int id, int64_t iterations) {
   return table ? table->register_loop(iterations) : 0.0;
 }
 
-// Reads grad, m, v [n] and words [n / 32] and writes m, v and words, on all threads. n is a multiple of 32.
-// Returns the bytes moved: 20.25 n.
-BOP2ND_EXPORT double bop2nd_bandwidth_loop(const float* grad, float* m, float* v, int32_t* words, int64_t n) {
+// Reads grad, m, v [n] of `element_bytes` (4 or 2) each and words [n / 32] and writes m, v and words, on all
+// threads. n is a multiple of 32. Returns the bytes moved: (5 element_bytes + 0.25) n; 0 for other elements.
+BOP2ND_EXPORT double bop2nd_bandwidth_loop(const void* grad, void* m, void* v, int32_t* words, int64_t n,
+                                           int element_bytes) {
+  if (element_bytes != 4 && element_bytes != 2) return 0.0;
   const bop2nd::KernelTable& table = *bop2nd::table_of(bop2nd_isa_active());
   uint32_t* bits = reinterpret_cast<uint32_t*>(words);
-  bop2nd::parallel_ranges(
-      n / 32, 1024, [&](int64_t begin, int64_t end) { table.stream(grad, m, v, bits, begin, end - begin); });
-  return 20.25 * static_cast<double>(n / 32 * 32);
+  bop2nd::parallel_ranges(n / 32, 1024, [&](int64_t begin, int64_t end) {
+    table.stream(static_cast<const float*>(grad), static_cast<float*>(m), static_cast<float*>(v), bits,
+                 element_bytes, begin, end - begin);
+  });
+  return (5.0 * element_bytes + 0.25) * static_cast<double>(n / 32 * 32);
 }

@@ -22,17 +22,29 @@ double register_loop(int64_t iterations) {
   return static_cast<double>(iterations) * kWords * P * C::kLanes * 32;
 }
 
-// The yardstick of the step: reads gradient, moments and words, writes moments and words.
-template <class V>
-void stream(const float* grad, float* m, float* v, uint32_t* words, int64_t first_word, int64_t n_words) {
+// The yardstick of the step: reads gradient, moments and words, as far ahead as the step, writes moments and
+// words. Elements of kBytes bytes; the arithmetic on them is as if they were fp32, whatever they are.
+template <class V, int kBytes>
+void stream_elements(const float* grad, float* m, float* v, uint32_t* words, int64_t first_word,
+                     int64_t n_words) {
+  constexpr int kFloats = kWordBits * kBytes / 4;  // for each word
   for (int64_t w = first_word; w < first_word + n_words; ++w) {
     uint32_t word = words[w];
+    fetch_ahead(grad + w * kFloats, kFloats);
+    fetch_ahead(m + w * kFloats, kFloats), fetch_ahead(v + w * kFloats, kFloats);
 #pragma GCC unroll 4
-    for (int64_t e = w * kWordBits; e < (w + 1) * kWordBits; e += V::kLanes) {
+    for (int64_t e = w * kFloats; e < (w + 1) * kFloats; e += V::kLanes) {
       typename V::F g = V::load(grad + e, V::kLanes);
       V::store(m + e, V::add(V::load(m + e, V::kLanes), g), V::kLanes);
       V::store(v + e, V::add(V::load(v + e, V::kLanes), g), V::kLanes);
     }
     words[w] = ~word;
   }
+}
+
+template <class V>
+void stream(const float* grad, float* m, float* v, uint32_t* words, int element_bytes, int64_t first_word,
+            int64_t n_words) {
+  auto loop = element_bytes == 2 ? stream_elements<V, 2> : stream_elements<V, 4>;
+  loop(grad, m, v, words, first_word, n_words);
 }

@@ -23,6 +23,8 @@ struct ThreadLane {
   using F = float;
   using I = uint32_t;
   using M = bool;
+  using Set = bool;
+  static constexpr bool kScreens = false;  // threads of a warp that decide apart wait for each other
 
 #if defined(__CUDA_ARCH__)
   BOP2ND_HD static F add(F a, F b) { return __fadd_rn(a, b); }
@@ -44,8 +46,9 @@ struct ThreadLane {
   BOP2ND_HD static F abs(F a) { return __builtin_fabsf(a); }
   BOP2ND_HD static M less_zero(F a) { return a < 0.0f; }
   BOP2ND_HD static M greater(F a, F b) { return a > b; }
-  BOP2ND_HD static M same(M a, M b) { return a == b; }
-  BOP2ND_HD static M both(M a, M b) { return a && b; }
+  BOP2ND_HD static Set bits(M a) { return a; }
+  BOP2ND_HD static Set same(Set a, Set b) { return a == b; }
+  BOP2ND_HD static Set both(Set a, Set b) { return a && b; }
   BOP2ND_HD static I set1(uint32_t x) { return x; }
   BOP2ND_HD static I add_int(I a, I b) { return a + b; }
   BOP2ND_HD static I mul_int(I a, I b) { return a * b; }
@@ -133,7 +136,7 @@ struct StepBlock {
 
   BOP2ND_HD StepBlock(Block& block_, const StepBatch& batch_, int tensor_index)
       : block(block_), batch(batch_), tensor(batch_.tensors[tensor_index]) {
-    hyper = {batch.hyper[0], batch.hyper[1], batch.hyper[2], batch.hyper[3]};
+    hyper = {batch.hyper[0], batch.hyper[1], batch.hyper[2], batch.hyper[3], 0.0f};
     grad_scale = batch.inv_scale ? *batch.inv_scale : 1.0f;
     if (batch.maximize) grad_scale = -grad_scale;  // g * (-s) and -(g * s) are the same number
     key = kState == Value::kBFloat16 ? rounding_key(batch.seed[0], batch.seed[1], tensor.index) : 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How close the loops come to their yardsticks, on one thread; best of many short runs. Not a test.
-// usage: bench_core [seconds per suite] [first instruction set]
+// usage: bench_core [seconds per table] [first instruction set]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -16,7 +16,8 @@ using namespace bop2nd;
 using Clock = std::chrono::steady_clock;
 
 extern "C" double bop2nd_register_loop(int id, int64_t iterations);
-extern "C" double bop2nd_bandwidth_loop(const float* grad, float* m, float* v, int32_t* words, int64_t n);
+extern "C" double bop2nd_bandwidth_loop(const void* grad, void* m, void* v, int32_t* words, int64_t n,
+                                        int element_bytes);
 
 // Memory on cache lines, as torch's is: a 64-byte store across two lines costs two.
 template <class T>
@@ -87,20 +88,41 @@ void bench_matmul(int id, double seconds) {
   report(cases, 1e-9, "GMAC/s");
 }
 
-void bench_step(double seconds) {
-  constexpr int64_t kSize = 1 << 24;
-  OnLines<float> g(kSize, 0.1f), m(kSize, 0.0f), v(kSize, 0.0f);
-  OnLines<int32_t> words(kSize / 32, 0);
-  StepTensor t{words.data(),    g.data(),        m.data(), v.data(), Dtype::kPacked,
-               Dtype::kFloat32, Dtype::kFloat32, 1,        kSize,    0};
+// The step with gradients and moments of type T against the loop that only reads and writes as many bytes.
+template <class T>
+void bench_step_of(const char* name, Dtype dtype, T grad, int64_t n_weights, double seconds) {
+  size_t n = static_cast<size_t>(n_weights);
+  OnLines<T> g(n, grad), m(n, T{}), v(n, T{}), read[3] = {{n, grad}, {n, T{}}, {n, T{}}};
+  OnLines<int32_t> words(n / 32, 0), read_words(n / 32, 0);
+  StepTensor t{words.data(), g.data(), m.data(), v.data(), Dtype::kPacked, dtype, dtype, 1, n_weights, 0};
   int64_t counts[2];
-  double bytes = 20.25 * kSize;
-  std::vector<Case> cases = {
-      {"read and write only", bytes,
-       [&] { bop2nd_bandwidth_loop(g.data(), m.data(), v.data(), words.data(), kSize); }},
-      {"step, 16 M weights", bytes, [&] { bop_step({t}, {1e-3f, 1e-2f, 1e-3f, 1e-9f, 1.0f}, counts); }}};
+  int64_t repeats = n_weights < (1 << 18) ? (1 << 18) / n_weights : 1;
+  double bytes = (5.0 * sizeof(T) + 0.25) * static_cast<double>(n_weights * repeats);
+  std::vector<Case> cases = {{"read and write only", bytes,
+                              [&] {
+                                for (int64_t i = 0; i < repeats; ++i)
+                                  bop2nd_bandwidth_loop(g.data(), m.data(), v.data(), words.data(), n_weights,
+                                                        sizeof(T));
+                              }},
+                             {std::string("step, ") + name, bytes, [&] {
+                                for (int64_t i = 0; i < repeats; ++i)
+                                  bop_step({t}, {1e-3f, 1e-2f, 1e-3f, 1e-9f, 1.0f}, counts);
+                              }}};
   run_interleaved(cases, seconds);
   report(cases, 1e-9, "GB/s");
+  double weights = static_cast<double>(n_weights * repeats);
+  std::printf("  %-28s %9.2f ns a 16 weights, the step %.2f ns\n", "", cases[0].best * 16e9 / weights,
+              cases[1].best * 16e9 / weights);
+}
+
+void bench_step(double seconds) {
+  for (auto [where, n] : {std::pair<const char*, int64_t>{"first-level cache", 3 << 9},
+                          {"second-level cache", 1 << 15},
+                          {"memory", 1 << 24}}) {
+    std::printf("  %lld weights: %s\n", static_cast<long long>(n), where);
+    bench_step_of<float>("fp32", Dtype::kFloat32, 0.1f, n, seconds);
+    bench_step_of<BFloat16>("bf16", Dtype::kBFloat16, {0x3DCD}, n, seconds);
+  }
 }
 
 int main(int argc, char** argv) {

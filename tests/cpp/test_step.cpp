@@ -13,19 +13,19 @@ using namespace bop2nd;
 const StepHyper kHyper = {0.03f, 0.07f, 0.4f, 0.011f, -1.7f};
 
 // One element as the specification says it; returns whether it flips.
-bool plain_rule(float grad, float& m, float* v, bool negative, bool& candidate) {
-  float g = grad * kHyper.grad_scale;
+bool plain_rule(float grad, float& m, float* v, bool negative, bool& candidate, const StepHyper& h = kHyper) {
+  float g = grad * h.grad_scale;
   float change = g - m;
-  change = kHyper.gamma * change;
+  change = h.gamma * change;
   m = m + change;
-  float bound = kHyper.b;
+  float bound = h.b;
   if (v) {
     float square = g * g;
     float step = square - *v;
-    step = kHyper.sigma * step;
+    step = h.sigma * step;
     *v = *v + step;
-    bound = kHyper.a * static_cast<float>(std::sqrt(static_cast<double>(*v)));
-    bound = bound + kHyper.b;
+    bound = h.a * static_cast<float>(std::sqrt(static_cast<double>(*v)));
+    bound = bound + h.b;
   }
   candidate = (m < 0) == negative;
   return candidate && std::fabs(m) > bound;
@@ -97,7 +97,9 @@ void check_step(const char* isa, bool second) {
                               {1, 513},
                               {1, 1031},
                               {40, 96},
-                              {9, 1000}}) {
+                              {9, 1000},
+                              {3, 30011},  // element 2^16 within a word
+                              {1, 65600}}) {
     size_t n = static_cast<size_t>(rows * length);
     size_t n_weights = packed ? static_cast<size_t>(rows * words_for(length)) : n;
     cases.push_back(
@@ -169,6 +171,70 @@ void check_step(const char* isa, bool second) {
   }
 }
 
+// Values of m at the threshold of `v` and around it, where one that was only estimated would decide wrongly.
+void add_around_bound(const StepHyper& h, float v, std::vector<float>& m) {
+  float bound = h.a * static_cast<float>(std::sqrt(static_cast<double>(v)));
+  bound = bound + h.b;
+  float near[] = {bound,
+                  std::nextafter(bound, INFINITY),
+                  std::nextafter(bound, -INFINITY),
+                  h.b,
+                  bound * (1.0f + 0x1p-17f),
+                  bound * (1.0f - 0x1p-17f),
+                  bound * 0.5f,
+                  bound * 2.0f};
+  m.assign({0.0f, 0x1p-149f, INFINITY, NAN});
+  for (float x : near) m.push_back(x), m.push_back(-x);
+}
+
+// Moments that the step leaves as m (from gradients, gamma = 1) and v (sigma = 0), for extreme
+// hyperparameters as well.
+template <class S>
+void check_threshold(const char* isa, float a, float b) {
+  const StepHyper h = {1.0f, 0.0f, a, b, 1.0f};
+  Random random;
+  std::vector<float> g, v, m_here;
+  auto add = [&](float second) {
+    if (sizeof(S) == 2) second = float_of_bits(bits_of_float(second) & 0xFFFF0000u);
+    add_around_bound(h, second, m_here);
+    for (float m : m_here) g.push_back(m), v.push_back(second);
+  };
+  for (uint32_t bits : {0u, 1u, 2u, 3u, 0x400000u, 0x7FFFFFu, 0x800000u, 0x800001u, 0x10000u, 0x7F7FFFFFu,
+                        0x7F800000u, 0x7FC00000u, 0x80000000u, 0xBF800000u}) {
+    add(float_of_bits(bits));
+  }
+  for (int i = 0; i < 400; ++i) add(float_of_bits(random.word() & 0x7FFFFFFFu));  // any exponent
+  for (int i = 0; i < 400; ++i) add(std::fabs(random.real()));
+  size_t n = g.size();
+  for (uint32_t word : {0u, ~0u}) {
+    std::vector<uint32_t> w(static_cast<size_t>(words_for(static_cast<int64_t>(n))), word);
+    std::vector<S> m(n, S{}), second(n);
+    for (size_t i = 0; i < n; ++i) second[i] = rounded(v[i], S{}, 0);
+    int64_t counts[2];
+    bop_step({{w.data(), g.data(), m.data(), second.data(), Dtype::kPacked, Dtype::kFloat32,
+               DtypeOf<S>::value, 1, static_cast<int64_t>(n), 5}},
+             h, counts);
+    for (size_t i = 0; i < n; ++i) {
+      float m_want = 0.0f, v_want = v[i];
+      bool candidate, flip = plain_rule(g[i], m_want, &v_want, word != 0, candidate, h);
+      bool flipped = (((w[i / 32] ^ word) >> (i % 32)) & 1) != 0;
+      CHECK(flipped == flip, "%s a %g b %g m %a v %a", isa, a, b, m_want, v_want);
+    }
+  }
+}
+
+void check_thresholds(const char* isa) {
+  const float hyper[][2] = {{1e-6f, 1e-16f},   {1e-11f, 1e-22f},  {3e-14f, 0.0f},  {0x1p-50f, 0.0f},
+                            {0x1p-51f, 0.0f},  {0x1p-140f, 0.0f}, {1.0f, 0.0f},    {0.7f, 1e-3f},
+                            {1e-6f, 1e-3f},    {0x1p50f, 1.0f},   {0x1p51f, 0.0f}, {1e30f, 0.0f},
+                            {0.0f, 0.0f},      {0.0f, 1e-3f},     {-0.5f, 1.0f},   {1e-3f, -1e-4f},
+                            {1e-3f, INFINITY}, {INFINITY, 0.0f},  {NAN, 0.0f},     {1e-3f, NAN}};
+  for (auto [a, b] : hyper) {
+    check_threshold<float>(isa, a, b);
+    check_threshold<BFloat16>(isa, a, b);
+  }
+}
+
 // Where element indices pass 2^32 the key changes; tested on the kernel alone, with pointers far away.
 void check_index_seam(const char* isa) {
   int id = -1;
@@ -231,6 +297,7 @@ int main() {
     check_gradient<float>(isa);
     check_gradient<BFloat16>(isa);
     check_gradient<Float16>(isa);
+    check_thresholds(isa);
     check_index_seam(isa);
   });
 }
