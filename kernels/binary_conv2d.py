@@ -213,9 +213,7 @@ def _convolve(
             pixels, group_outputs, outputs, channels, words, image_words, last_word_mask,
             height, width, out_shape[1], out_shape[2], kernel_height * kernel_width, kernel_width,
             *geometry.stride, *geometry.padding, *geometry.dilation, PADDING=padding,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_WORDS=tile.block_words,
-            SHARED=tile.weights_in_shared, num_warps=tile.num_warps, num_stages=tile.num_stages,
-            enable_fp_fusion=False,
+            **tile.constants(), **tile.options(),
         )  # fmt: skip
 
 

@@ -132,9 +132,7 @@ def _matmul(
     with on_device_of(x):
         kernel[grid](
             x.contiguous(), weight.contiguous(), *outputs.pointers(),
-            rows, n, n_words, features, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            BLOCK_WORDS=tile.block_words, SHARED=tile.weights_in_shared, num_warps=tile.num_warps,
-            num_stages=tile.num_stages, enable_fp_fusion=False,
+            rows, n, n_words, features, **tile.constants(), **tile.options(),
         )  # fmt: skip
 
 

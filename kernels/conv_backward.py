@@ -25,9 +25,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .binary_conv2d import Geometry
-from .gradient_product import add_product, parts_of, store_gradient
+from .gradient_product import PartialSums, add_product, launch_options, store_gradient
 from .pack_bits import FLOATS
-from .tuning import GradientTile, family, gradient_splits, gradient_tile, on_device_of
+from .tuning import GradientTile, family, gradient_tile, on_device_of
 
 
 @triton.jit
@@ -145,26 +145,22 @@ def _sizes(gradient: Tensor, signs: Tensor, weight: Tensor, channels: int, geome
     ]  # fmt: skip
 
 
-def _constants(gradient: Tensor, tile: GradientTile) -> dict[str, int]:
+def _options(gradient: Tensor, tile: GradientTile) -> dict[str, int]:
     precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # made at run time
-    return {
-        "PARTS": parts_of(gradient.dtype, precision),
-        "WIDEN": family(gradient.device) == "interpreter", "BLOCK_ROWS": tile.block_rows,
-        "BLOCK_INNER": tile.block_inner, "BLOCK_WORDS": tile.block_words, "num_warps": tile.num_warps,
-        "num_stages": tile.num_stages,
-    }  # fmt: skip
+    return launch_options(gradient, tile, precision)
 
 
 def _grad_input(
     gradient: Tensor, mask: Tensor | None, weight: Tensor, sizes: list[int], out: Tensor, tile: Any
 ) -> None:
     """Gradient ``[N, Ho, Wo, O]`` and weight words into ``out`` ``[N, H, W, C]``."""
-    pixels, (*_, words), groups = out.shape[:3].numel(), weight.shape, sizes[5]
+    pixels = out.shape[:3].numel()
+    _, _, _, words, _, groups, *_ = sizes
     tile = tile or gradient_tile(family(out.device), gradient.dtype, pixels)
     grid = (triton.cdiv(pixels, tile.block_rows), triton.cdiv(words, tile.block_words), groups)
     with on_device_of(out):
         conv_grad_input_kernel[grid](
-            gradient, weight, mask, out, pixels, *sizes, **_constants(gradient, tile)
+            gradient, weight, mask, out, pixels, *sizes, **_options(gradient, tile)
         )  # fmt: skip
 
 
@@ -173,19 +169,16 @@ def _grad_weight(
 ) -> None:
     """Gradient ``[N, Ho, Wo, O]`` and sign words into ``out`` fp32 ``[O, kH, kW, C / groups]``."""
     pixels, taps = gradient.shape[:3].numel(), out.shape[1] * out.shape[2]
-    group_outputs, _, _, words, _, groups, *_ = sizes
+    group_outputs, outputs, _, words, _, groups, *_ = sizes
     tile = tile or gradient_tile(family(out.device), gradient.dtype, group_outputs)
-    splits = gradient_splits(out.shape[0] * taps * words, pixels)
-    partial = out[None] if splits == 1 else out.new_empty(splits, *out.shape)
-    split_inner = triton.cdiv(triton.cdiv(pixels, splits), tile.block_inner) * tile.block_inner
+    sums = PartialSums(out, outputs * taps * words, pixels, tile)
     blocks = (triton.cdiv(group_outputs, tile.block_rows), taps * triton.cdiv(words, tile.block_words))
     with on_device_of(out):
-        conv_grad_weight_kernel[(*blocks, groups * splits)](
-            gradient, signs, partial, pixels, *sizes, split_inner, PADDING=padding_value,
-            **_constants(gradient, tile),
+        conv_grad_weight_kernel[(*blocks, groups * sums.splits)](
+            gradient, signs, sums.memory, pixels, *sizes, sums.split_inner, PADDING=padding_value,
+            **_options(gradient, tile),
         )  # fmt: skip
-    if splits > 1:
-        torch.sum(partial, 0, out=out)
+    sums.finish()
 
 
 def binary_conv2d_backward(

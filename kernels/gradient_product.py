@@ -16,8 +16,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .bits import decode_signs, to_float32, unpack_lanes
+from .tuning import GradientTile, family, gradient_splits
 
 
 @triton.jit
@@ -70,6 +72,35 @@ def store_gradient(
     tl.store(out + out_at[:, None] + column[None, :], sums.to(out.dtype.element_ty), mask=live)
 
 
+# ---------------------------------------------------------------------------------------- launchers
+
+
 def parts_of(dtype: torch.dtype, precision: str) -> int:
     """bf16 parts of a gradient, where ``precision`` is torch's ``fp32_precision`` for such a product."""
     return 1 if dtype != torch.float32 else 2 if precision == "tf32" else 3
+
+
+def launch_options(gradient: Tensor, tile: GradientTile, precision: str) -> dict[str, int]:
+    """Compile-time values and options that both kinds of product take."""
+    return {
+        "PARTS": parts_of(gradient.dtype, precision), "WIDEN": family(gradient.device) == "interpreter",
+        **tile.constants(), **tile.options(),
+    }  # fmt: skip
+
+
+class PartialSums:
+    """A gradient of a weight, summed over ``inner`` rows in splits: ``memory`` ``[splits, *out.shape]``.
+
+    ``split_inner`` rows belong to a split, whole turns of the tile.
+    """
+
+    def __init__(self, out: Tensor, result_words: int, inner: int, tile: GradientTile) -> None:
+        self.splits = gradient_splits(result_words, inner)
+        self.split_inner = triton.cdiv(triton.cdiv(inner, self.splits), tile.block_inner) * tile.block_inner
+        self.memory = out[None] if self.splits == 1 else out.new_empty(self.splits, *out.shape)
+        self._out = out
+
+    def finish(self) -> None:
+        """Add the splits, always in one order."""
+        if self.splits > 1:
+            torch.sum(self.memory, 0, out=self._out)

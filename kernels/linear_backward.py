@@ -15,14 +15,16 @@ Limits: fewer than 2**31 rows and outputs; fp32, bf16, fp16.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gradient_product import add_product, parts_of, store_gradient
+from .gradient_product import PartialSums, add_product, launch_options, store_gradient
 from .pack_bits import FLOATS
-from .tuning import GradientTile, family, gradient_splits, gradient_tile, on_device_of
+from .tuning import GradientTile, family, gradient_tile, on_device_of
 
 
 @triton.jit
@@ -67,28 +69,34 @@ def linear_gradient_kernel(
 # ---------------------------------------------------------------------------------------- launchers
 
 
-def _multiply(
-    gradient: Tensor,
-    words: Tensor,
-    mask: Tensor | None,
-    out: Tensor,
-    transposed: bool,
-    tile: GradientTile | None,
-) -> None:
-    """``gradient`` or its transpose by ``words`` ``[inner, W]`` into ``out`` ``[splits, rows, columns]``."""
-    splits, rows, columns = out.shape
-    inner, n_words = words.shape
+def _grad_input(gradient: Tensor, mask: Tensor | None, weight: Tensor, out: Tensor, tile: Any) -> None:
+    """Gradient ``[M, N]`` times weight words ``[N, W]`` into ``out`` ``[M, K]``."""
+    (rows, columns), (inner, n_words) = out.shape, weight.shape
     tile = tile or gradient_tile(family(out.device), gradient.dtype, rows)
-    split_inner = triton.cdiv(triton.cdiv(inner, splits), tile.block_inner) * tile.block_inner
-    grid = (triton.cdiv(rows, tile.block_rows), triton.cdiv(n_words, tile.block_words), splits)
+    grid = (triton.cdiv(rows, tile.block_rows), triton.cdiv(n_words, tile.block_words), 1)
     with on_device_of(out):
         linear_gradient_kernel[grid](
-            gradient, words, mask, out, rows, inner, columns, n_words, split_inner, TRANSPOSED=transposed,
-            PARTS=parts_of(gradient.dtype, torch.backends.cuda.matmul.fp32_precision),
-            WIDEN=family(out.device) == "interpreter", BLOCK_ROWS=tile.block_rows,
-            BLOCK_INNER=tile.block_inner, BLOCK_WORDS=tile.block_words, num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            gradient, weight, mask, out, rows, inner, columns, n_words, inner, TRANSPOSED=False,
+            **_options(gradient, tile),
         )  # fmt: skip
+
+
+def _grad_weight(gradient: Tensor, signs: Tensor, out: Tensor, tile: Any) -> None:
+    """Transposed gradient ``[M, N]`` times sign words ``[M, W]`` into ``out`` fp32 ``[N, K]``."""
+    (rows, columns), (inner, n_words) = out.shape, signs.shape
+    tile = tile or gradient_tile(family(out.device), gradient.dtype, rows)
+    sums = PartialSums(out, rows * n_words, inner, tile)
+    grid = (triton.cdiv(rows, tile.block_rows), triton.cdiv(n_words, tile.block_words), sums.splits)
+    with on_device_of(out):
+        linear_gradient_kernel[grid](
+            gradient, signs, None, sums.memory, rows, inner, columns, n_words, sums.split_inner,
+            TRANSPOSED=True, **_options(gradient, tile),
+        )  # fmt: skip
+    sums.finish()
+
+
+def _options(gradient: Tensor, tile: GradientTile) -> dict[str, int]:
+    return launch_options(gradient, tile, torch.backends.cuda.matmul.fp32_precision)
 
 
 def _check(gradient: Tensor, signs: Tensor, mask: Tensor, weight: Tensor, features: int) -> None:
@@ -126,13 +134,8 @@ def binary_linear_backward(
     grad_input = gradient.new_empty((rows if need_input else 0, in_features))
     grad_weight = gradient.new_empty((outputs, in_features) if need_weight else 0, dtype=torch.float32)
     if grad_input.numel():
-        bits = mask.contiguous() if mask.numel() else None
-        _multiply(gradient, weight, bits, grad_input[None], False, tile)
+        _grad_input(gradient, mask.contiguous() if mask.numel() else None, weight, grad_input, tile)
     if grad_weight.numel():
-        splits = gradient_splits(outputs * n_words, rows)
-        partial = grad_weight[None] if splits == 1 else grad_weight.new_empty(splits, *grad_weight.shape)
-        _multiply(gradient, signs, None, partial, True, tile)
-        if splits > 1:
-            torch.sum(partial, 0, out=grad_weight)
+        _grad_weight(gradient, signs, grad_weight, tile)
     shape = (*grad_output.shape[:-1], in_features) if need_input else (0, in_features)
     return grad_input.view(shape), grad_weight

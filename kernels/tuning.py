@@ -83,6 +83,17 @@ class MatmulTile:
     weights_in_shared: bool = False
     measured: str | None = None
 
+    def constants(self) -> dict[str, int]:
+        """Compile-time values of the kernels of binary_linear.py and binary_conv2d.py."""
+        return {
+            "BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_WORDS": self.block_words,
+            "SHARED": self.weights_in_shared,
+        }  # fmt: skip
+
+    def options(self) -> dict[str, int]:
+        """How they are compiled: no fused multiply-add, the epilogue rounds every operation."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
+
 
 ROWS = MatmulTile("rows", 1, 32, 128, 4, measured=None)
 POPCOUNT = MatmulTile("popcount", 32, 64, 4, 4, measured=None)
@@ -130,6 +141,16 @@ class GradientTile:
     num_warps: int
     num_stages: int = 3
     measured: str | None = None
+
+    def constants(self) -> dict[str, int]:
+        """Compile-time values of the kernels of linear_backward.py and conv_backward.py."""
+        return {
+            "BLOCK_ROWS": self.block_rows, "BLOCK_INNER": self.block_inner, "BLOCK_WORDS": self.block_words
+        }  # fmt: skip
+
+    def options(self) -> dict[str, int]:
+        """How they are compiled."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 # Keyed by chip family, bytes per element of the gradient, and rows: more than the small tile has, or not.

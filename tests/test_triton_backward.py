@@ -161,7 +161,7 @@ def test_convolution_gradients_that_are_wanted() -> None:
 
 
 def test_convolution_in_partial_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conv_backward, "gradient_splits", lambda result_words, inner: 3)
+    monkeypatch.setattr(gradient_product, "gradient_splits", lambda result_words, inner: 3)
     for padding_value in (0, -1):
         arguments = (*conv_arguments("groups", padding_value, torch.float32), False, True)
         actual = conv_backward.binary_conv2d_backward(*arguments, tile=GradientTile(16, 2, 16, 4))

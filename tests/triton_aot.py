@@ -96,12 +96,8 @@ def matmul_case(name: str, kernel: Any, tile: Any, types: dict[str, str], bits: 
     optional = ("values", "signs", "threshold", "scale", "shift", "residual")
     absent = dict.fromkeys(set(optional) - set(emitted))
     types = {"x": "*i32", "w": "*i32", **emitted, **types}
-    constants = {
-        **absent, **more, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_WORDS": tile.block_words,
-        "SHARED": tile.weights_in_shared,
-    }  # fmt: skip
-    options = {"num_stages": tile.num_stages, "enable_fp_fusion": False}
-    return Case(name, kernel, types, constants, tile.num_warps, options=options)
+    constants = {**absent, **more, **tile.constants()}
+    return Case(name, kernel, types, constants, options=tile.options())
 
 
 def linear_cases(arch: int) -> Iterator[Case]:
@@ -142,11 +138,9 @@ def gradient_case(name: str, kernel: Any, arch: int, dtype: torch.dtype, sizes: 
     tile = tuning.gradient_tile(f"sm{arch}", dtype, 128)
     types = dict.fromkeys(sizes.split(), "i32") | {"gradient": pointer, "words": "*i32"}
     types |= {"out": pointer, "mask": "*i32"} if "input" in name else {"out": "*fp32"}
-    constants = {
-        "PARTS": gradient_product.parts_of(dtype, "ieee"), "WIDEN": False, "BLOCK_ROWS": tile.block_rows,
-        "BLOCK_INNER": tile.block_inner, "BLOCK_WORDS": tile.block_words, **more,
-    }  # fmt: skip
-    return Case(name, kernel, types, constants, tile.num_warps, options={"num_stages": tile.num_stages})
+    parts = gradient_product.parts_of(dtype, "ieee")
+    constants = {"PARTS": parts, "WIDEN": False, **tile.constants(), **more}
+    return Case(name, kernel, types, constants, options=tile.options())
 
 
 def gradient_cases(arch: int) -> Iterator[Case]:
