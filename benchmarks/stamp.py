@@ -18,7 +18,7 @@ from bop2nd_fast import backends, system_report
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = (
     *("avx2", "fma", "avx512f", "avx512bw", "avx512vl"),
-    *("avx512_vnni", "avx512_vpopcntdq", "avx512_bf16", "amx_int8"),
+    *("avx512_vnni", "avx512_bitalg", "avx512_bf16", "amx_int8"),
 )
 
 

@@ -166,7 +166,7 @@ Tensor block_weight(const Tensor weight, int64_t groups) {
   Tensor w = compact(weight);
   int64_t row_words = outputs > 0 ? w.numel() / outputs : 0;
   int64_t n_blocks = (outputs / groups + 15) / 16;
-  Tensor blocked = new_tensor(w, {groups, n_blocks, row_words, 16}, ScalarType::Int);
+  Tensor blocked = new_tensor(w, {groups, n_blocks * row_words * 16}, ScalarType::Int);
   if (w.numel() > 0) bop2nd::block_weight(const_words_of(w), outputs, groups, row_words, words_of(blocked));
   return blocked;
 }

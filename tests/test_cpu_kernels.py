@@ -13,6 +13,7 @@ from torch import Tensor
 
 import bop2nd_fast  # noqa: F401  (defines the operators)
 from bop2nd_fast import reference
+from bop2nd_fast.ops import block_weight
 from tests.epilogues import epilogues, refused_epilogues
 
 _C = pytest.importorskip("bop2nd_fast._C", reason="the package was installed without a C++ compiler")
@@ -69,7 +70,7 @@ def poison() -> None:
 
 
 def test_names_and_requirements() -> None:
-    assert list(NAMES.values()) == ["scalar", "avx2", "avx512", "avx512_vpopcntdq"]
+    assert list(NAMES.values()) == ["scalar", "avx2", "avx512", "avx512_bitalg"]
     assert all(symbols.bop2nd_isa_requires(i) for i in IDS)
     assert symbols.bop2nd_isa_name(99) is None
     assert symbols.bop2nd_isa_active() == SUPPORTED[-1]
@@ -367,13 +368,30 @@ def test_conv_does_not_depend_on_threads(isa: int) -> None:
 
 
 def test_block_weight(isa: int) -> None:
-    w = words_of(36, 3, 3, 70)
-    blocked = ops.block_weight(w, 2)
-    rows = w.reshape(2, 18, -1)
-    assert blocked.shape == (2, 2, 27, 16)
-    assert torch.equal(blocked[1, 0], rows[1, :16].T) and torch.equal(blocked[0, 1, :, :2], rows[0, 16:].T)
-    assert not blocked[:, 1, :, 2:].any()
+    for outputs, groups in [(36, 2), (1, 1), (16, 1), (17, 1), (48, 1), (49, 1), (64, 2), (171, 1), (342, 2)]:
+        w = words_of(outputs, 3, 2, 70)
+        want = block_weight._block_weight(w, groups)
+        assert want.shape == (groups, -(-outputs // groups // 16) * 16 * 18)
+        assert torch.equal(ops.block_weight(w, groups), want)
     ops.pack_bits(torch.ones(1), 0)  # re-laying is not served by an instruction set
+
+
+def test_block_weight_of_few_outputs_is_a_transpose(isa: int) -> None:
+    w = words_of(11, 70)
+    blocked = ops.block_weight(w).reshape(3, 16)
+    assert torch.equal(blocked[:, :11], w.T) and not blocked[:, 11:].any()
+    ops.pack_bits(torch.ones(1), 0)
+
+
+def test_block_weight_of_many_outputs_interleaves_bytes(isa: int) -> None:
+    w = words_of(64, 32)
+    steps = ops.block_weight(w).view(torch.uint8).reshape(4, 64)
+    rows = w.view(torch.uint8)  # [64 outputs, 4 parts]
+    for output, byte in [(0, 0), (3, 3), (4, 16), (17, 5), (35, 11), (63, 63)]:
+        parts = rows[output].tolist()
+        paired = [parts[0], parts[0] ^ parts[1], parts[2], parts[2] ^ parts[3]]
+        assert steps[:, byte].tolist() == paired
+    ops.pack_bits(torch.ones(1), 0)
 
 
 def test_memory_is_guarded(isa: int) -> None:

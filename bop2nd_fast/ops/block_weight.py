@@ -1,7 +1,12 @@
-"""bop2nd::block_weight - weight words re-laid for the CPU kernels: 16 outputs side by side.
+"""bop2nd::block_weight - weight words re-laid for the CPU kernels: 64, 32 or 16 outputs side by side.
 
-``[O, ..., W]`` words become ``[groups, ceil(O/groups/16), K, 16]`` with ``K`` the words of one output;
+``[O, ..., W]`` words become ``[groups, ceil(O/groups/16) * K * 16]`` with ``K`` the words of one output;
 missing outputs of the last block are 0. A cache, never a file format: see ``BinaryTensor.blocked_words``.
+
+The outputs of a group are cut into blocks of 64, then 32, then 16 (``lane_bits_for`` in
+``csrc/cpu/kernels.h``), in which an output has ``L = 512 / outputs`` bits of every 64 bytes. A word takes
+``32 / L`` such steps, lowest bits first; unless it is a single step, the odd ones hold their exclusive or
+with the step before. Output ``16 v + 4 l + i`` of a block lies in lane ``4 v + i`` of the ``l``-th 16 bytes.
 """
 
 from __future__ import annotations
@@ -12,14 +17,29 @@ from torch import Tensor
 
 from .. import backends
 
-OUTPUTS_PER_BLOCK = 16
+_DTYPES = {8: torch.uint8, 16: torch.int16, 32: torch.int32}
+
+
+def _lay(rows: Tensor, lane_bits: int) -> Tensor:
+    """``[groups, outputs, K]``, words of one block, -> ``[groups, K * outputs]``."""
+    steps = (
+        rows.contiguous().view(_DTYPES[lane_bits]).unflatten(-1, (rows.shape[-1], 32 // lane_bits)).clone()
+    )
+    if lane_bits < 32:
+        steps[..., 1::2] ^= steps[..., ::2]
+    steps = steps.unflatten(1, (-1, 4, 4))  # groups, v, l, i, K, steps
+    return steps.permute(0, 4, 5, 2, 1, 3).flatten(1).contiguous().view(torch.int32)
 
 
 def _block_weight(weight: Tensor, groups: int = 1) -> Tensor:
-    rows = weight.reshape(groups, weight.shape[0] // groups, -1)
-    n_blocks = -(-rows.shape[1] // OUTPUTS_PER_BLOCK)
-    rows = F.pad(rows, (0, 0, 0, n_blocks * OUTPUTS_PER_BLOCK - rows.shape[1]))
-    return rows.unflatten(1, (n_blocks, OUTPUTS_PER_BLOCK)).transpose(2, 3).contiguous()
+    rows = weight.reshape(groups, weight.shape[0] // groups, weight[0].numel())
+    rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % 16))
+    blocks = []
+    while rows.shape[1] > 0:
+        lane_bits = 8 if rows.shape[1] > 48 else 16 if rows.shape[1] > 16 else 32
+        blocks.append(_lay(rows[:, : 512 // lane_bits], lane_bits))
+        rows = rows[:, 512 // lane_bits :]
+    return torch.cat(blocks, 1)
 
 
 backends.define("block_weight(Tensor weight, int groups=1) -> Tensor", _block_weight)
@@ -27,6 +47,5 @@ backends.define("block_weight(Tensor weight, int groups=1) -> Tensor", _block_we
 
 @torch.library.register_fake("bop2nd::block_weight")
 def _fake(weight: Tensor, groups: int = 1) -> Tensor:
-    n_blocks = -(-(weight.shape[0] // groups) // OUTPUTS_PER_BLOCK)
-    n_words = weight[0].numel()
-    return weight.new_empty((groups, n_blocks, n_words, OUTPUTS_PER_BLOCK))
+    n_blocks = -(-(weight.shape[0] // groups) // 16)
+    return weight.new_empty((groups, n_blocks * weight[0].numel() * 16))

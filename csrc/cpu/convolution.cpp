@@ -22,22 +22,64 @@ int64_t ConvShape::out_size(int axis) const {
   return room < 0 ? 0 : room / stride[axis] + 1;
 }
 
+namespace {
+
+// Outputs 16 first .. 16 last - 1 of a group, whose weights share vectors.
+struct WeightBlock {
+  int64_t first, last;
+  int lane_bits;
+};
+
+std::vector<WeightBlock> weight_blocks(int64_t outputs) {
+  std::vector<WeightBlock> blocks;
+  for (int64_t first = 0; 16 * first < outputs; first = blocks.back().last) {
+    int lane_bits = lane_bits_for(outputs - 16 * first);
+    blocks.push_back({first, first + 32 / lane_bits, lane_bits});
+  }
+  return blocks;
+}
+
+// Word k of the outputs of one block, from all their rows. Dword 4 l + j of a step holds bits of the 32 / L
+// outputs at position j * 32 / L of those with (output % 16) / 4 == l.
+template <int L>
+void lay_word(const uint32_t* rows, int64_t row_words, int64_t n_rows, uint32_t* steps) {
+  constexpr int kParts = 32 / L;
+  for (int dword = 0; dword < 16; ++dword) {
+    uint32_t part[kParts] = {};
+    for (int i = 0; i < kParts; ++i) {
+      int position = dword % 4 * kParts + i;
+      int64_t output = 16 * (position / 4) + 4 * (dword / 4) + position % 4;
+      uint32_t word = output < n_rows ? rows[output * row_words] : 0;
+      if (L < 32) word ^= (word << L) & (L == 8 ? 0xFF00FF00u : 0xFFFF0000u);  // pairs: weights_paired
+      for (int step = 0; step < kParts; ++step)
+        part[step] |= (word >> (step * L) & (~0u >> (32 - L))) << (i * L);
+    }
+    for (int step = 0; step < kParts; ++step) steps[16 * step + dword] = part[step];
+  }
+}
+
+}  // namespace
+
 void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words,
                   uint32_t* blocked) {
-  int64_t per_group = out_channels / groups, n_blocks = (per_group + 15) / 16;
+  int64_t per_group = out_channels / groups, group_words = (per_group + 15) / 16 * 16 * row_words;
+  std::vector<WeightBlock> blocks = weight_blocks(per_group);
+  int64_t n_blocks = static_cast<int64_t>(blocks.size());
   auto lay = [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      int64_t g = block / n_blocks, first = (block - g * n_blocks) * 16;
-      int lanes = static_cast<int>(std::min<int64_t>(16, per_group - first));
-      const uint32_t* from = words + (g * per_group + first) * row_words;
-      uint32_t* to = blocked + block * row_words * 16;
-      for (int64_t k = 0; k < row_words; ++k, to += 16) {
-        for (int lane = 0; lane < lanes; ++lane) to[lane] = from[lane * row_words + k];
-        for (int lane = lanes; lane < 16; ++lane) to[lane] = 0;
-      }
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t g = i / n_blocks;
+      const WeightBlock& block = blocks[static_cast<size_t>(i % n_blocks)];
+      int64_t first = 16 * block.first, block_words = 16 * (block.last - block.first);
+      const uint32_t* rows = words + (g * per_group + first) * row_words;
+      uint32_t* to = blocked + g * group_words + first * row_words;
+      auto lay_word_of = block.lane_bits == 8    ? lay_word<8>
+                         : block.lane_bits == 16 ? lay_word<16>
+                                                 : lay_word<32>;
+      for (int64_t k = 0; k < row_words; ++k)
+        lay_word_of(rows + k, row_words, per_group - first, to + k * block_words);
     }
   };
-  parallel_ranges(groups * n_blocks, std::max<int64_t>(1, 1024 / std::max<int64_t>(1, row_words)), lay);
+  parallel_ranges(groups * n_blocks, std::max<int64_t>(1, 256 / std::max<int64_t>(1, row_words)), lay);
 }
 
 namespace {
@@ -107,9 +149,9 @@ Rectangle rectangle(const ConvShape& s, const Image& image, const Interval& rows
         int64_t x = (i * s.dilation[0] * image.width + j * s.dilation[1]) * image.pixel_words;
         r.run_offset.push_back(static_cast<int32_t>(x));
       }
-      int32_t w = static_cast<int32_t>((i * s.kernel[1] + j) * words * 16);
-      if (!r.w_offset.empty() && w != r.w_offset.back() + 16) r.w_contiguous = false;
-      for (int64_t k = 0; k < words; ++k, w += 16) r.w_offset.push_back(w);
+      int32_t w = static_cast<int32_t>((i * s.kernel[1] + j) * words);
+      if (w != static_cast<int32_t>(r.w_offset.size())) r.w_contiguous = false;
+      for (int64_t k = 0; k < words; ++k, ++w) r.w_offset.push_back(w);
     }
   }
   return r;
@@ -150,6 +192,7 @@ struct Plan {
   Image image;
   int64_t origin[2];  // input position of output pixel 0, tap 0
   std::vector<Rectangle> rectangles;
+  std::vector<WeightBlock> blocks;  // of a group
 };
 
 struct Task {
@@ -165,8 +208,8 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
     n_tiles += (r.n_pixels + kTilePixels - 1) / kTilePixels;
     *work += r.n_pixels * r.n_words();
   }
-  int64_t blocks = plan.shape.group_blocks(), groups = plan.shape.groups;
-  *work *= blocks * groups;
+  int64_t blocks = static_cast<int64_t>(plan.blocks.size()), groups = plan.shape.groups;
+  *work *= plan.shape.group_blocks() * groups;
   int64_t wanted = 8 * pool().n_threads();
   int64_t parts = std::min(blocks, std::max<int64_t>(1, wanted / std::max<int64_t>(1, n_tiles * groups)));
   std::vector<Task> tasks;
@@ -183,74 +226,92 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
   return tasks;
 }
 
-// The words one pixel sees, side by side; in pairs (see matmul.inl) if wanted.
-void gather_pixel(const Rectangle& r, const uint32_t* x, bool paired, uint32_t* to) {
-  if (paired && r.run_words % 2 == 0) {  // both steps at once, two words at a time
-    for (int32_t offset : r.run_offset) {
-      for (int64_t k = 0; k < r.run_words; k += 2, to += 2) {
-        uint32_t first = x[offset + k], second = x[offset + k + 1];
-        to[0] = first;
-        to[1] = first ^ second;
-      }
-    }
-    return;
-  }
-  uint32_t* at = to;
+// The words one pixel sees, side by side.
+void gather_pixel(const Rectangle& r, const uint32_t* x, uint32_t* to) {
   for (int32_t offset : r.run_offset) {
-    for (int64_t k = 0; k < r.run_words; ++k) *at++ = x[offset + k];
+    for (int64_t k = 0; k < r.run_words; ++k) *to++ = x[offset + k];
   }
-  if (!paired) return;
-  for (int64_t k = 1; k < r.n_words(); k += 2) to[k] ^= to[k - 1];
 }
 
-void run_task(const KernelTable& table, const Plan& plan, const Task& task, const uint32_t* blocked,
-              const Epilogue& to) {
-  static thread_local std::vector<uint32_t> scratch;
+// Memory of one task, in words; every part starts on a cache line and has one to spare.
+struct Scratch {
+  uint32_t *words, *steps, *counts;  // [pixels][x_words], spread for the widest block; of the widest block
+
+  Scratch(int64_t n_pixels, int64_t x_words) {
+    static thread_local std::vector<uint32_t> memory;
+    constexpr int64_t kLine = 16;
+    int64_t n_words = n_pixels * x_words, lines = (n_words + kLine - 1) / kLine + 1;
+    memory.resize(static_cast<size_t>((5 * lines + 1) * kLine + 4 * 16 * n_pixels));
+    size_t past_line = reinterpret_cast<uintptr_t>(memory.data()) / sizeof(uint32_t) % kLine;
+    counts = memory.data() + (kLine - past_line) % kLine;
+    steps = counts + 4 * 16 * n_pixels;
+    words = steps + 4 * lines * kLine;
+  }
+};
+
+// The words that the tile's pixels see, and which output pixels they are.
+void gather_tile(const Plan& plan, const Task& task, int64_t n_pixels, int64_t x_words, uint32_t* words,
+                 int64_t* out_pixel) {
   const ConvShape& s = plan.shape;
   const Rectangle& r = *task.rectangle;
-  int64_t out_pixel[kTilePixels];
   int64_t rows = r.rows.last - r.rows.first, columns = r.columns.last - r.columns.first;
   int64_t out_height = s.out_size(0), out_width = s.out_size(1);
-  int64_t n = std::min(kTilePixels, r.n_pixels - task.first_pixel), n_words = r.n_words();
-  constexpr size_t kLine = 64;
-  scratch.resize(static_cast<size_t>((n + 16) * n_words + 16 * n) + kLine / sizeof(uint32_t));
-  size_t past_line = reinterpret_cast<uintptr_t>(scratch.data()) % kLine;
-  uint32_t* aligned = scratch.data() + (kLine - past_line) / sizeof(uint32_t);
-  uint32_t* pixels = aligned + 16 * (n_words + n);
   int64_t column = task.first_pixel % columns, line = task.first_pixel / columns;
   int64_t image = line / rows, row = line % rows;
-  for (int64_t p = 0; p < n; ++p) {
+  for (int64_t p = 0; p < n_pixels; ++p, words += x_words) {
     int64_t oy = r.rows.first + row, ox = r.columns.first + column;
     int64_t y = image * plan.image.height + oy * s.stride[0] + plan.origin[0];
     int64_t x = ox * s.stride[1] + plan.origin[1];
     int64_t base = (y * plan.image.width + x) * plan.image.pixel_words + task.group * s.group_words();
-    gather_pixel(r, plan.image.words + base, table.paired_words, pixels + p * n_words);
+    gather_pixel(r, plan.image.words + base, words);
+    if (x_words > r.n_words()) words[x_words - 1] = 0;
     out_pixel[p] = (image * out_height + oy) * out_width + ox;
     if (++column == columns) {
       column = 0;
       if (++row == rows) row = 0, ++image;
     }
   }
+}
+
+void run_task(const KernelTable& table, const Plan& plan, const Task& task, const uint32_t* blocked,
+              const Epilogue& to) {
+  const ConvShape& s = plan.shape;
+  const Rectangle& r = *task.rectangle;
+  int64_t out_pixel[kTilePixels];
+  int64_t n = std::min(kTilePixels, r.n_pixels - task.first_pixel), n_words = r.n_words();
+  int64_t x_words = n_words + n_words % 2;  // whole pairs
+  Scratch scratch(n, x_words);
+  gather_tile(plan, task, n, x_words, scratch.words, out_pixel);
   int64_t block_words = s.taps() * s.group_words() * 16;
-  for (int64_t b = task.first_block; b < task.last_block; ++b) {
-    MatmulTile t{};
-    t.x = pixels, t.n_pixels = n, t.n_words = n_words;
-    t.w = blocked + (task.group * s.group_blocks() + b) * block_words;
-    t.w_offset = r.w_offset.data(), t.w_contiguous = r.w_contiguous;
-    t.bias = static_cast<int32_t>((r.rows.tap_last - r.rows.tap_first) *
-                                  (r.columns.tap_last - r.columns.tap_first) * s.group_channels());
-    t.out_pixel = out_pixel;
-    t.first_output = task.group * s.group_outputs() + b * 16, t.all_outputs = s.out_channels;
-    t.n_outputs = static_cast<int>(std::min<int64_t>(16, s.group_outputs() - b * 16));
-    t.scratch = aligned;
-    table.matmul(t, to);
+  int spread_for = 0;
+  for (int64_t i = task.first_block; i < task.last_block; ++i) {
+    const WeightBlock& block = plan.blocks[static_cast<size_t>(i)];
+    if (block.lane_bits != spread_for)
+      table.spread(scratch.words, n * x_words, spread_for = block.lane_bits, scratch.steps);
+    const uint32_t* w = blocked + (task.group * s.group_blocks() + block.first) * block_words;
+    table.count({scratch.steps, n, x_words, n_words, w, r.w_offset.data(), r.w_contiguous, block.lane_bits,
+                 scratch.counts});
+    for (int64_t b = block.first; b < block.last; ++b) {
+      MatmulTile t{};
+      t.counts = scratch.counts + (b - block.first) * n * 16, t.n_pixels = n;
+      t.bias = static_cast<int32_t>((r.rows.tap_last - r.rows.tap_first) *
+                                    (r.columns.tap_last - r.columns.tap_first) * s.group_channels());
+      t.out_pixel = out_pixel;
+      t.first_output = task.group * s.group_outputs() + b * 16, t.all_outputs = s.out_channels;
+      t.n_outputs = static_cast<int>(std::min<int64_t>(16, s.group_outputs() - b * 16));
+      table.emit(t, to);
+    }
   }
 }
 
 void conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const uint32_t* blocked,
           const Epilogue& to) {
   bool padded = s.padding_value != 0 && (s.padding[0] > 0 || s.padding[1] > 0);
-  Plan plan{s, {x, s.height, s.width, s.groups * s.group_words()}, {-s.padding[0], -s.padding[1]}, {}};
+  Plan plan{s,
+            {x, s.height, s.width, s.groups * s.group_words()},
+            {-s.padding[0], -s.padding[1]},
+            {},
+            weight_blocks(s.group_outputs())};
   std::vector<uint32_t> border;
   if (padded) {
     int64_t height = s.height + 2 * s.padding[0], width = s.width + 2 * s.padding[1];

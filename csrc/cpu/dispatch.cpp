@@ -18,7 +18,7 @@ namespace {
 enum Feature : uint32_t {
   kAvx2 = 1u << 0,    // AVX2, F16C, POPCNT, BMI, BMI2 and the operating system saves ymm registers
   kAvx512 = 1u << 1,  // F, BW, VL, DQ and the operating system saves zmm registers
-  kVpopcntdq = 1u << 2,
+  kBitalg = 1u << 2,
 };
 
 #if BOP2ND_X86
@@ -43,7 +43,7 @@ uint32_t detect() {
   constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
   if ((saved & 0xE6) != 0xE6 || !has(b7, kF | kDq | kBw | kVl)) return features;
   features |= kAvx512;
-  if (has(c7, 1u << 14)) features |= kVpopcntdq;
+  if (has(c7, 1u << 12)) features |= kBitalg;
   return features;
 }
 #else
@@ -63,7 +63,9 @@ KernelTable overlay(KernelTable base, const KernelTable& over) {
   if (over.pack_columns) base.pack_columns = over.pack_columns;
   if (over.unpack_rows) base.unpack_rows = over.unpack_rows;
   if (over.apply_mask) base.apply_mask = over.apply_mask;
-  if (over.matmul) base.matmul = over.matmul, base.paired_words = over.paired_words;
+  if (over.spread) base.spread = over.spread;
+  if (over.count) base.count = over.count;
+  if (over.emit) base.emit = over.emit;
   if (over.stream) base.stream = over.stream;
   if (over.register_loop) base.register_loop = over.register_loop;
   return base;
@@ -75,11 +77,11 @@ const Isa kIsas[] = {
 #if BOP2ND_X86
     {"avx2", "AVX2, F16C, POPCNT, BMI, BMI2", kAvx2, &kAvx2Table},
     {"avx512", "AVX-512 F, BW, VL, DQ", kAvx512, &kAvx512Table},
-    {"avx512_vpopcntdq", "AVX-512 F, BW, VL, DQ, VPOPCNTDQ", kAvx512 | kVpopcntdq, &kAvx512VpopcntdqTable},
+    {"avx512_bitalg", "AVX-512 F, BW, VL, DQ, BITALG", kAvx512 | kBitalg, &kAvx512BitalgTable},
 #else
     {"avx2", "x86-64 with AVX2, F16C, POPCNT, BMI, BMI2", 0, nullptr},
     {"avx512", "x86-64 with AVX-512 F, BW, VL, DQ", 0, nullptr},
-    {"avx512_vpopcntdq", "x86-64 with AVX-512 F, BW, VL, DQ, VPOPCNTDQ", 0, nullptr},
+    {"avx512_bitalg", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG", 0, nullptr},
 #endif
 };
 constexpr int kCount = static_cast<int>(sizeof(kIsas) / sizeof(kIsas[0]));
@@ -111,8 +113,8 @@ int active() {
 const KernelTable* table_of(int id) {
   if (!supported(id)) return nullptr;
 #if BOP2ND_X86
-  static const KernelTable vpopcntdq = overlay(kAvx512Table, kAvx512VpopcntdqTable);
-  if (kIsas[id].table == &kAvx512VpopcntdqTable) return &vpopcntdq;
+  static const KernelTable bitalg = overlay(kAvx512Table, kAvx512BitalgTable);
+  if (kIsas[id].table == &kAvx512BitalgTable) return &bitalg;
 #endif
   return kIsas[id].table;
 }

@@ -6,6 +6,7 @@
 #if BOP2ND_X86
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -23,15 +24,10 @@ namespace {
 
 }  // namespace
 
-const KernelTable kAvx2Table = {step<Avx2Lanes>,
-                                pack_rows<Avx2Lanes>,
-                                pack_columns<Avx2Lanes>,
-                                unpack_rows<Avx2Lanes>,
-                                apply_mask<Avx2Lanes>,
-                                matmul<Avx2Count, CarrySaveCount>,
-                                CarrySaveCount<Avx2Count, 1, Rows::kPlain>::kPaired,
-                                stream<Avx2Lanes>,
-                                register_loop<Avx2Count, CarrySaveCount>};
+const KernelTable kAvx2Table = {step<Avx2Lanes>,         pack_rows<Avx2Lanes>,  pack_columns<Avx2Lanes>,
+                                unpack_rows<Avx2Lanes>,  apply_mask<Avx2Lanes>, spread<Avx2Count>,
+                                count<Avx2Count>,        emit<Avx2Count>,       stream<Avx2Lanes>,
+                                register_loop<Avx2Count>};
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

@@ -6,6 +6,7 @@
 #if BOP2ND_X86
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -23,15 +24,10 @@ namespace {
 
 }  // namespace
 
-const KernelTable kAvx512Table = {step<Avx512Lanes>,
-                                  pack_rows<Avx512Lanes>,
-                                  pack_columns<Avx512Lanes>,
-                                  unpack_rows<Avx512Lanes>,
-                                  apply_mask<Avx512Lanes>,
-                                  matmul<Avx512Count, CarrySaveCount>,
-                                  CarrySaveCount<Avx512Count, 1, Rows::kPlain>::kPaired,
-                                  stream<Avx512Lanes>,
-                                  register_loop<Avx512Count, CarrySaveCount>};
+const KernelTable kAvx512Table = {
+    step<Avx512Lanes>,       pack_rows<Avx512Lanes>,    pack_columns<Avx512Lanes>, unpack_rows<Avx512Lanes>,
+    apply_mask<Avx512Lanes>, spread<Avx512Count>,       count<Avx512Count>,        emit<Avx512Count>,
+    stream<Avx512Lanes>,     register_loop<Avx512Count>};
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

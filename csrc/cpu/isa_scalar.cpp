@@ -2,6 +2,7 @@
 #include "fetch_ahead.h"
 #include "isa_tables.h"
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -18,14 +19,9 @@ namespace {
 
 }  // namespace
 
-const KernelTable kScalarTable = {step<ScalarLanes>,
-                                  pack_rows<ScalarLanes>,
-                                  pack_columns<ScalarLanes>,
-                                  unpack_rows<ScalarLanes>,
-                                  apply_mask<ScalarLanes>,
-                                  matmul<ScalarCount, CarrySaveCount>,
-                                  CarrySaveCount<ScalarCount, 1, Rows::kPlain>::kPaired,
-                                  stream<ScalarLanes>,
-                                  register_loop<ScalarCount, CarrySaveCount>};
+const KernelTable kScalarTable = {
+    step<ScalarLanes>,       pack_rows<ScalarLanes>,    pack_columns<ScalarLanes>, unpack_rows<ScalarLanes>,
+    apply_mask<ScalarLanes>, spread<ScalarCount>,       count<ScalarCount>,        emit<ScalarCount>,
+    stream<ScalarLanes>,     register_loop<ScalarCount>};
 
 }  // namespace bop2nd

@@ -8,6 +8,6 @@ namespace bop2nd {
 extern const KernelTable kScalarTable;
 extern const KernelTable kAvx2Table;
 extern const KernelTable kAvx512Table;
-extern const KernelTable kAvx512VpopcntdqTable;  // null where the AVX-512 loop serves
+extern const KernelTable kAvx512BitalgTable;  // null where the AVX-512 loop serves
 
 }  // namespace bop2nd

@@ -60,22 +60,36 @@ struct Epilogue {
   bool only_values() const { return !signs && !scale && !shift && !residual; }
 };
 
-// n_pixels x 16 outputs: dot = bias - 2 * sum_k popcount(x[k] ^ w[k]).
-// Pixel p's words are x[p * n_words ...], in pairs if the table says so (odd words are the exclusive or with
-// the one before). Word k of the weights is at w + w_offset[k], 16 outputs side by side; w_contiguous says
-// that w_offset[k] == w_offset[0] + 16 k. The results belong to output pixels out_pixel[p] and outputs
-// first_output ... + n_outputs - 1 (1..16 of them, first_output a multiple of 16 where signs are wanted).
-struct MatmulTile {
+// The outputs of a group lie in blocks of 64, then 32, then 16: in lanes of 8, 16, 32 bits (see matmul.inl).
+constexpr int lane_bits_for(int64_t outputs_left) {
+  return outputs_left > 48 ? 8 : outputs_left > 16 ? 16 : 32;
+}
+// Whether odd steps of blocked weights hold their exclusive or with the step before. Not where pairs could be
+// torn apart because a word is a single step.
+constexpr bool weights_paired(int lane_bits) { return lane_bits < 32; }
+
+// counts[v][p][i] = sum_k popcount(x[k] ^ w[k]) of pixel p and output 16 v + i of a block of 16, 32 or 64.
+// Pixel p's words start at x + p * x_words * 32 / lane_bits, spread. Word k of the weights starts at w +
+// w_offset[k] * 512 / lane_bits; with w_contiguous it is k instead of w_offset[k].
+struct CountTile {
   const uint32_t* x;
-  int64_t n_pixels, n_words;
+  int64_t n_pixels, x_words, n_words;
   const uint32_t* w;
   const int32_t* w_offset;
   bool w_contiguous;
+  int lane_bits;
+  uint32_t* counts;
+};
+
+// n_pixels x 16 outputs: dot = bias - 2 * counts[p][i]. They belong to output pixels out_pixel[p] and outputs
+// first_output ... + n_outputs - 1 (1..16 of them, first_output a multiple of 16 where signs are wanted).
+struct MatmulTile {
+  const uint32_t* counts;
+  int64_t n_pixels;
   int32_t bias;  // number of elements in a sum
   const int64_t* out_pixel;
   int64_t first_output, all_outputs;
   int n_outputs;
-  uint32_t* scratch;  // 16 * (n_pixels + n_words)
 };
 
 struct KernelTable {
@@ -93,13 +107,9 @@ struct KernelTable {
   // Clears the elements of those rows of `grad` whose mask bit is 0.
   void (*apply_mask)(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin,
                      int64_t end);
-  void (*matmul)(const MatmulTile&, const Epilogue&);
-  bool paired_words;  // how matmul wants the words of x
+  // Words of x as `count` wants them, n_words * 32 / lane_bits of them; an even number of words per pixel.
+  // Reads and writes up to 64 bytes past the end.
+  void (*spread)(const uint32_t* words, int64_t n_words, int lane_bits, uint32_t* steps);
+  void (*count)(const CountTile&);
+  void (*emit)(const MatmulTile&, const Epilogue&);
   // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.
-  void (*stream)(const float* grad, float* m, float* v, uint32_t* words, int element_bytes,
-                 int64_t first_word, int64_t n_words);
-  // The instructions of `matmul` without its memory accesses; returns the multiply-accumulates it stands for.
-  double (*register_loop)(int64_t iterations);
-};
-
-}  // namespace bop2nd

@@ -1,202 +1,186 @@
 // SPDX-License-Identifier: Apache-2.0
-// Binary dot products of pixels and a block of 16 outputs: dot = bias - 2 * sum_k popcount(x[k] ^ w[k]).
-// Weights lie as [k][16 outputs], so that one activation word, broadcast, meets 16 weights per vector.
+// Binary dot products of pixels and a block of outputs: dot = bias - 2 * sum_k popcount(x[k] ^ w[k]).
 //
-// DirectCount needs a vector popcount: xor, popcount, add per word, 3 operations.
+// Lanes. 64 bytes of weights (a step) hold L bits of 512 / L outputs: L = 8 in blocks of 64 outputs, 16 in
+// blocks of 32, 32 in blocks of 16. A word of a sum takes 32 / L steps, for which the activations hold the
+// same L bits in every lane of a 32-bit word, to be broadcast. The narrower the lanes, the less the end of a
+// sum costs per output.
 //
-// CarrySaveCount needs none (Harley-Seal): full adders gather 16 words into bit planes of weight 1, 2, 4, 8
-// and one plane of weight 16; only that one is counted, with a byte table. Its operands come in pairs: word
-// 2j + 1 of x and of w is replaced by its exclusive or with word 2j. Then t = w' ^ x' is d0 ^ d1 of the two
-// differences, the sum plane is plane ^ t and the carry is (t ? plane : d0): three operations for two words
-// instead of four (with three-input logic instructions). Operations per word: 1.5 for the pair, 0.875 for the
-// other adders, 0.44 for the table: 2.8, against 8 for a table look-up per word and 3 for DirectCount. The
-// planes that remain cost about 35 once per dot product.
+// Counting (Harley-Seal). Full adders gather 64 steps into bit planes of weight 1, 2, 4, 8, 16, 32 and one of
+// weight 64; that one is counted at once, with a byte table, the others when the sum ends. The operands of
+// the first adders come in pairs: step 2j + 1 of x and of w is replaced by its exclusive or with step 2j.
+// Then t = w' ^ x' is d0 ^ d1 of the two differences, the sum plane is plane ^ t and the carry is (t ? plane
+// : d0): three operations for two steps instead of four (with three-input logic instructions).
+//
+// Operations per step: 1.5 for the pair, 0.94 for the other adders, 0.11 for the table: 2.55. The end of a
+// sum costs about 7 per plane and 10 more, for 512 / L outputs.
 //
 // Include inside a target region and an anonymous namespace within bop2nd.
 
-// How the weights of a block are read: word k at 16 k, in pairs or plain, or plain at w_offset[k].
-enum class Rows { kPaired, kPlain, kIndexed };
-
 struct Weights {
-  const uint32_t* words;
-  const int32_t* offset;  // of kIndexed, already that of word 0
+  const uint32_t* steps;
+  const int32_t* offset;  // of the next word from `steps`, in words; used where words do not lie side by side
 };
 
-template <class C, Rows kRows>
-BOP2ND_INLINE typename C::I load_weight(const Weights& w, int64_t k) {
-  if constexpr (kRows == Rows::kIndexed) return C::load(w.words + w.offset[k]);
-  return C::load(w.words + 16 * k);
-}
-
-template <class C, int P, Rows kRows>
-struct DirectCount {
-  using I = typename C::I;
-  static constexpr bool kPaired = false;
-
-  // count[p] = number of differing bits per lane; pixel p's words start at x + p * n_words.
-  static BOP2ND_INLINE void accumulate(const uint32_t* x, const Weights& w, int64_t n_words, I (&count)[P]) {
-    for (int p = 0; p < P; ++p) count[p] = C::set1(0);
-    const uint32_t* pixel[P];
-    for (int p = 0; p < P; ++p) pixel[p] = x + p * n_words;
-    for (int64_t k = 0; k < n_words; ++k) {
-      I weight = load_weight<C, kRows>(w, k);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) count[p] = C::add(count[p], C::popcount(C::xor_word(weight, pixel[p] + k)));
-    }
-  }
-};
-
-template <class C, int P, Rows kRows>
+// L: bits of a lane; P: pixels at a time; kIndexed: the words of w are found by their offsets.
+template <class C, int L, int P, bool kIndexed>
 struct CarrySaveCount {
   using I = typename C::I;
-  static constexpr bool kPaired = true;
-  // Bytes of `sixteens` grow by at most 8 per 16 words.
-  static constexpr int kMaxRounds = 31;
+  static constexpr int kStepsPerWord = 32 / L;
+  static constexpr int kPlanes = 6;
 
   struct Planes {
-    I one[P], two[P], four[P], eight[P], sixteens[P];
+    I plane[kPlanes][P];  // plane[i] has weight 1 << i
+    I sixty_fours[P];     // in bytes
   };
   struct Source {
     const uint32_t* x[P];
     Weights w;
 
-    BOP2ND_INLINE void advance(int64_t n) {
-      for (int p = 0; p < P; ++p) x[p] += n;
-      if constexpr (kRows == Rows::kIndexed)
-        w.offset += n;
+    BOP2ND_INLINE void advance(int64_t n_steps) {
+      for (int p = 0; p < P; ++p) x[p] += n_steps;
+      if constexpr (kIndexed)
+        w.offset += n_steps / kStepsPerWord;
       else
-        w.words += 16 * n;
+        w.steps += 16 * n_steps;
+    }
+    BOP2ND_INLINE I weight(int64_t step) const {
+      if constexpr (!kIndexed) return C::load(w.steps + 16 * step);
+      int64_t first = static_cast<int64_t>(w.offset[step / kStepsPerWord]) * kStepsPerWord;
+      return C::load(w.steps + 16 * (first + step % kStepsPerWord));
     }
   };
 
-  static BOP2ND_INLINE void half_add(I& plane, I& carry) {
-    I old = plane;
-    plane = C::bit_xor(old, carry);
-    carry = C::bit_and(old, carry);
-  }
-
-  // Adds words at .. at + N - 1 to the planes of weight below N; what they carry has weight N.
+  // Adds steps at .. at + N - 1 to the planes of weight below N; what they carry has weight N.
   template <int N>
-  static BOP2ND_INLINE void add_words(const Source& s, int at, Planes& b, I (&carry)[P]) {
+  static BOP2ND_INLINE void add_steps(const Source& s, int at, Planes& b, I (&carry)[P]) {
     if constexpr (N == 2) {
-      I w0 = load_weight<C, kRows>(s.w, at), w1 = load_weight<C, kRows>(s.w, at + 1);
-      if constexpr (kRows != Rows::kPaired) w1 = C::bit_xor(w0, w1);
+      I w0 = s.weight(at), w1 = s.weight(at + 1);
+      if constexpr (!weights_paired(L)) w1 = C::bit_xor(w0, w1);
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) C::pair_add(b.one[p], w0, w1, s.x[p] + at, carry[p]);
+      for (int p = 0; p < P; ++p) C::pair_add(b.plane[0][p], w0, w1, s.x[p] + at, carry[p]);
     } else {
+      constexpr int kPlane = N == 4 ? 1 : N == 8 ? 2 : N == 16 ? 3 : N == 32 ? 4 : 5;
       I first[P], second[P];
-      add_words<N / 2>(s, at, b, first);
-      add_words<N / 2>(s, at + N / 2, b, second);
-      I* plane = N == 4 ? b.two : N == 8 ? b.four : b.eight;
+      add_steps<N / 2>(s, at, b, first);
+      add_steps<N / 2>(s, at + N / 2, b, second);
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) C::full_add(plane[p], first[p], second[p], carry[p]);
+      for (int p = 0; p < P; ++p) C::full_add(b.plane[kPlane][p], first[p], second[p], carry[p]);
     }
   }
 
-  // The pairs that do not fill a round of 16 words; they come first, so that `eight` carries nothing out.
+  // The steps that do not fill a round of 64, fewest first: what N steps carry finds the plane of weight N
+  // empty.
   static BOP2ND_INLINE void add_rest(Source& s, int64_t n, Planes& b) {
-    I carry[P];
-    if (n & 8) {
-      add_words<8>(s, 0, b, b.eight);
-      s.advance(8);
+    if (L == 32 && n & 1) {  // the very last: pairs start at even steps
+      I w = s.weight(n - 1);
+      for (int p = 0; p < P; ++p) b.plane[0][p] = C::xor_word(w, s.x[p] + n - 1);
     }
-    if (n & 4) {
-      add_words<4>(s, 0, b, carry);
-      for (int p = 0; p < P; ++p) {
-        half_add(b.four[p], carry[p]);
-        b.eight[p] = C::bit_xor(b.eight[p], carry[p]);
-      }
-      s.advance(4);
-    }
-    if (n & 2) {
-      add_words<2>(s, 0, b, carry);
-      for (int p = 0; p < P; ++p) {
-        half_add(b.two[p], carry[p]);
-        half_add(b.four[p], carry[p]);
-        b.eight[p] = C::bit_xor(b.eight[p], carry[p]);
-      }
-      s.advance(2);
-    }
+    if (L >= 16 && n & 2) add_steps<2>(s, 0, b, b.plane[1]), s.advance(2);
+    if (n & 4) add_steps<4>(s, 0, b, b.plane[2]), s.advance(4);
+    if (n & 8) add_steps<8>(s, 0, b, b.plane[3]), s.advance(8);
+    if (n & 16) add_steps<16>(s, 0, b, b.plane[4]), s.advance(16);
+    if (n & 32) add_steps<32>(s, 0, b, b.plane[5]), s.advance(32);
   }
 
-  static BOP2ND_INLINE void add_single(const Source& s, int64_t at, Planes& b) {
-    I w = load_weight<C, kRows>(s.w, at);
-    for (int p = 0; p < P; ++p) {
-      I carry = C::xor_word(w, s.x[p] + at);
-      half_add(b.one[p], carry);
-      half_add(b.two[p], carry);
-      half_add(b.four[p], carry);
-      b.eight[p] = C::bit_xor(b.eight[p], carry);
-    }
-  }
-
-  static BOP2ND_INLINE void add_rounds(Source& s, int64_t n_rounds, Planes& b) {
-    for (int64_t round = 0; round < n_rounds; ++round, s.advance(16)) {
-      I carry[P];
-      add_words<16>(s, 0, b, carry);
-      for (int p = 0; p < P; ++p) b.sixteens[p] = C::add_bytes(b.sixteens[p], C::byte_counts(carry[p]));
-    }
-  }
-
-  static BOP2ND_INLINE I planes_in_bytes(const Planes& b, int p) {
-    I sum = C::byte_counts(b.eight[p]);  // at most 8 * (8 + 4 + 2 + 1) = 120 in a byte
-    sum = C::add_bytes(C::add_bytes(sum, sum), C::byte_counts(b.four[p]));
-    sum = C::add_bytes(C::add_bytes(sum, sum), C::byte_counts(b.two[p]));
-    return C::add_bytes(C::add_bytes(sum, sum), C::byte_counts(b.one[p]));
-  }
-
-  static BOP2ND_INLINE void accumulate(const uint32_t* x, const Weights& w, int64_t n_words, I (&count)[P]) {
-    Planes b;
-    I zero = C::set1(0);
+  template <int kPlane>
+  static BOP2ND_INLINE void count_plane(const Planes& b, I (&bytes)[P]) {
     for (int p = 0; p < P; ++p)
-      b.one[p] = b.two[p] = b.four[p] = b.eight[p] = b.sixteens[p] = count[p] = zero;
-    Source s;
-    for (int p = 0; p < P; ++p) s.x[p] = x + p * n_words;
-    s.w = w;
-    if (n_words & 1) add_single(s, n_words - 1, b);
-    add_rest(s, n_words % 16, b);
-    int64_t rounds = n_words / 16;
-    for (; rounds > kMaxRounds; rounds -= kMaxRounds) {
-      add_rounds(s, kMaxRounds, b);
-      for (int p = 0; p < P; ++p) count[p] = C::add(count[p], C::add_up(b.sixteens[p], zero));
-      for (int p = 0; p < P; ++p) b.sixteens[p] = zero;
+      bytes[p] = C::add_bytes(bytes[p], C::template byte_counts<kPlane>(b.plane[kPlane][p]));
+  }
+
+  // counts[p][v]: differing bits in lanes 16 v .. 16 v + kLanes - 1 of the block. n_steps <= 64 * kMaxRounds.
+  static BOP2ND_INLINE void count(Source s, int64_t n_steps, I (&counts)[P][32 / L]) {
+    Planes b;
+    I zero = C::set1(0), low[P], high[P];
+    for (int p = 0; p < P; ++p) {
+      for (int i = 0; i < kPlanes; ++i) b.plane[i][p] = zero;
+      b.sixty_fours[p] = low[p] = high[p] = zero;
     }
-    add_rounds(s, rounds, b);
-    for (int p = 0; p < P; ++p) count[p] = C::add(count[p], C::add_up(b.sixteens[p], planes_in_bytes(b, p)));
+    add_rest(s, n_steps, b);
+    for (int64_t round = n_steps / 64; round > 0; --round, s.advance(64)) {
+      I carry[P];
+      add_steps<64>(s, 0, b, carry);
+      for (int p = 0; p < P; ++p)
+        b.sixty_fours[p] = C::add_bytes(b.sixty_fours[p], C::template byte_counts<1>(carry[p]));
+    }
+    count_plane<0>(b, low);
+    count_plane<1>(b, low);
+    count_plane<2>(b, low);
+    if (n_steps >= 8) count_plane<3>(b, low);
+    if (n_steps >= 16) count_plane<4>(b, low);  // a byte holds at most 8 * (1 + 2 + 4 + 8 + 16) = 248
+    for (int p = 0; p < P; ++p) {
+      high[p] = C::add_bytes(b.sixty_fours[p], C::template byte_counts<0>(b.plane[5][p]));
+      C::template sum_lanes<L>(low[p], high[p], counts[p]);  // low + 32 high
+    }
   }
 };
 
-// Counts for all pixels of the tile, 16 to a pixel.
-template <class C, template <class, int, Rows> class Counter, Rows kRows>
-void count_tile(const MatmulTile& t, const uint32_t* w, uint32_t* counts) {
-  constexpr int P = C::kPixels;
-  int64_t n = t.n_words, p = 0;
-  for (; p + P <= t.n_pixels; p += P) {
+// Rounds of 64 steps that one count takes. Few enough for its bytes (15), and so many that the weights of a
+// block, 4 KiB a round, stay in the nearest cache while all pixels pass by.
+constexpr int64_t kMaxRounds = 5;
+
+// One stretch of words of all pixels, P at a time from pixel `first` on. Returns the first pixel left over.
+template <class C, int L, int P, bool kIndexed>
+int64_t count_pixels(const CountTile& t, int64_t first, int64_t word, int64_t n_words) {
+  using Counter = CarrySaveCount<C, L, P, kIndexed>;
+  constexpr int kVectors = 32 / L;
+  const uint32_t* w = kIndexed ? t.w : t.w + word * 16 * kVectors;
+  const int32_t* offset = t.w_offset + word;
+  for (; first + P <= t.n_pixels; first += P) {
     for (int lane = 0; lane < 16; lane += C::kLanes) {
-      typename C::I count[P];
-      Counter<C, P, kRows>::accumulate(t.x + p * n, {w + lane, t.w_offset}, n, count);
-      for (int i = 0; i < P; ++i) C::store_int(counts + (p + i) * 16 + lane, count[i]);
+      typename Counter::Source s;
+      for (int p = 0; p < P; ++p) s.x[p] = t.x + ((first + p) * t.x_words + word) * kVectors;
+      s.w = {w + lane, offset};
+      typename C::I counts[P][kVectors];
+      Counter::count(s, n_words * kVectors, counts);
+      for (int v = 0; v < kVectors; ++v) {
+        for (int p = 0; p < P; ++p) {
+          uint32_t* to = t.counts + (v * t.n_pixels + first + p) * 16 + lane;
+          if (word > 0) counts[p][v] = C::add(counts[p][v], C::load(to));
+          C::store_int(to, counts[p][v]);
+        }
+      }
     }
   }
-  for (; p < t.n_pixels; ++p) {
-    for (int lane = 0; lane < 16; lane += C::kLanes) {
-      typename C::I count[1];
-      Counter<C, 1, kRows>::accumulate(t.x + p * n, {w + lane, t.w_offset}, n, count);
-      C::store_int(counts + p * 16 + lane, count[0]);
-    }
+  return first;
+}
+
+template <class C, int L, bool kIndexed>
+void count_tile(const CountTile& t) {
+  constexpr int64_t kRoundWords = 64 * L / 32;
+  int64_t rounds = std::max<int64_t>(1, (t.n_words + kRoundWords - 1) / kRoundWords);
+  int64_t n_stretches = (rounds + kMaxRounds - 1) / kMaxRounds;
+  int64_t stretch = (rounds + n_stretches - 1) / n_stretches * kRoundWords;
+  for (int64_t word = 0; word == 0 || word < t.n_words; word += stretch) {
+    int64_t n = std::min(stretch, t.n_words - word);
+    int64_t first = count_pixels<C, L, C::kPixels, kIndexed>(t, 0, word, n);
+    count_pixels<C, L, 1, kIndexed>(t, first, word, n);
   }
 }
 
+template <class C, int L>
+void count_lanes(const CountTile& t) {
+  t.w_contiguous ? count_tile<C, L, false>(t) : count_tile<C, L, true>(t);
+}
+
 template <class C>
-BOP2ND_INLINE void pair_weights(const uint32_t* from, int64_t n_words, uint32_t* to) {
-  for (int64_t i = 0; i < 16 * n_words; i += 32) {
-    for (int lane = 0; lane < 16; lane += C::kLanes) {
-      typename C::I first = C::load(from + i + lane);
-      C::store_int(to + i + lane, first);
-      if (i + 16 >= 16 * n_words) continue;
-      C::store_int(to + i + 16 + lane, C::bit_xor(first, C::load(from + i + 16 + lane)));
-    }
-  }
+void count(const CountTile& t) {
+  t.lane_bits == 8 ? count_lanes<C, 8>(t) : t.lane_bits == 16 ? count_lanes<C, 16>(t) : count_lanes<C, 32>(t);
+}
+
+// What a count takes as x: every word as 32 / L steps, in pairs.
+template <class C, int L>
+void spread_lanes(const uint32_t* words, int64_t n_words, uint32_t* steps) {
+  for (int64_t i = 0; i < n_words * (32 / L); i += C::kLanes)
+    C::store_int(steps + i, C::make_pairs(C::template spread<L>(words + i / (32 / L))));
+}
+
+template <class C>
+void spread(const uint32_t* words, int64_t n_words, int lane_bits, uint32_t* steps) {
+  lane_bits == 8    ? spread_lanes<C, 8>(words, n_words, steps)
+  : lane_bits == 16 ? spread_lanes<C, 16>(words, n_words, steps)
+                    : spread_lanes<C, 32>(words, n_words, steps);
 }
 
 // Dots as they are, in T.
@@ -262,27 +246,14 @@ void emit_tile(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
   emit_computed<C, T>(t, e, counts);
 }
 
-// Making the pairs once costs about 1 cycle a word, making them in the loop 1/4 cycle a word and pixel.
-constexpr int64_t kPairPixels = 8;
-
-template <class C, template <class, int, Rows> class Counter>
-void matmul(const MatmulTile& t, const Epilogue& e) {
-  uint32_t* counts = t.scratch;
-  if (!t.w_contiguous) {
-    count_tile<C, Counter, Rows::kIndexed>(t, t.w, counts);
-  } else if (Counter<C, 1, Rows::kPlain>::kPaired && t.n_pixels >= kPairPixels && t.n_words > 0) {
-    uint32_t* paired = t.scratch + t.n_pixels * 16;
-    pair_weights<C>(t.w + t.w_offset[0], t.n_words, paired);
-    count_tile<C, Counter, Rows::kPaired>(t, paired, counts);
-  } else {
-    count_tile<C, Counter, Rows::kPlain>(t, t.w + (t.n_words > 0 ? t.w_offset[0] : 0), counts);
-  }
+template <class C>
+void emit(const MatmulTile& t, const Epilogue& e) {
   switch (e.dtype) {
     case Dtype::kBFloat16:
-      return emit_tile<C, BFloat16>(t, e, counts);
+      return emit_tile<C, BFloat16>(t, e, t.counts);
     case Dtype::kFloat16:
-      return emit_tile<C, Float16>(t, e, counts);
+      return emit_tile<C, Float16>(t, e, t.counts);
     default:
-      return emit_tile<C, float>(t, e, counts);
+      return emit_tile<C, float>(t, e, t.counts);
   }
 }

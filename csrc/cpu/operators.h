@@ -36,7 +36,8 @@ struct ConvShape {
   int64_t out_size(int axis) const;  // 0 height, 1 width
 };
 
-// Weight words [out_channels, taps, group_words] -> [groups, group_blocks, taps * group_words, 16].
+// Weight words [out_channels, taps, group_words] -> [groups, group_blocks * taps * group_words * 16], as
+// CountTile wants them.
 void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words,
                   uint32_t* blocked);
 

@@ -141,19 +141,53 @@ struct Avx512Count {
     plane = _mm512_ternarylogic_epi32(old, w1, set1(x[1]), 0x96);
     carry = _mm512_ternarylogic_epi32(a, old, plane, 0xD4);  // old == plane ? a : old
   }
+  // Popcounts of bytes, times 1 << kPlane.
+  template <int kPlane>
   BOP2ND_INLINE static I byte_counts(I a) {
-    I table = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    constexpr char k1 = 1 << kPlane, k2 = 2 << kPlane, k3 = 3 << kPlane, k4 = static_cast<char>(4 << kPlane);
+    I table =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, k1, k1, k2, k1, k2, k2, k3, k1, k2, k2, k3, k2, k3, k3, k4));
     I low = _mm512_set1_epi8(15);
     I high = bit_and(_mm512_srli_epi32(a, 4), low);
     return _mm512_add_epi8(_mm512_shuffle_epi8(table, bit_and(a, low)), _mm512_shuffle_epi8(table, high));
   }
   BOP2ND_INLINE static I add_bytes(I a, I b) { return _mm512_add_epi8(a, b); }
   BOP2ND_INLINE static I add(I a, I b) { return _mm512_add_epi32(a, b); }
-  BOP2ND_INLINE static I add_up(I sixteens, I ones) {
-    I pairs = _mm512_add_epi16(_mm512_maddubs_epi16(sixteens, _mm512_set1_epi8(16)),
-                               _mm512_maddubs_epi16(ones, _mm512_set1_epi8(1)));
-    return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+  // sums[v], lane 4 l + i: low + 32 high, summed over the bytes of lane 4 v + i of the l-th 16 bytes.
+  template <int L>
+  BOP2ND_INLINE static void sum_lanes(I low, I high, I (&sums)[32 / L]) {
+    I ones = _mm512_set1_epi8(1), zero = set1(0);
+    if constexpr (L == 8) {
+      I weights = _mm512_set1_epi16(32 << 8 | 1);
+      I first = _mm512_maddubs_epi16(_mm512_unpacklo_epi8(low, high), weights);
+      I second = _mm512_maddubs_epi16(_mm512_unpackhi_epi8(low, high), weights);
+      sums[0] = _mm512_unpacklo_epi16(first, zero);
+      sums[1] = _mm512_unpackhi_epi16(first, zero);
+      sums[2] = _mm512_unpacklo_epi16(second, zero);
+      sums[3] = _mm512_unpackhi_epi16(second, zero);
+    } else {
+      I halves =
+          _mm512_add_epi16(_mm512_maddubs_epi16(low, ones), _mm512_maddubs_epi16(high, _mm512_set1_epi8(32)));
+      if constexpr (L == 16) {
+        sums[0] = _mm512_unpacklo_epi16(halves, zero);
+        sums[1] = _mm512_unpackhi_epi16(halves, zero);
+      } else {
+        sums[0] = _mm512_madd_epi16(halves, _mm512_set1_epi16(1));
+      }
+    }
   }
+  // The words at `from`, each as 32 / L words that repeat one of its parts of L bits.
+  template <int L>
+  BOP2ND_INLINE static I spread(const uint32_t* from) {
+    if constexpr (L == 32) return load(from);
+    const __m128i* p = reinterpret_cast<const __m128i*>(from);
+    if constexpr (L == 8)
+      return _mm512_mullo_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128(p)), set1(0x01010101u));
+    I halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    return _mm512_or_si512(halves, _mm512_slli_epi32(halves, 16));
+  }
+  // Odd lanes become their exclusive or with the lane before.
+  BOP2ND_INLINE static I make_pairs(I a) { return bit_xor(a, _mm512_slli_epi64(a, 32)); }
   BOP2ND_INLINE static I dot(I bias, I count) { return _mm512_sub_epi32(bias, add(count, count)); }
   BOP2ND_INLINE static Lanes::F real(I a) { return _mm512_cvtepi32_ps(a); }
   BOP2ND_INLINE static uint32_t less(I a, const int32_t* threshold, int n) {

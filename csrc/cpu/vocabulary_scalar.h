@@ -124,15 +124,40 @@ struct ScalarCount {
     carry = (differ & plane) | (~differ & a);
     plane = bit_xor(plane, differ);
   }
+  // Popcounts of bytes, times 1 << kPlane.
+  template <int kPlane>
   BOP2ND_INLINE static I byte_counts(I a) {
     a = a - ((a >> 1) & set1(0x55555555u));
     a = (a & set1(0x33333333u)) + ((a >> 2) & set1(0x33333333u));
-    return (a + (a >> 4)) & set1(0x0F0F0F0Fu);
+    return ((a + (a >> 4)) & set1(0x0F0F0F0Fu)) << kPlane;
   }
   BOP2ND_INLINE static I add_bytes(I a, I b) { return a + b; }  // no byte ever overflows
   BOP2ND_INLINE static I add(I a, I b) { return a + b; }
-  // 16 * (sum of the four bytes of each lane of `sixteens`) + (the same of `ones`)
-  BOP2ND_INLINE static I add_up(I sixteens, I ones) { return (sum_bytes(sixteens) << 4) + sum_bytes(ones); }
+  // sums[v], lane i: low + 32 high, summed over the bytes of lane 4 v + i.
+  template <int L>
+  BOP2ND_INLINE static void sum_lanes(I low, I high, I (&sums)[32 / L]) {
+    for (int v = 0; v < 32 / L; ++v) {
+      for (int i = 0; i < kLanes; ++i) {
+        uint32_t sum = 0;
+        for (int byte = (4 * v + i) * L / 8, n = L / 8; n > 0; ++byte, --n)
+          sum += byte_of(low, byte) + 32 * byte_of(high, byte);
+        sums[v][i] = sum;
+      }
+    }
+  }
+  // The words at `from`, each as 32 / L words that repeat one of its parts of L bits.
+  template <int L>
+  BOP2ND_INLINE static I spread(const uint32_t* from) {
+    if constexpr (L == 32) return load(from);
+    I a;
+    for (int i = 0; i < kLanes; ++i) {
+      uint32_t part = from[i * L / 32] >> (i * L % 32) & ((L == 8 ? 0x100u : 0x10000u) - 1);
+      a[i] = part * (L == 8 ? 0x01010101u : 0x00010001u);
+    }
+    return a;
+  }
+  // Odd lanes become their exclusive or with the lane before.
+  BOP2ND_INLINE static I make_pairs(I a) { return I{a[0], a[0] ^ a[1], a[2], a[2] ^ a[3]}; }
   BOP2ND_INLINE static I dot(I bias, I count) { return bias - (count + count); }
   BOP2ND_INLINE static Lanes::F real(I a) {
     typedef int32_t Signed __attribute__((vector_size(16)));
@@ -147,10 +172,7 @@ struct ScalarCount {
   BOP2ND_INLINE static void keep_in_register(I& a) { asm volatile("" : "+m"(a)); }
 
  private:
-  BOP2ND_INLINE static I sum_bytes(I a) {
-    a = (a & set1(0x00FF00FFu)) + ((a >> 8) & set1(0x00FF00FFu));
-    return (a & set1(0xFFFFu)) + (a >> 16);
-  }
+  BOP2ND_INLINE static uint32_t byte_of(I a, int byte) { return a[byte / 4] >> (8 * (byte % 4)) & 0xFFu; }
 };
 
 }  // namespace bop2nd

@@ -4,22 +4,27 @@
 //
 // Include inside a target region and an anonymous namespace within bop2nd, after matmul.inl.
 
-// The yardstick of matmul: the same counting on one cache line of weights and one word per pixel, so that
-// what is left is the arithmetic. Returns binary multiply-accumulates (one bit each).
-template <class C, template <class, int, Rows> class Counter>
+// The yardstick of matmul: the same counting of the longest sum that one count takes, on operands in the
+// nearest cache. Returns binary multiply-accumulates (one bit each).
+template <class C>
 double register_loop(int64_t iterations) {
-  constexpr int kWords = 16 * 16;
+  constexpr int kSteps = 64 * kMaxRounds;
   constexpr int P = C::kPixels;
-  constexpr Rows kRows = Counter<C, P, Rows::kPlain>::kPaired ? Rows::kPaired : Rows::kPlain;
-  alignas(64) uint32_t x[P * kWords], w[kWords * 16];
-  for (int i = 0; i < P * kWords; ++i) x[i] = 0x01234567u * static_cast<uint32_t>(i + 1);
-  for (int i = 0; i < kWords * 16; ++i) w[i] = 0x89ABCDEFu * static_cast<uint32_t>(i + 1);
-  typename C::I count[P];
+  using Counter = CarrySaveCount<C, 8, P, false>;
+  alignas(64) uint32_t x[P * kSteps], w[kSteps * 16];
+  for (int i = 0; i < P * kSteps; ++i) x[i] = 0x01234567u * static_cast<uint32_t>(i + 1);
+  for (int i = 0; i < kSteps * 16; ++i) w[i] = 0x89ABCDEFu * static_cast<uint32_t>(i + 1);
+  typename Counter::Source s;
+  for (int p = 0; p < P; ++p) s.x[p] = x + p * kSteps;
+  s.w = {w, nullptr};
+  typename C::I counts[P][4];
   for (int64_t i = 0; i < iterations; ++i) {
-    Counter<C, P, kRows>::accumulate(x, {w, nullptr}, kWords, count);
-    for (int p = 0; p < P; ++p) C::keep_in_register(count[p]);
+    Counter::count(s, kSteps, counts);
+    for (int p = 0; p < P; ++p) {
+      for (int v = 0; v < 4; ++v) C::keep_in_register(counts[p][v]);
+    }
   }
-  return static_cast<double>(iterations) * kWords * P * C::kLanes * 32;
+  return static_cast<double>(iterations) * kSteps * P * C::kLanes * 32;
 }
 
 // The yardstick of the step: reads gradient, moments and words, as far ahead as the step, writes moments and

@@ -92,9 +92,9 @@ void on_every_instruction_set(const Test& test) {
       CHECK(bop2nd_isa_calls(id) > before, "%s was forced but did not run", bop2nd_isa_name(id));
     }
     bop2nd_isa_force(-1);
-    if (const bop2nd::KernelTable* table = emulated_vpopcntdq_table()) {
+    if (const bop2nd::KernelTable* table = emulated_bitalg_table()) {
       bop2nd::override_table(table);
-      test("emulated vpopcntdq");
+      test("emulated bitalg");
       bop2nd::override_table(nullptr);
     }
   }

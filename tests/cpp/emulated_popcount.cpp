@@ -7,6 +7,7 @@
 #if BOP2ND_X86
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -19,25 +20,26 @@ namespace {
 #include "cpu/matmul.inl"
 
 struct EmulatedCount : Avx512Count {
-  static constexpr int kPixels = 4;  // as VpopcntdqCount
-  BOP2ND_INLINE static I popcount(I a) { return add_up(set1(0), byte_counts(a)); }
+  template <int kPlane>
+  BOP2ND_INLINE static I byte_counts(I a) {
+    return _mm512_slli_epi32(Avx512Count::byte_counts<0>(a), kPlane);
+  }
 };
 
-void emulated_matmul(const MatmulTile& t, const Epilogue& e) { matmul<EmulatedCount, DirectCount>(t, e); }
+void emulated_count(const CountTile& t) { count<EmulatedCount>(t); }
 
 }  // namespace
 }  // namespace bop2nd
 BOP2ND_TARGET_END
 
-const bop2nd::KernelTable* emulated_vpopcntdq_table() {
+const bop2nd::KernelTable* emulated_bitalg_table() {
   constexpr int kAvx512 = 2;
   const bop2nd::KernelTable* base = bop2nd::table_of(kAvx512);
   if (!base) return nullptr;
   static bop2nd::KernelTable table = *base;
-  table.matmul = bop2nd::emulated_matmul;
-  table.paired_words = false;
+  table.count = bop2nd::emulated_count;
   return &table;
 }
 #else
-const bop2nd::KernelTable* emulated_vpopcntdq_table() { return nullptr; }
+const bop2nd::KernelTable* emulated_bitalg_table() { return nullptr; }
 #endif

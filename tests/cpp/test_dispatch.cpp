@@ -3,7 +3,7 @@
 #include "check.h"
 
 int main() {
-  const char* names[] = {"scalar", "avx2", "avx512", "avx512_vpopcntdq"};
+  const char* names[] = {"scalar", "avx2", "avx512", "avx512_bitalg"};
   CHECK(bop2nd_isa_count() == 4, "%d entries", bop2nd_isa_count());
   int best = 0;
   for (int id = 0; id < 4; ++id) {

@@ -137,19 +137,20 @@ void check_conv(const char* isa, const ConvShape& s) {
 
 // Counts that come close to the limits of their registers: every bit differs.
 void check_all_different(const char* isa, int64_t features) {
-  ConvShape s{3, 1, 1, features, 1, 17, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
+  constexpr int64_t kOutputs = 107;  // lanes of 8, 16 and 32 bits
+  ConvShape s{3, 1, 1, features, 1, kOutputs, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
   std::vector<uint32_t> x(static_cast<size_t>(3 * s.group_words()), ~0u);
   for (int64_t m = 0; m < 3; ++m) {
     x[static_cast<size_t>((m + 1) * s.group_words() - 1)] =
         low_bits(BitLayout{features}.elements_in(s.group_words() - 1));
   }
-  std::vector<uint32_t> blocked(static_cast<size_t>(2 * s.group_words() * 16), 0);
-  Guarded<float> out(3 * 17);
+  std::vector<uint32_t> blocked(static_cast<size_t>(s.group_blocks() * s.group_words() * 16), 0);
+  Guarded<float> out(3 * kOutputs);
   Epilogue to;
   to.values = out.data();
   binary_conv(s, x.data(), blocked.data(), to);
   out.check_guards(isa);
-  for (int64_t i = 0; i < 3 * 17; ++i)
+  for (int64_t i = 0; i < 3 * kOutputs; ++i)
     CHECK(out[i] == static_cast<float>(-features), "%s %ld features", isa, (long)features);
 }
 
@@ -157,7 +158,7 @@ int main() {
   on_every_instruction_set([](const char* isa) {
     for (int64_t features : {0, 1, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1031, 4096}) {
       for (int64_t rows : {1, 2, 3, 5, 70}) {
-        check_conv(isa, {rows, 1, 1, features, 1, rows % 2 ? 16 : 37, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
+        check_conv(isa, {rows, 1, 1, features, 1, rows % 2 ? 16 : 107, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
       }
     }
     for (int pad : {0, 1, -1}) {
