@@ -113,3 +113,10 @@ struct KernelTable {
   void (*count)(const CountTile&);
   void (*emit)(const MatmulTile&, const Epilogue&);
   // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.
+  void (*stream)(const float* grad, float* m, float* v, uint32_t* words, int element_bytes,
+                 int64_t first_word, int64_t n_words);
+  // The instructions of `count` without its memory accesses; returns the multiply-accumulates it stands for.
+  double (*register_loop)(int64_t iterations);
+};
+
+}  // namespace bop2nd
