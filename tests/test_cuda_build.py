@@ -67,12 +67,13 @@ def test_the_tensor_core_instruction_is_the_native_one(reports: list[Any]) -> No
 
 
 def test_shared_memory_lets_two_blocks_share_a_multiprocessor() -> None:
-    """tile.h: the large tile takes 65 KiB (164 KiB on sm_80, 228 on sm_90), the small one below the 48 KiB
-    that need no asking."""
+    """tile.h: the large and the tall tile take 66 KiB (164 KiB on sm_80, 228 on sm_90), the small one
+    below the 48 KiB that need no asking."""
     source = (
         '#include "tile.h"\nusing namespace bop2nd::cuda;\n'
         "static_assert(LargeTile::kSharedBytes <= 66 * 1024 && 2 * LargeTile::kSharedBytes <= 163 * 1024);\n"
         'static_assert(LargeTile::kSharedBytes <= 99 * 1024, "sm_86 and sm_89");\n'
+        "static_assert(2 * TallTile::kSharedBytes <= 163 * 1024 && TallTile::kSharedBytes <= 99 * 1024);\n"
         "static_assert(SmallTile::kSharedBytes <= 48 * 1024);\n"
     )
     command = [_compiler(), "-std=c++17", "-fsyntax-only", f"-I{ROOT / 'csrc' / 'cuda'}", "-x", "c++", "-"]
@@ -98,6 +99,10 @@ def test_a_broken_rule_is_reported() -> None:
         assert part in text
     sound = check.KernelReport("binary_matmul_large", "vector 4", 80, 200, 0, 0, instructions)
     assert check.broken_rules(sound) == []
+    wordy = check.KernelReport(
+        "binary_matmul_large", "vector 4", 90, 200, 0, 0, loop=Counter(BMMA=64, IMAD=200)
+    )
+    assert "4.12 instructions per BMMA" in "\n".join(check.broken_rules(wordy))
     slow = check.KernelReport("bop_step", "fp32, with v", 90, 64, 0, 0, Counter({"LDG.E": 20, "STG.E": 8}))
     assert len(check.broken_rules(slow)) == 2
 

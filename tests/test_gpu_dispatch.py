@@ -42,7 +42,7 @@ def test_the_kernel_follows_the_shape() -> None:
     few = explain("binary_linear", (9, 8192), (64, 8192), chip="H100")
     assert "k split in 4" in few["cuda"] and "popcount loop" in few["triton"]
     narrow = explain("binary_conv2d", (256, 64, 56, 56), (64, 64, 3, 3), chip="H100", padding=1)
-    assert "64x64 tiles" in narrow["cuda"] and "tile 128 x 64, 2 words" in narrow["triton"]
+    assert "256x64 tiles" in narrow["cuda"] and "tile 128 x 64, 2 words" in narrow["triton"]
     wide = explain("binary_conv2d", (256, 256, 14, 14), (256, 256, 3, 3), chip="H100", padding=1)
     assert "128x128 tiles" in wide["cuda"]
 
@@ -76,10 +76,10 @@ def test_limits_are_the_ones_that_decide() -> None:
     for rows, popcounts in ((skinny, True), (skinny + 1, False)):
         told = explain("binary_linear", (rows, 4096), (4096, 4096), chip="H100")
         assert ("popcount kernel" in told["cuda"]) == popcounts
-    narrow = by_what["64-column tiles up to this many outputs of a group"].value
+    narrow = by_what["64-column tiles (256x64, 64x64) up to this many outputs of a group"].value
     for n, small in ((narrow, True), (narrow + 1, False)):
-        told = explain("binary_linear", (99999, 4096), (n, 4096), chip="H100")
-        assert ("64x64 tiles" in told["cuda"]) == small
+        told = explain("binary_linear", (99_999, 4096), (n, 4096), chip="H100")
+        assert ("256x64 tiles" in told["cuda"]) == small
     for limit in backends.gpu_table():
         assert limit.reason and set(limit.ops) <= set(backends._references), limit
 

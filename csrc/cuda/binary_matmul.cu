@@ -58,6 +58,7 @@ Choice choose(const MatmulPlan& plan) {
             SkinnyTile::kSharedBytes};
   }
   if (plan.kernel == Kernel::kLargeTile) return tile_kernel<LargeTile, 2>(plan.vector_words);
+  if (plan.kernel == Kernel::kTallTile) return tile_kernel<TallTile, 2>(plan.vector_words);
   return tile_kernel<SmallTile, 4>(plan.vector_words);
 }
 

@@ -9,7 +9,18 @@
 // kVector words; ldmatrix feeds m16n8k256 instructions; slices of k (tile.h: SplitK) are added up in global
 // memory and the last block to arrive writes the result.
 //
-// Cost per block and stage: (rows + cols) * 64 bytes copied, rows * cols * 512 multiply-accumulates.
+// Cost per block and stage: (rows + cols) * 64 bytes copied, rows * cols * 512 multiply-accumulates. A warp
+// of the large tile spends, read from sm_90's machine code, 216 instructions on the stage's 64 BMMA: 16
+// ldmatrix.x4, 8 copies, the rest addresses (check.py holds the loop to its budget).
+//
+// Predicted, not measured, for 128x128 tiles on an H200, if a BMMA takes 8 clocks of a multiprocessor's
+// quarter as on sm_80 (sm_90's rate is not published; mma_peak.cu measures it). In the 512 clocks of a stage:
+//   instruction slots 42 %; shared memory 48 KiB of 64 KiB, 75 %, no bank conflicts (cuda_index_test.cpp);
+//   second-level cache 16 KiB, 32 bytes a clock and multiprocessor - its bandwidth, somewhere at 24 to 30 of
+//   them, is the limit, and fp32 results of 8192^3 add a quarter to what it moves.
+// So 60 to 75 % of the peak with fp32 results, more with bits. If less is measured, 256x128 tiles (24 bytes a
+// clock) or multicast copies are the first things to try.
+//
 // Limits: 2^31 - 1 rows, outputs and words; kVector divides the words of a group.
 #pragma once
 
@@ -167,8 +178,8 @@ struct MatmulBlock {
           bits,
           [&](int thread) {
             Coordinate at = LoadMatrix::a_row(thread % 32);
-            int row = thread / 32 / Tile::kWarpsAcross * Tile::kWarpRows + i * 16 + at.row;
-            return buffer + swizzle(row, step * 2 + at.col);
+            int row = thread / 32 / Tile::kWarpsAcross * Tile::kWarpRows + at.row;
+            return buffer + chunk_of_step(swizzle(row, at.col), step) + rows_further(i * 16);
           },
           [&](Fragments<Tile>& f) { return f.a[i]; });
     }
@@ -178,8 +189,8 @@ struct MatmulBlock {
           bits,
           [&](int thread) {
             Coordinate at = LoadMatrix::b_row(thread % 32);
-            int col = thread / 32 % Tile::kWarpsAcross * Tile::kWarpCols + j * 8 + at.row;
-            return buffer + swizzle(Tile::kRows + col, step * 2 + at.col);
+            int col = thread / 32 % Tile::kWarpsAcross * Tile::kWarpCols + at.row;
+            return buffer + chunk_of_step(swizzle(Tile::kRows + col, at.col), step) + rows_further(j * 8);
           },
           [&](Fragments<Tile>& f) { return f.b[j]; });
     }
@@ -296,8 +307,7 @@ struct MatmulBlock {
                         p.column_terms};
     if (p.epilogue.values)
       emit_values<Tile::kRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
-    if (p.epilogue.bits)
-      emit_bits<Tile::kRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
+    if (p.epilogue.bits) emit_bits<Tile::kRows, Tile::kCols, Tile::kThreads>(block, result, p.epilogue);
   }
 };
 

@@ -13,7 +13,7 @@
 
 namespace bop2nd::cuda {
 
-enum class Kernel : int { kSkinny, kSmallTile, kLargeTile };
+enum class Kernel : int { kSkinny, kSmallTile, kTallTile, kLargeTile };
 
 struct MatmulPlan {
   Kernel kernel = Kernel::kSmallTile;
@@ -45,7 +45,9 @@ struct MatmulPlan {
                        : math == Math::kAndBits
                            ? "1-bit tensor cores, AND.POPC (XOR is not native on this chip)"
                            : "int8 tensor cores on decoded bits (1-bit is emulated on this chip)";
-    text += kernel == Kernel::kLargeTile ? ", 128x128 tiles" : ", 64x64 tiles";
+    text += kernel == Kernel::kLargeTile  ? ", 128x128 tiles"
+            : kernel == Kernel::kTallTile ? ", 256x64 tiles"
+                                          : ", 64x64 tiles";
     if (split.n_slices > 1) text += ", k split in " + std::to_string(split.n_slices);
     return text;
   }
@@ -56,6 +58,18 @@ int64_t count_tiles(const ConvShape& s) {
   int64_t down = (s.n_rows() + Tile::kRows - 1) / Tile::kRows;
   int64_t across = (s.group_outputs + Tile::kCols - 1) / Tile::kCols;
   return down * across * s.groups;
+}
+
+inline int64_t count_tiles(Kernel kernel, const ConvShape& s) {
+  return kernel == Kernel::kLargeTile  ? count_tiles<LargeTile>(s)
+         : kernel == Kernel::kTallTile ? count_tiles<TallTile>(s)
+                                       : count_tiles<SmallTile>(s);
+}
+
+inline int64_t tile_area(Kernel kernel) {
+  return kernel == Kernel::kLargeTile  ? LargeTile::kRows * LargeTile::kCols
+         : kernel == Kernel::kTallTile ? TallTile::kRows * TallTile::kCols
+                                       : SmallTile::kRows * SmallTile::kCols;
 }
 
 inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, Math math, int n_multiprocessors) {
@@ -70,11 +84,14 @@ inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, Math math, 
   }
   plan.math = math;
   int stages = s.n_stages(LargeTile::kStageWords);
-  int64_t large_tiles = count_tiles<LargeTile>(s);
   bool wide = s.group_outputs > limits::kNarrowOutputs.value;
   int64_t enough = static_cast<int64_t>(limits::kTilesPerMultiprocessor.value) * n_multiprocessors;
-  plan.kernel = wide && large_tiles >= enough ? Kernel::kLargeTile : Kernel::kSmallTile;
-  plan.n_tiles = plan.kernel == Kernel::kLargeTile ? large_tiles : count_tiles<SmallTile>(s);
+  plan.kernel = wide ? Kernel::kLargeTile : Kernel::kTallTile;
+  plan.n_tiles = count_tiles(plan.kernel, s);
+  if (plan.n_tiles < enough) {
+    plan.kernel = Kernel::kSmallTile;
+    plan.n_tiles = count_tiles(plan.kernel, s);
+  }
   plan.split = {stages, choose_slices(plan.n_tiles, stages, n_multiprocessors, limits::kSplitBlocks.value,
                                       limits::kSplitStages.value)};
   bool padded = s.vertical.top + s.vertical.bottom + s.horizontal.top + s.horizontal.bottom > 0;
@@ -86,9 +103,7 @@ inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, Math math, 
         static_cast<int64_t>(s.n_images) * s.vertical.size * s.horizontal.size * s.groups;
   }
   if (plan.split.n_slices > 1) {
-    int64_t area = plan.kernel == Kernel::kLargeTile ? LargeTile::kRows * LargeTile::kCols
-                                                     : SmallTile::kRows * SmallTile::kCols;
-    plan.partial_words = plan.n_tiles * area;
+    plan.partial_words = plan.n_tiles * tile_area(plan.kernel);
     plan.arrival_words = plan.n_tiles;
   }
   return plan;

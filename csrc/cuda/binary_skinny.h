@@ -81,8 +81,7 @@ BOP2ND_HD void skinny_block(Block& block, const MatmulProblem& p, int tile) {
                       cols,   s.n_outputs(), accumulator_scale(Math::kXorBits), s.k_elements(), nullptr};
   if (p.epilogue.values)
     emit_values<Tile::kRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
-  if (p.epilogue.bits)
-    emit_bits<Tile::kRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
+  if (p.epilogue.bits) emit_bits<Tile::kRows, Tile::kCols, Tile::kThreads>(block, result, p.epilogue);
 }
 
 }  // namespace bop2nd::cuda

@@ -28,6 +28,15 @@ ARCHITECTURES = (80, 89, 90, 100, 120)
 SOURCES = ("bop_step", "pack_bits", "binary_matmul", "mma_peak")
 FLAGS = ("-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v")
 
+MMA = re.compile(r"BMMA|IMMA")
+
+TILES = {"128": "large", "256": "tall", "64": "small"}  # by rows
+
+# Instructions of the main loop for each matrix instruction that 1-bit chips may spend: a quarter of a
+# multiprocessor takes 8 clocks for a BMMA on sm_80 (data sheet) and issues one instruction a clock, so more
+# than 8 would starve the tensor cores.
+LOOP_BUDGETS = {"binary_matmul_large": 3.2, "binary_matmul_tall": 4.0, "binary_matmul_small": 7.0}
+
 # Registers a thread each kernel may use: what lets the blocks stated in its launch bounds share one
 # multiprocessor (65536 registers).
 REGISTER_BUDGETS = {
@@ -36,6 +45,7 @@ REGISTER_BUDGETS = {
     "unpack_bits": 32,  # 8 blocks of 256
     "apply_mask": 32,  # 8 blocks of 256
     "binary_matmul_large": 255,  # 2 blocks of 128
+    "binary_matmul_tall": 255,  # 2 blocks of 128
     "binary_matmul_small": 128,  # 4 blocks of 128
     "binary_skinny": 128,  # 2 blocks of 256
     "binary_terms": 64,
@@ -54,10 +64,15 @@ class KernelReport:
     spill_bytes: int
     stack_bytes: int
     instructions: Counter[str] = field(default_factory=Counter)
+    loop: Counter[str] = field(default_factory=Counter)  # of the loop with the most matrix instructions
 
     def count(self, pattern: str) -> int:
         """How many instructions match a regular expression, e.g. ``BMMA.*AND.POPC``."""
         return sum(n for text, n in self.instructions.items() if re.search(pattern, text))
+
+    def per_mma(self) -> float:
+        """Instructions of the main loop for each of its matrix instructions."""
+        return self.loop.total() / max(1, sum(n for text, n in self.loop.items() if MMA.match(text)))
 
 
 class ToolMissing(RuntimeError):
@@ -147,13 +162,27 @@ def _read(report: str, sass: str, arch: int) -> list[KernelReport]:
         kernels[symbol] = KernelReport(
             name, variant, arch, int(registers), int(stores) + int(loads), int(stack)
         )
-    current = None
-    for line in sass.splitlines():
-        if match := re.search(r"Function : (\w+)", line):
-            current = kernels[match[1]]
-        elif current and (match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line)):
-            current.instructions[match[1]] += 1
+    for section in sass.split("Function : ")[1:]:
+        kernel = kernels[section.partition("\n")[0].strip()]
+        code = [
+            (int(address, 16), name, rest)
+            for address, name, rest in re.findall(
+                r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^\n]*?);", section
+            )
+        ]
+        kernel.instructions = Counter(name for _, name, _ in code)
+        kernel.loop = _main_loop(code)
     return list(kernels.values())
+
+
+def _main_loop(code: list[tuple[int, str, str]]) -> Counter[str]:
+    """Instructions between a backward branch and its target, for the loop that holds the most MMA."""
+    loops = [Counter()]
+    for address, name, rest in code:
+        target = re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None
+        if target and int(target[1], 16) < address:
+            loops.append(Counter(n for a, n, _ in code if int(target[1], 16) <= a <= address))
+    return max(loops, key=lambda loop: sum(n for text, n in loop.items() if MMA.match(text)))
 
 
 def _readable(symbol: str) -> tuple[str, str]:
@@ -165,7 +194,7 @@ def _readable(symbol: str) -> tuple[str, str]:
     values = {"0": "none", "1": "fp32", "2": "bf16", "3": "fp16"}
     if name == "binary_matmul":
         numbers = re.findall(r"Li(\d+)", arguments)  # of the tile, then vector words and blocks
-        return f"binary_matmul_{'large' if numbers[0] == '128' else 'small'}", f"vector {numbers[-2]}"
+        return f"binary_matmul_{TILES[numbers[0]]}", f"vector {numbers[-2]}"
     found = [values[v] for v in re.findall(r"5ValueE(\d)", arguments)]
     found += [f"{'with' if v == '1' else 'no'} v" for v in re.findall(r"Lb(\d)", arguments)]
     found += [("flat", "rows", "columns")[int(v)] for v in re.findall(r"4PathE(\d)", arguments)]
@@ -218,6 +247,11 @@ def broken_rules(r: KernelReport) -> list[str]:
     if r.name.startswith("binary_matmul"):
         rule(r.count(r"^LDGSTS") > 0, "no asynchronous copies")
         rule(r.count(r"^LDSM.*\.4") > 0, "no ldmatrix.x4")
+        if r.variant == "vector 4" and r.arch < 100:
+            budget = LOOP_BUDGETS[r.name]
+            rule(
+                r.per_mma() <= budget, f"{r.per_mma():.2f} instructions per BMMA in the loop, budget {budget}"
+            )
         if r.variant == "vector 4":
             rule(r.count(r"^LDGSTS\.E\..*128") > 0, "no 16-byte asynchronous copies")
     if r.name == "bop_step" and r.variant.startswith("fp32"):
@@ -242,14 +276,15 @@ def table(reports: list[KernelReport]) -> str:
     """One line per kernel and variant: registers on each architecture, and the instructions that matter."""
     archs = sorted({r.arch for r in reports})
     heading = "registers on " + " ".join(f"sm_{a}" for a in archs)
-    lines = [f"{'kernel':<20} {'variant':<16} {heading:<44} spills  mma (sm_90)"]
+    lines = [f"{'kernel':<20} {'variant':<16} {heading:<44} spills  sm_90: mma, loop/mma"]
     for name, variant in dict.fromkeys((r.name, r.variant) for r in reports):
         rows = {r.arch: r for r in reports if (r.name, r.variant) == (name, variant)}
         registers = "  ".join(f"{rows[a].registers:>4}" for a in archs)
         spills = sum(r.spill_bytes for r in rows.values())
         some = rows.get(90, next(iter(rows.values())))
         mma = some.count(r"^(BMMA|IMMA)")
-        lines.append(f"{name:<20} {variant:<16} {registers:<44} {spills:>6}  {mma or ''}")
+        told = f"{mma:>10}, {some.per_mma():.2f}" if mma else ""
+        lines.append(f"{name:<20} {variant:<16} {registers:<44} {spills:>6}  {told}")
     return "\n".join(lines)
 
 

@@ -19,10 +19,10 @@ constexpr DispatchLimit kSkinnyRows{
     "linear: popcount kernel up to this many rows", 8,
     "reading the weights once bounds such a product, and 8 of the 16 rows of a tensor-core tile would idle",
     nullptr};
-constexpr DispatchLimit kNarrowOutputs{"64-column tiles up to this many outputs of a group", 64,
-                                       "half of a 128-column tile would be empty", nullptr};
+constexpr DispatchLimit kNarrowOutputs{"64-column tiles (256x64, 64x64) up to this many outputs of a group",
+                                       64, "half of a 128-column tile would be empty", nullptr};
 constexpr DispatchLimit kTilesPerMultiprocessor{
-    "larger tiles from this many of them per multiprocessor on", 1,
+    "tiles larger than 64x64 from this many of them per multiprocessor on", 1,
     "with fewer, part of the chip would idle; smaller tiles fill it", nullptr};
 constexpr DispatchLimit kSplitStages{"split k: a slice has at least this many stages of 512 bits", 4,
                                      "fewer would not fill the pipeline of asynchronous copies", nullptr};

@@ -6,7 +6,8 @@
 //   value = dot (* scale[col]) (+ shift[col]) (+ residual[row, col])      each operation rounded on its own
 //   bit   = dot < threshold[col], or value < 0 without thresholds
 //
-// Cost: 4 bytes of shared memory read per element and kind of output; one global sector per 8 fp32 values.
+// Cost: 4 bytes of shared memory read per element and kind of output, 16 at a time for values; one global
+// sector per 8 fp32 values.
 #pragma once
 
 #include "conv_shape.h"
@@ -39,19 +40,58 @@ struct StagedResult {
   const int32_t* column_terms;  // global, [classes][n_outputs], or null: k_elements everywhere
 };
 
-template <int kCols>
-BOP2ND_HD int dot_of(const StagedResult& r, int row, int col) {
-  int output = r.first_output + col;
-  int base = r.column_terms ? r.column_terms[static_cast<int64_t>(r.classes[row]) * r.n_outputs + output]
-                            : r.k_elements;
-  return base + r.row_terms[row] + r.scale * r.counts[result_index(row, col, kCols)];
-}
-
 BOP2ND_HD float value_of_dot(const Epilogue& e, int dot, int output, int64_t index) {
   float x = static_cast<float>(dot);
   if (e.scale) x = x * e.scale[output];
   if (e.shift) x = x + e.shift[output];
   if (e.residual) x = x + load_value(e.residual, e.value_type, index);
+  return x;
+}
+
+struct alignas(16) Dots4 {
+  int32_t v[4];
+};
+
+// Four neighbours of a row, of which `left` exist: their dots, then their values. `whole`: all exist and rows
+// are aligned. What does not exist repeats the last that does, so that nothing branches and nothing is read
+// past the end. Choices that hold for the launch (is there a scale?) are made once for the four.
+template <int kCols>
+BOP2ND_HD Dots4 dots_of(const StagedResult& r, int row, int col, int left, bool whole) {
+  Dots4 dots = *reinterpret_cast<const Dots4*>(r.counts + result_index(row, col, kCols));
+  Dots4 base{{r.k_elements, r.k_elements, r.k_elements, r.k_elements}};
+  if (r.column_terms) {
+    const int32_t* terms =
+        r.column_terms + static_cast<int64_t>(r.classes[row]) * r.n_outputs + r.first_output + col;
+    if (whole) {
+      base = *reinterpret_cast<const Dots4*>(terms);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) base.v[i] = terms[i < left ? i : left - 1];
+    }
+  }
+  int row_term = r.row_terms[row];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) dots.v[i] = base.v[i] + row_term + r.scale * dots.v[i];
+  return dots;
+}
+
+BOP2ND_HD Float4 values_of(const Epilogue& e, const Dots4& dots, int output, int64_t index, int left) {
+  Float4 x;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x.v[i] = static_cast<float>(dots.v[i]);
+  if (e.scale) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.v[i] = x.v[i] * e.scale[output + (i < left ? i : left - 1)];
+  }
+  if (e.shift) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.v[i] = x.v[i] + e.shift[output + (i < left ? i : left - 1)];
+  }
+  if (e.residual) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      x.v[i] = x.v[i] + load_value(e.residual, e.value_type, index + (i < left ? i : left - 1));
+  }
   return x;
 }
 
@@ -61,18 +101,14 @@ BOP2ND_HD void emit_values(Block& block, Threads& threads, const StagedResult& r
   constexpr int kQuads = kCols / 4, kRowStep = kThreads / kQuads;
   bool aligned = r.n_outputs % 4 == 0 && r.first_output % 4 == 0;
   block.each(threads, [&](int thread, auto&) {
-    int col = thread % kQuads * 4;
+    int col = thread % kQuads * 4, left = r.n_cols - col < 4 ? r.n_cols - col : 4;
+    if (left <= 0) return;
+    bool whole = aligned && left == 4;
     for (int row = thread / kQuads; row < r.n_rows; row += kRowStep) {
       int64_t index = static_cast<int64_t>(r.first_row + row) * r.n_outputs + r.first_output + col;
-      int left = r.n_cols - col < 4 ? r.n_cols - col : 4;
-      Float4 x;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        x.v[i] = i < left
-                     ? value_of_dot(e, dot_of<kCols>(r, row, col + i), r.first_output + col + i, index + i)
-                     : 0.0f;
-      }
-      if (aligned && left == 4) {
+      Dots4 dots = dots_of<kCols>(r, row, col, left, whole);
+      Float4 x = values_of(e, dots, r.first_output + col, index, left);
+      if (whole) {
         store_value4(e.values, e.value_type, index, x);
       } else {
 #pragma unroll
@@ -84,35 +120,72 @@ BOP2ND_HD void emit_values(Block& block, Threads& threads, const StagedResult& r
   });
 }
 
-// One column to a lane; a ballot makes the word.
-template <int kRows, int kCols, int kThreads, class Block, class Threads>
-BOP2ND_HD void emit_bits(Block& block, Threads& threads, const StagedResult& r, const Epilogue& e) {
-  constexpr int kGroups = kCols / 32, kWarps = kThreads / 32, kRounds = kRows * kGroups / kWarps;
-  static_assert(kRows * kGroups % kWarps == 0);
-  for (int round = 0; round < kRounds; ++round) {
-    block.ballot(
-        threads,
-        [&](int thread, auto&) {
-          int unit = round * kWarps + thread / 32, row = unit / kGroups,
-              col = unit % kGroups * 32 + thread % 32;
-          if (row >= r.n_rows || col >= r.n_cols) return false;
-          int dot = dot_of<kCols>(r, row, col), output = r.first_output + col;
-          if (e.threshold) return dot < e.threshold[output];
-          return value_of_dot(e, dot, output,
-                              static_cast<int64_t>(r.first_row + row) * r.n_outputs + output) < 0.0f;
-        },
-        [&](int thread, auto&, uint32_t word) {
-          int unit = round * kWarps + thread / 32, row = unit / kGroups, col = unit % kGroups * 32;
-          if (thread % 32 != 0 || row >= r.n_rows || col >= r.n_cols) return;
-          int output = r.first_output + col, bit = output % 32;
-          uint32_t* target = e.bits + static_cast<int64_t>(r.first_row + row) * e.bit_row_words + output / 32;
-          if (!e.scatter_bits) {
-            *target = word;
-            return;
-          }
-          if (word << bit) block.atomic_or(target, word << bit);
-          if (bit && word >> (32 - bit)) block.atomic_or(target + 1, word >> (32 - bit));
-        });
+struct BitsThread {
+  int32_t limit, base, border_class;  // of this thread's column; `base` holds for the border class
+  uint32_t word;
+};
+
+// A warp does 32 columns, one to a lane, and a run of neighbouring rows: a ballot makes the word of a row,
+// lane i keeps that of row i and stores it. Border classes change rarely along the rows, so their terms stay
+// in a register. kThreshold: bits by thresholds; else by the sign of the value.
+template <bool kThreshold, int kRows, int kCols, int kThreads, class Block>
+BOP2ND_HD void emit_bits_by(Block& block, const StagedResult& r, const Epilogue& e) {
+  constexpr int kGroups = kCols / 32, kWarps = kThreads / 32, kRun = kRows / (kWarps / kGroups);
+  constexpr int kBatch = kRun < 32 ? kRun : 32;
+  static_assert(kWarps % kGroups == 0 && kRun % kBatch == 0);
+  typename Block::template Threads<BitsThread, kThreads> threads;
+  auto row_of = [](int thread, int i) { return thread / 32 / kGroups * kRun + i; };
+  auto col_of = [](int thread) { return thread / 32 % kGroups * 32 + thread % 32; };
+  block.each(threads, [&](int thread, BitsThread& t) {
+    bool exists = kThreshold && col_of(thread) < r.n_cols;
+    t.limit = exists ? e.threshold[r.first_output + col_of(thread)] : INT32_MIN;
+    t.base = r.k_elements;
+    t.border_class = r.column_terms ? -1 : 0;
+    t.word = 0;
+  });
+  for (int batch = 0; batch < kRun; batch += kBatch) {
+#pragma unroll 4
+    for (int i = 0; i < kBatch; ++i) {
+      block.ballot(
+          threads,
+          [&](int thread, BitsThread& t) {
+            int row = row_of(thread, batch + i), col = col_of(thread), output = r.first_output + col;
+            if (r.column_terms && r.classes[row] != t.border_class) {
+              t.border_class = r.classes[row];
+              if (col < r.n_cols)
+                t.base = r.column_terms[static_cast<int64_t>(t.border_class) * r.n_outputs + output];
+            }
+            int dot = t.base + r.row_terms[row] + r.scale * r.counts[result_index(row, col, kCols)];
+            if (kThreshold) return dot < t.limit;
+            if (row >= r.n_rows || col >= r.n_cols) return false;
+            int64_t index = static_cast<int64_t>(r.first_row + row) * r.n_outputs + output;
+            return value_of_dot(e, dot, output, index) < 0.0f;
+          },
+          [&](int thread, BitsThread& t, uint32_t word) {
+            if (thread % 32 == i) t.word = word;
+          });
+    }
+    block.each(threads, [&](int thread, BitsThread& t) {
+      int lane = thread % 32, row = row_of(thread, batch + lane), col = col_of(thread) - lane;
+      if (lane >= kBatch || row >= r.n_rows || col >= r.n_cols) return;
+      int output = r.first_output + col, bit = output % 32;
+      uint32_t* target = e.bits + static_cast<int64_t>(r.first_row + row) * e.bit_row_words + output / 32;
+      if (!e.scatter_bits) {
+        *target = t.word;
+        return;
+      }
+      if (t.word << bit) block.atomic_or(target, t.word << bit);
+      if (bit && t.word >> (32 - bit)) block.atomic_or(target + 1, t.word >> (32 - bit));
+    });
+  }
+}
+
+template <int kRows, int kCols, int kThreads, class Block>
+BOP2ND_HD void emit_bits(Block& block, const StagedResult& r, const Epilogue& e) {
+  if (e.threshold) {
+    emit_bits_by<true, kRows, kCols, kThreads>(block, r, e);
+  } else {
+    emit_bits_by<false, kRows, kCols, kThreads>(block, r, e);
   }
 }
 

@@ -50,11 +50,17 @@ struct Tile {
 };
 
 using LargeTile = Tile<128, 128, 2, 2, 4>;  // 64 x 64 per warp: 128 accumulators a thread
+using TallTile = Tile<256, 64, 4, 1, 3>;    // 64 x 64 per warp, for few outputs
 using SmallTile = Tile<64, 64, 2, 2, 4>;    // 32 x 32 per warp
 
 // Byte offset of 16-byte chunk `chunk` (0..3) of row `row` in a 64-byte-row operand. Eight rows x one chunk
 // (ldmatrix) and two rows x four chunks (copies) both fall into eight different 16-byte bank groups.
 BOP2ND_HD constexpr int swizzle(int row, int chunk) { return (row * 4 + (chunk ^ ((row >> 1) & 3))) * 16; }
+
+// What that does to neighbours, so that a thread computes one address for all its ldmatrix: the same chunk of
+// a later k256 step (two chunks each), and the same chunk `rows` (a multiple of eight) further down.
+BOP2ND_HD constexpr int chunk_of_step(int offset_of_first, int step) { return offset_of_first ^ (step * 32); }
+BOP2ND_HD constexpr int rows_further(int rows) { return rows * 64; }
 
 // Word index of (row, col) in the staged int32 result of `cols` columns: rows that a quarter warp writes
 // together are turned by 8 words each.

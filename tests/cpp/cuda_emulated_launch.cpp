@@ -64,6 +64,8 @@ Error launch_matmul(const MatmulPlan& plan, const MatmulProblem& p, const TermsP
   }
   if (plan.kernel == Kernel::kLargeTile) {
     run_math<LargeTile>(plan, p);
+  } else if (plan.kernel == Kernel::kTallTile) {
+    run_math<TallTile>(plan, p);
   } else if (plan.kernel == Kernel::kSmallTile) {
     run_math<SmallTile>(plan, p);
   } else {

@@ -27,6 +27,12 @@ static void test_swizzle() {
   for (int row = 0; row < 256; ++row)
     for (int chunk = 0; chunk < 4; ++chunk) seen.insert(swizzle(row, chunk));
   CHECK(seen.size() == 1024 && *seen.begin() == 0 && *seen.rbegin() == 1023 * 16);
+  for (int row = 0; row < 128; ++row)
+    for (int chunk = 0; chunk < 2; ++chunk) {
+      CHECK(chunk_of_step(swizzle(row, chunk), 1) == swizzle(row, chunk + 2));
+      for (int rows : {8, 16, 64})
+        CHECK(swizzle(row, chunk) + rows_further(rows) == swizzle(row + rows, chunk));
+    }
   for (int first = 0; first < 256; first += 8)
     for (int chunk = 0; chunk < 4; ++chunk) {  // ldmatrix: 8 rows x 16 bytes in 8 different bank groups
       std::set<int> banks;

@@ -105,6 +105,8 @@ void run_plan(const MatmulProblem& p, const TermsProblem& terms, const MatmulPla
     }
   } else if (plan.kernel == Kernel::kLargeTile) {
     run_math<LargeTile>(p, plan);
+  } else if (plan.kernel == Kernel::kTallTile) {
+    run_math<TallTile>(p, plan);
   } else {
     run_math<SmallTile>(p, plan);
   }
@@ -213,6 +215,11 @@ void test_conv() {
       check(ConvShape(1, Axis(7, 3, 1, 1, 1), Axis(7, 3, 1, 1, 1), 1, 512, 70), padding_value, math, 132,
             Value::kFloat32, false, ++seed);
     }
+  // A whole tall tile: 256 pixels and more x up to 64 outputs; all three vectors.
+  for (Math math : kMaths)
+    for (int channels : {64, 33})
+      check(ConvShape(2, Axis(12, 3, 1, 1, 1), Axis(11, 3, 1, 1, 1), 1, channels, 50), -1, math, 1,
+            Value::kBFloat16, channels == 33, ++seed);
   // A whole large tile: 128 pixels and more x 128 outputs and more.
   for (Math math : kMaths)
     check(ConvShape(1, Axis(12, 3, 1, 1, 1), Axis(11, 3, 1, 1, 1), 1, 128, 136), 0, math, 1, Value::kFloat32,
@@ -226,6 +233,8 @@ void test_plans() {
   CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, Math::kAndBits, 132).scratch_words() == 16384);
   CHECK(plan_matmul(ConvShape::linear(9, 8192, 64), 1, Math::kXorBits, 132).split.n_slices == 4);
   ConvShape conv(256, Axis(56, 3, 1, 1, 1), Axis(56, 3, 1, 1, 1), 1, 64, 64);
+  CHECK(plan_matmul(conv, 0, Math::kXorBits, 132).kernel == Kernel::kTallTile);
+  CHECK(plan_matmul(conv, 0, Math::kXorBits, 99999).kernel == Kernel::kSmallTile);
   CHECK(plan_matmul(conv, 0, Math::kXorBits, 132).n_classes == 9);
   CHECK(plan_matmul(conv, 1, Math::kXorBits, 132).needs_terms == false);
   CHECK(plan_matmul(conv, 0, Math::kXorBits, 132).vector_words == 2);
