@@ -328,7 +328,7 @@ std::tuple<Tensor, Tensor> binary_conv2d_packed(const Tensor input, const Tensor
 // --------------------------------------------------------------------------------------- torch's threads
 
 void torch_parallel_for(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(::torch_parallel_for(0, n, grain, body, context));
+  TORCH_ERROR_CODE_CHECK(::torch_parallel_for(0, n, grain, body, context));
 }
 
 int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }

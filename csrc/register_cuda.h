@@ -41,7 +41,7 @@ struct Place {
   Stream stream = nullptr;
 #else
   explicit Place(const Tensor& t) : device(t.get_device_index()), guard(device) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     ++n_calls;
   }
   int device;

@@ -75,8 +75,7 @@ inline int64_t normal_dim(int64_t dim, int64_t n_dims) {
 inline Tensor move_last_axis_to(const Tensor& t, int64_t dim) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(t), torch::stable::detail::from(int64_t{-1}),
                                     torch::stable::detail::from(dim)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::movedim", "int", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::movedim", "int", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
