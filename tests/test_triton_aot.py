@@ -53,18 +53,11 @@ def compiled() -> dict[tuple[int, str], dict[str, Any]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-W", "ignore", str(ROOT / "tests/triton_aot.py")]
-    running = [
-        subprocess.Popen(
-            [*command, str(arch)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for arch in ARCHS
-    ]
-    results = {}
-    for process in running:
-        out, err = process.communicate()
-        assert process.returncode == 0, err.decode()[-3000:]
-        results.update({(r["arch"], r["case"]): r for r in map(json.loads, out.splitlines())})
-    return results
+    done = subprocess.run(
+        [*command, *map(str, ARCHS)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {(r["arch"], r["case"]): r for r in map(json.loads, done.stdout.splitlines())}
 
 
 def test_table_registers_and_spills(compiled: dict, capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,7 +180,10 @@ def test_rounding_is_unbiased_and_uses_every_input() -> None:
     assert len({tuple(m.tolist()) for m in results}) == len(seeds)
 
 
-def test_tables_are_kept_while_addresses_stay_and_the_cache_is_bounded() -> None:
+def test_tables_are_kept_while_addresses_stay_and_the_cache_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step_tables, "_MAX_PLANS", 5)
     step_tables._plans.clear()
     step_tables._chunk_tables.clear()
     group = make_group([(torch.int32, (8, 64))], torch.float32, torch.float32)

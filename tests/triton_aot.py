@@ -1,6 +1,6 @@
 """Compile the Triton kernels ahead of time and read the machine code: no GPU needed.
 
-``python tests/triton_aot.py 90`` compiles every case for sm_90 and prints one JSON line for each with what
+``python tests/triton_aot.py 80 90`` compiles every case for these chips and prints a JSON line each of what
 ``ptxas``, ``cuobjdump`` and ``nvdisasm`` (all in Triton's wheel) say: registers per thread, spills, and how
 often the instructions that matter occur. Run as a program of its own, because a process that runs Triton's
 interpreter (``TRITON_INTERPRET=1``) cannot compile.
@@ -9,6 +9,7 @@ interpreter (``TRITON_INTERPRET=1``) cannot compile.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -265,10 +266,16 @@ def compile_case(case: Case, arch: int) -> dict[str, Any]:
     }
 
 
-def main(arch: int) -> None:
-    for case in cases(arch):
-        print(json.dumps(compile_case(case, arch)), flush=True)
+def compile_all(arch: int) -> list[dict[str, Any]]:
+    return [compile_case(case, arch) for case in cases(arch)]
+
+
+def main(archs: list[int]) -> None:
+    """A process for each chip, forked when torch and Triton are imported."""
+    with multiprocessing.get_context("fork").Pool(len(archs)) as pool:
+        for results in pool.imap(compile_all, archs):
+            print("\n".join(map(json.dumps, results)), flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main([int(arch) for arch in sys.argv[1:]])
