@@ -53,8 +53,9 @@ def _build() -> Path:
                 old.unlink()
             part = library.with_suffix(".part")
             libraries = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-            command = [compiler, *flags, *map(str, sources), "-o", str(part), *libraries]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            command = [compiler, *flags, "-x", "c++", "-", "-o", str(part), *libraries]
+            together = "".join(f'#include "{path}"\n' for path in sources)  # torch's headers are read once
+            done = subprocess.run(command, input=together, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             part.rename(library)
     return library

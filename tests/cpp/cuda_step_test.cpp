@@ -282,7 +282,7 @@ void check_unpack(int64_t rows, int64_t length) {
   Buffer out(kType, static_cast<size_t>(rows * length)), expected = out;
   UnpackProblem p;
   p.words = words.data();
-  p.out = out.memory.data();
+  p.elements = out.memory.data();
   p.type = kType;
   p.n_rows = rows;
   p.length = length;
