@@ -187,20 +187,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--out is needed, except with --sanitize")
     if chosen.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
-        if chosen.sanitize:
-            return run_all_kernels("cpu")
-        return run_all(Setting("cpu", True), chosen.out, chosen.only)
-    if not torch.cuda.is_available():
+        setting = Setting("cpu", True)
+    elif torch.cuda.is_available():
+        setting = Setting("cuda", False)
+    else:
         text = "no CUDA GPU here, nothing was measured (--dry-run checks the cases without one)"
         print(f"benchmarks.gpu: {text}", file=sys.stderr)
         return 2
     if chosen.sanitize:
-        return run_all_kernels("cuda")
+        return run_all_kernels(setting.device)
     if chosen.tune:
         from .gpu_tune import tune
 
-        return tune(Setting("cuda", False), chosen.out)
-    return run_all(Setting("cuda", False), chosen.out, chosen.only)
+        return tune(setting, chosen.out)
+    return run_all(setting, chosen.out, chosen.only)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Time candidate tiles for ``kernels/tuning.py``: ``python -m benchmarks.gpu --tune --out DIR``.
 
-Prints every candidate of every shape, fastest first, and writes them to ``DIR/tune.jsonl`` with the stamp. A
-winner goes into the table by hand, with its line as ``measured``.
+Prints every candidate of every shape, fastest first, and writes them to ``DIR/tune.jsonl`` with the stamp.
+The fastest of each table entry follows as the line to put there by hand, with the shape, time, GPU and commit
+that chose it as ``measured``. With ``--dry-run`` one candidate of each entry runs once, untimed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,20 @@ from .timing import QUICK, cuda_sampler, measure
 Run = Callable[[], object]
 MATMUL_SHAPES = ((8192, 8192, 8192), (256, 4096, 4096), (64, 4096, 4096), (16, 4096, 4096), (1, 4096, 4096))
 CONV_SHAPES = ((256, 64, 56), (256, 128, 28), (256, 256, 14), (256, 512, 7))
+GRADIENT_SHAPES = ((8192, 4096, 4096), (50, 1024, 1024))  # rows, outputs, features
+F32, BF16 = torch.float32, torch.bfloat16
+
+
+@dataclass
+class Candidate:
+    """A value for the entry ``entry`` of the tables, and how to run the work with it."""
+
+    entry: str
+    value: Any
+    run: Run
+
+
+# --------------------------------------------------------------------------------------------- candidates
 
 
 def matmul_tiles(chip: str) -> Iterator[Any]:
@@ -37,76 +54,180 @@ def matmul_tiles(chip: str) -> Iterator[Any]:
         yield MatmulTile("rows", 1, n, words, warps)
 
 
-def step_tiles(chip: str) -> Iterator[tuple[str, Run, Callable[[], None]]]:
-    """(name, run, set-up) of the fp32 step of 64 M packed weights; the set-up puts a tile into the table."""
+def _matmul_entry(chip: str, loop: str, outputs: int) -> str:
+    return f'DECODE["{chip}", "{"wide" if outputs > 64 else "narrow"}"]' if loop == "decode" else loop.upper()
+
+
+def step_candidates(s: Setting, chip: str, kind: str) -> Iterator[Candidate]:
+    """The step of 64 M weights; the runs put their tile into the table, which ``tune`` restores."""
     from bop2nd_fast.kernels import bop_step, tuning
 
-    f32 = torch.float32
-    step = step_contender(Setting("cuda", False), [(8192, 8192)], "step", bop_step.bop_step_, f32, f32)
+    moment = BF16 if kind == "bf16" else F32
+    shapes = [(s.size(8192, 8), s.size(8192, 64))]
+    step = step_contender(s, shapes, "step", bop_step.bop_step_, moment, moment)
     for words, warps in ((16, 4), (32, 4), (32, 8), (64, 8)):
-        for registers in (64, 96, 128):
+        for registers in (128, 144, 200) if kind == "bf16" else (64, 96, 128):
             tile = tuning.StepTile(words, warps, registers)
 
-            def use(tile: Any = tile) -> None:
-                tuning.STEP_TILES[chip, "packed"] = tile
+            def run(tile: Any = tile) -> None:
+                tuning.STEP_TILES[chip, kind] = tile
+                step.runs[0]()
 
-            yield str(tile), step.runs[0], use
-
-
-def tune_step(chip: str) -> dict[str, float]:
-    """Seconds per step of 64 M packed weights by tile; the table is as before afterwards."""
-    from bop2nd_fast.kernels import tuning
-
-    before = dict(tuning.STEP_TILES)
-    timed = {}
-    for name, run, use in step_tiles(chip):
-        use()
-        timed[name] = _median(run)
-    tuning.STEP_TILES.update(before)
-    return timed
+            yield Candidate(f'STEP_TILES["{chip}", "{kind}"]', tile, run)
 
 
-def tune_linear(s: Setting, chip: str, rows: int, outputs: int, features: int) -> dict[str, float]:
+def pack_candidates(s: Setting) -> Iterator[Candidate]:
+    """Rows and columns in turns, so that one tile serves both."""
+    from bop2nd_fast.kernels import pack_bits, tuning
+
+    x = s.normal(s.size(256, 1), s.size(64, 40), s.size(56, 6), s.size(56, 6), dtype=BF16)
+    rows = x.contiguous(memory_format=torch.channels_last)
+    for words in (32, 64, 128, 256):
+        for inner, warps in ((256, 4), (512, 4), (1024, 8)):
+            tile = tuning.PackTile(words, inner, warps)
+
+            def run(tile: Any = tile) -> None:
+                pack_bits.PACK_TILE = tile
+                pack_bits.pack_bits_ste(x, 1)
+                pack_bits.pack_bits_ste(rows, 1)
+
+            yield Candidate("PACK_TILE", tile, run)
+
+
+def linear_candidates(s: Setting, chip: str, rows: int, outputs: int, features: int) -> Iterator[Candidate]:
     from bop2nd_fast.kernels.binary_linear import binary_linear_packed
 
     x, w = linear_operands(s, rows, outputs, features)
-    tiles = [tile for tile in matmul_tiles(chip) if tile.loop != "rows" or rows <= 64]
-    return {str(t): _median(partial(binary_linear_packed, x, w, features, tile=t)) for t in tiles}
+    for tile in matmul_tiles(chip):
+        if tile.loop != "rows" or rows <= 64:
+            run = partial(binary_linear_packed, x, w, features, tile=tile)
+            yield Candidate(_matmul_entry(chip, tile.loop, outputs), tile, run)
 
 
-def tune_conv(s: Setting, chip: str, batch: int, channels: int, side: int) -> dict[str, float]:
+def conv_candidates(s: Setting, chip: str, batch: int, channels: int, side: int) -> Iterator[Candidate]:
     from bop2nd_fast.kernels.binary_conv2d import binary_conv2d_packed
 
     operands = conv_operands(s, batch, channels, side)
     geometry = ([1, 1], [1, 1], [1, 1], 1, 0)
-    timed = {}
     for tile in matmul_tiles(chip):
         fits = tile.block_words <= channels // 32 and tile.block_n <= max(64, channels)
         if tile.loop == "popcount" or (tile.loop == "decode" and fits):
-            timed[str(tile)] = _median(
-                partial(binary_conv2d_packed, *operands, channels, *geometry, tile=tile)
-            )
-    return timed
+            run = partial(binary_conv2d_packed, *operands, channels, *geometry, tile=tile)
+            yield Candidate(_matmul_entry(chip, tile.loop, channels), tile, run)
+
+
+def gradient_candidates(
+    s: Setting, chip: str, dtype: Any, rows: int, outputs: int, features: int
+) -> Iterator[Candidate]:
+    """Both gradients of a linear layer in Triton's tiles; the table's tile, and torch's library."""
+    from bop2nd_fast.kernels.linear_backward import binary_linear_backward
+    from bop2nd_fast.kernels.tuning import GradientTile
+    from bop2nd_fast.ops.binary_linear import _backward
+
+    x, w = linear_operands(s, rows, outputs, features)
+    arguments = (s.normal(rows, outputs, dtype=dtype), x, x, w, features, True, True)
+    size = dtype.itemsize
+    entry = f'GRADIENT_TILES["{chip}", {size}, "{"wide" if rows > 64 else "narrow"}"]'
+    for block_rows, words, warps in ((128, 4, 8), (128, 8, 8), (64, 4, 4), (128, 2, 4)):
+        for inner in (16, 32, 64):
+            tile = GradientTile(block_rows, words, inner, warps)
+            yield Candidate(entry, tile, partial(binary_linear_backward, *arguments, tile=tile))
+    yield _backward_choice("binary_linear_backward", "triton", partial(binary_linear_backward, *arguments))
+    yield _backward_choice("binary_linear_backward", "torch", partial(_backward, *arguments))
+
+
+def conv_gradient_candidates(
+    s: Setting, chip: str, dtype: Any, batch: int, channels: int, side: int
+) -> Iterator[Candidate]:
+    """Both gradients of a 3x3 convolution: the table's tile, and cuDNN on signs unpacked tile by tile."""
+    from bop2nd_fast.kernels.conv_backward import binary_conv2d_backward
+    from bop2nd_fast.ops.binary_conv2d import _backward
+
+    x, w = conv_operands(s, batch, channels, side)
+    gradient = s.normal(batch, channels, side, side, dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+    arguments = (gradient, x, x, w, channels, [1, 1], [1, 1], [1, 1], 1, 0, True, True)
+    yield _backward_choice("binary_conv2d_backward", "triton", partial(binary_conv2d_backward, *arguments))
+    yield _backward_choice("binary_conv2d_backward", "torch", partial(_backward, *arguments))
+
+
+def _backward_choice(op: str, runs: str, run: Run) -> Candidate:
+    from bop2nd_fast.kernels.tuning import Choice
+
+    return Candidate(f'BACKWARD["{op}"]', Choice(runs, "the faster of the two"), run)
+
+
+def jobs(s: Setting, chip: str) -> dict[str, Iterator[Candidate]]:
+    """Every shape's candidates, by name; the interpreter runs one tiny shape of each kind."""
+    found = {f"step 64 M, {kind}": step_candidates(s, chip, kind) for kind in ("packed", "bf16")}
+    found["pack 256x64x56x56 bf16"] = pack_candidates(s)
+    for shape in MATMUL_SHAPES if not s.dry else ((2, 33, 64),):
+        found[f"linear {shape}"] = linear_candidates(s, chip, *shape)
+    for shape in CONV_SHAPES if not s.dry else ((1, 64, 3),):
+        found[f"conv 3x3 {shape}"] = conv_candidates(s, chip, *shape)
+    for dtype in (BF16, F32):
+        for shape in GRADIENT_SHAPES if not s.dry else ((3, 33, 64),):
+            found[f"linear gradients {shape} {dtype}"] = gradient_candidates(s, chip, dtype, *shape)
+        for shape in CONV_SHAPES if not s.dry else ((1, 64, 3),):
+            found[f"conv gradients {shape} {dtype}"] = conv_gradient_candidates(s, chip, dtype, *shape)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- timing
 
 
 def tune(s: Setting, out: Path) -> int:
-    """Time everything; returns the exit status."""
-    from bop2nd_fast.kernels import tuning
+    """Time everything; returns the exit status. The tables are as before afterwards."""
+    from bop2nd_fast.kernels import pack_bits, tuning
 
     out.mkdir(parents=True, exist_ok=True)
-    chip, mark = tuning.family(torch.device(s.device, 0)), stamp()
-    jobs = {"step 64 M": partial(tune_step, chip)}
-    jobs |= {f"linear {shape}": partial(tune_linear, s, chip, *shape) for shape in MATMUL_SHAPES}
-    jobs |= {f"conv 3x3 {shape}": partial(tune_conv, s, chip, *shape) for shape in CONV_SHAPES}
+    chip = "sm90" if s.dry else tuning.family(torch.device(s.device, 0))  # the interpreter runs sm90's tables
+    mark = stamp()
+    before = dict(tuning.STEP_TILES), pack_bits.PACK_TILE
+    where = f"{mark['gpu'] or 'dry run, not timed'}, commit {mark['commit']}"
     with (out / "tune.jsonl").open("w") as file:
-        for name, job in jobs.items():
-            for tile, seconds in sorted(job().items(), key=lambda item: item[1]):
-                print(f"{name:28} {seconds * 1e6:10.1f} us  {tile}", flush=True)
-                record = {"shape": name, "tile": tile, "seconds": seconds, "stamp": mark}
-                file.write(json.dumps(record) + "\n")
+
+        def write(record: dict[str, Any]) -> None:
+            file.write(json.dumps(record | {"dry_run": s.dry, "stamp": mark}) + "\n")
+            file.flush()
+
+        for name, candidates in jobs(s, chip).items():
+            if s.dry:  # the first of each entry will do
+                candidates = {c.entry: c for c in reversed(list(candidates))}.values()
+            timed = sorted(((_seconds(s, c), c) for c in candidates), key=lambda pair: pair[0])
+            for seconds, c in timed:
+                print(f"{name:40} {seconds * 1e6:10.1f} us  {c.value}", flush=True)
+                write({"shape": name, "entry": c.entry, "value": str(c.value), "seconds": seconds})
+            for entry, line in winners(name, timed, where).items():
+                print(f"{entry} = {line}", flush=True)
+                write({"shape": name, "entry": entry, "line": line})
+    tuning.STEP_TILES.update(before[0])
+    pack_bits.PACK_TILE = before[1]
     return 0
 
 
-def _median(run: Run) -> float:
+def winners(name: str, timed: list[tuple[float, Candidate]], where: str) -> dict[str, str]:
+    """The fastest value of each entry as it goes into the table, ``measured`` filled in."""
+    lines: dict[str, str] = {}
+    for seconds, c in timed:  # fastest first
+        if seconds == math.inf:
+            break
+        measured = f"{name}: {seconds * 1e6:.1f} us, {where}"
+        lines.setdefault(c.entry, repr(dataclasses.replace(c.value, measured=measured)))
+    return lines
+
+
+def _seconds(s: Setting, c: Candidate) -> float:
+    """Median on the GPU, infinite where the tile does not fit; in the interpreter it is only run."""
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        c.run()
+    except OutOfResources as error:
+        print(f"{c.value}: {error}", flush=True)
+        return math.inf
+    if s.dry:
+        return 0.0
     plan = dataclasses.replace(QUICK, max_contender_s=0.1)
-    return measure({"it": cuda_sampler([run])}, plan)["it"].seconds().median
+    return measure({"it": cuda_sampler([c.run])}, plan)["it"].seconds().median

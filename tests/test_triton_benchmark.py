@@ -76,6 +76,25 @@ def test_every_goal_names_a_case_and_contenders_that_exist() -> None:
     assert {goal.case for goal in gpu.GOALS} <= full
 
 
+def test_tuning_prints_lines_for_every_table_and_leaves_the_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bop2nd_fast.kernels import pack_bits, tuning
+
+    before = dict(tuning.STEP_TILES), pack_bits.PACK_TILE
+    assert gpu_tune.tune(DRY, tmp_path) == 0
+    assert (dict(tuning.STEP_TILES), pack_bits.PACK_TILE) == before
+    records = [json.loads(line) for line in (tmp_path / "tune.jsonl").read_text().splitlines()]
+    lines = {r["entry"]: r["line"] for r in records if "line" in r}
+    for table in ("STEP_TILES", "PACK_TILE", "ROWS", "POPCOUNT", "DECODE", "GRADIENT_TILES", "BACKWARD"):
+        assert any(entry.startswith(table) for entry in lines), table
+    printed = capsys.readouterr().out
+    for entry, line in lines.items():
+        assert f"{entry} = {line}" in printed and "dry run, not timed, commit" in line
+        filled = eval(line, vars(tuning))  # a line of tuning.py
+        assert filled.measured.startswith(tuple(r["shape"] for r in records if r["entry"] == entry))
+
+
 def test_candidate_tiles_follow_the_chip() -> None:
     assert all(t.weights_in_shared for t in gpu_tune.matmul_tiles("sm90") if t.loop == "decode")
     assert not any(t.weights_in_shared for t in gpu_tune.matmul_tiles("sm80"))
