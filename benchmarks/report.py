@@ -129,10 +129,9 @@ def gpu_goals_block(directory: Path) -> str:
         measured, verdict = "-", "open"
         with contextlib.suppress(KeyError):  # a case or a contender without a number
             value = goal.value(records[goal.case])
-            met = value <= goal.aim if goal.at_most else value >= goal.aim
-            measured, verdict = significant(value), "met" if met else "**missed**"
-        aim = f"{'≤' if goal.at_most else '≥'} {significant(goal.aim)}"
-        rows.append([f"{goal.case}: {goal.name}", aim, measured, verdict])
+            verdict = goal.verdict(value)
+            measured, verdict = significant(value), "**missed**" if verdict == "missed" else verdict
+        rows.append([f"{goal.case}: {goal.name}", goal.aimed(), measured, verdict])
     rows += [[name, aim, "-", "open"] for name, aim in gpu.UNTIMED_GOALS]
     text = table(("goal on an H200", "aim", "measured", "verdict"), rows)
     if read:

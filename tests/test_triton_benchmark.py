@@ -65,10 +65,10 @@ def test_verdicts_compare_figures_with_aims() -> None:
     }
     lines = list(gpu.verdicts(records))
     assert len(lines) == len(gpu.GOALS)
-    assert lines[0] == "met     step, 64 M weights: of copy bandwidth 0.95 (aim 0.9)"
-    assert lines[1] == "open    step, 64 M weights: over torch.compile (aim 1.3)"
-    assert lines[2] == "missed  step, 64 M weights: over Adam fused 1.2 (aim 1.3)"
-    assert lines[6] == "met     step, ResNet-18: host microseconds 24 (aim 25)"
+    assert lines[0] == "met     step, 64 M weights: of copy bandwidth 0.95 (aim ≥ 0.9)"
+    assert lines[1] == "open    step, 64 M weights: over torch.compile (aim ≥ 1.3)"
+    assert lines[2] == "missed  step, 64 M weights: over Adam fused 1.2 (aim ≥ 1.3)"
+    assert lines[6] == "met     step, ResNet-18: host microseconds 24 (aim ≤ 25)"
 
 
 def test_every_goal_names_a_case_and_contenders_that_exist() -> None:
