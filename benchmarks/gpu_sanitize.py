@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bop2nd_fast import reference
+from bop2nd_fast import backends, reference
 
 from .gpu_cases import equal
 from .gpu_operators import OPERATORS, Unavailable
@@ -107,6 +107,28 @@ def products(device: str, operators: Any) -> None:
                 _same(got, reference.binary_conv2d_packed(*packed, **asked), "binary_conv2d_packed")
 
 
+def gradients(device: str, operators: Any) -> None:
+    """Gradients of -1, 0 and 1: every sum is exact, in whatever order."""
+    specified = backends._references
+    for dtype in DTYPES:
+        for rows, features, outputs in LINEAR[3:5]:
+            gradient = torch.randint(-1, 2, (rows, outputs), device=device).to(dtype)
+            words = (_signs(device, rows, features), _signs(device, rows, features))
+            given = (gradient, *words, _signs(device, outputs, features), features, True, True)
+            want = specified["binary_linear_backward"](*given)
+            _same(operators.binary_linear_backward(*given), want, "binary_linear_backward")
+        for channels, outputs, height, width, kernel, *geometry in CONVOLUTIONS[::3]:
+            groups: Any = geometry[-1]
+            x = torch.randn(2, channels, height, width, device=device)
+            w = _signs(device, outputs, *kernel, channels // groups)
+            where: Any = (*map(list, geometry[:3]), groups, -1)
+            out, *words = reference.binary_conv2d(x, w, *where, True)
+            gradient = torch.randint(-1, 2, out.shape, device=device).to(dtype)
+            given = (gradient, *words, w, channels, *where, True, True)
+            want = specified["binary_conv2d_backward"](*given)
+            _same(operators.binary_conv2d_backward(*given), want, "binary_conv2d_backward")
+
+
 def run_all_kernels(device: str) -> int:
     """Run the kernels of every backend that is here; returns the exit status (1: one is wrong, none ran)."""
     torch.manual_seed(3)
@@ -117,7 +139,8 @@ def run_all_kernels(device: str) -> int:
         except Unavailable as reason:
             print(f"{name}: absent, {reason}")
             continue
-        for part in (packing, step, products):
+        own_backward = hasattr(operators, "binary_linear_backward")  # CUDA C++ leaves it to torch
+        for part in (packing, step, products, *((gradients,) if own_backward else ())):
             ran += 1
             try:
                 part(device, operators)
