@@ -200,21 +200,20 @@ struct Task {
   int64_t first_pixel, group, first_block, last_block;
 };
 
-// Every task is one tile of pixels times some blocks of one group.
+// Every task is one tile of pixels times some blocks of one group; with several threads, tiles that hold much
+// of the work (the interior of a small image) are cut into so many parts that about 8 tasks a thread are
+// left.
 std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
-  int64_t n_tiles = 0;
-  *work = 0;
-  for (const Rectangle& r : plan.rectangles) {
-    n_tiles += (r.n_pixels + kTilePixels - 1) / kTilePixels;
-    *work += r.n_pixels * r.n_words();
-  }
+  int64_t group_work = 0;
+  for (const Rectangle& r : plan.rectangles) group_work += r.n_pixels * r.n_words();
   int64_t blocks = static_cast<int64_t>(plan.blocks.size()), groups = plan.shape.groups;
-  *work *= plan.shape.group_blocks() * groups;
-  int64_t wanted = 8 * pool().n_threads();
-  int64_t parts = std::min(blocks, std::max<int64_t>(1, wanted / std::max<int64_t>(1, n_tiles * groups)));
+  *work = group_work * plan.shape.group_blocks() * groups;
+  int64_t n_threads = *work < kSerialWork ? 1 : pool().n_threads();
   std::vector<Task> tasks;
-  tasks.reserve(static_cast<size_t>((n_tiles + 1) * groups * parts));
   for (const Rectangle& r : plan.rectangles) {
+    int64_t tile_work = std::min(kTilePixels, r.n_pixels) * r.n_words(), parts = 1;
+    if (n_threads > 1)
+      parts = std::clamp<int64_t>(8 * n_threads * tile_work / (group_work * groups), 1, blocks);
     for (int64_t p = 0; p < r.n_pixels; p += kTilePixels) {
       for (int64_t g = 0; g < groups; ++g) {
         for (int64_t i = 0; i < parts; ++i) {
@@ -226,79 +225,78 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
   return tasks;
 }
 
-// The words one pixel sees, side by side.
-void gather_pixel(const Rectangle& r, const uint32_t* x, uint32_t* to) {
-  for (int32_t offset : r.run_offset) {
-    for (int64_t k = 0; k < r.run_words; ++k) *to++ = x[offset + k];
-  }
-}
-
-// Memory of one task, in words; every part starts on a cache line and has one to spare.
+// Memory of one task: what its pixels see, and its counts for one block. Each starts on a cache line.
 struct Scratch {
-  uint32_t *words, *steps, *counts;  // [pixels][x_words], spread for the widest block; of the widest block
+  uint32_t *steps, *counts;
 
   Scratch(int64_t n_pixels, int64_t x_words) {
     static thread_local std::vector<uint32_t> memory;
-    constexpr int64_t kLine = 16;
-    int64_t n_words = n_pixels * x_words, lines = (n_words + kLine - 1) / kLine + 1;
-    memory.resize(static_cast<size_t>((5 * lines + 1) * kLine + 4 * 16 * n_pixels));
+    constexpr int64_t kLine = 16, kWidest = 4;  // steps per word and 16 outputs per block, of 8-bit lanes
+    size_t needed = static_cast<size_t>(kWidest * n_pixels * (x_words + 16) + 2 * kLine);
+    if (memory.size() < needed) memory.resize(needed);
     size_t past_line = reinterpret_cast<uintptr_t>(memory.data()) / sizeof(uint32_t) % kLine;
     counts = memory.data() + (kLine - past_line) % kLine;
-    steps = counts + 4 * 16 * n_pixels;
-    words = steps + 4 * lines * kLine;
+    steps = counts + kWidest * 16 * n_pixels;
   }
 };
 
-// The words that the tile's pixels see, and which output pixels they are.
-void gather_tile(const Plan& plan, const Task& task, int64_t n_pixels, int64_t x_words, uint32_t* words,
-                 int64_t* out_pixel) {
-  const ConvShape& s = plan.shape;
-  const Rectangle& r = *task.rectangle;
-  int64_t rows = r.rows.last - r.rows.first, columns = r.columns.last - r.columns.first;
-  int64_t out_height = s.out_size(0), out_width = s.out_size(1);
-  int64_t column = task.first_pixel % columns, line = task.first_pixel / columns;
-  int64_t image = line / rows, row = line % rows;
-  for (int64_t p = 0; p < n_pixels; ++p, words += x_words) {
-    int64_t oy = r.rows.first + row, ox = r.columns.first + column;
-    int64_t y = image * plan.image.height + oy * s.stride[0] + plan.origin[0];
-    int64_t x = ox * s.stride[1] + plan.origin[1];
-    int64_t base = (y * plan.image.width + x) * plan.image.pixel_words + task.group * s.group_words();
-    gather_pixel(r, plan.image.words + base, words);
-    if (x_words > r.n_words()) words[x_words - 1] = 0;
-    out_pixel[p] = (image * out_height + oy) * out_width + ox;
-    if (++column == columns) {
-      column = 0;
-      if (++row == rows) row = 0, ++image;
+// Where the pixels of a tile read and write.
+struct Places {
+  int64_t first_word[kTilePixels], out_pixel[kTilePixels];
+
+  Places(const Plan& plan, const Task& task, int64_t n_pixels) {
+    const ConvShape& s = plan.shape;
+    const Rectangle& r = *task.rectangle;
+    int64_t rows = r.rows.last - r.rows.first, columns = r.columns.last - r.columns.first;
+    int64_t out_height = s.out_size(0), out_width = s.out_size(1);
+    int64_t column = task.first_pixel % columns, line = task.first_pixel / columns;
+    int64_t image = line / rows, row = line % rows;
+    for (int64_t p = 0; p < n_pixels; ++p) {
+      int64_t oy = r.rows.first + row, ox = r.columns.first + column;
+      int64_t y = image * plan.image.height + oy * s.stride[0] + plan.origin[0];
+      int64_t x = ox * s.stride[1] + plan.origin[1];
+      first_word[p] = (y * plan.image.width + x) * plan.image.pixel_words + task.group * s.group_words();
+      out_pixel[p] = (image * out_height + oy) * out_width + ox;
+      if (++column == columns) {
+        column = 0;
+        if (++row == rows) row = 0, ++image;
+      }
     }
   }
-}
+};
 
 void run_task(const KernelTable& table, const Plan& plan, const Task& task, const uint32_t* blocked,
               const Epilogue& to) {
   const ConvShape& s = plan.shape;
   const Rectangle& r = *task.rectangle;
-  int64_t out_pixel[kTilePixels];
   int64_t n = std::min(kTilePixels, r.n_pixels - task.first_pixel), n_words = r.n_words();
   int64_t x_words = n_words + n_words % 2;  // whole pairs
   Scratch scratch(n, x_words);
-  gather_tile(plan, task, n, x_words, scratch.words, out_pixel);
-  int64_t block_words = s.taps() * s.group_words() * 16;
-  int spread_for = 0;
+  Places places(plan, task, n);
+  GatherTile gather{
+      plan.image.words, places.first_word, n, r.run_offset.data(), static_cast<int64_t>(r.run_offset.size()),
+      r.run_words,      x_words,           0, scratch.steps};
+  // Divisions take as long as counting some words: none in the loop.
+  int64_t block_words = s.taps() * s.group_words() * 16, outputs = s.group_outputs();
+  int64_t first_block = task.group * s.group_blocks(), first_output = task.group * outputs;
+  int64_t n_taps = (r.rows.tap_last - r.rows.tap_first) * (r.columns.tap_last - r.columns.tap_first);
+  int32_t bias = static_cast<int32_t>(n_taps * s.group_channels());
   for (int64_t i = task.first_block; i < task.last_block; ++i) {
     const WeightBlock& block = plan.blocks[static_cast<size_t>(i)];
-    if (block.lane_bits != spread_for)
-      table.spread(scratch.words, n * x_words, spread_for = block.lane_bits, scratch.steps);
-    const uint32_t* w = blocked + (task.group * s.group_blocks() + block.first) * block_words;
+    if (block.lane_bits != gather.lane_bits) {
+      gather.lane_bits = block.lane_bits;
+      table.gather(gather);
+    }
+    const uint32_t* w = blocked + (first_block + block.first) * block_words;
     table.count({scratch.steps, n, x_words, n_words, w, r.w_offset.data(), r.w_contiguous, block.lane_bits,
                  scratch.counts});
     for (int64_t b = block.first; b < block.last; ++b) {
       MatmulTile t{};
       t.counts = scratch.counts + (b - block.first) * n * 16, t.n_pixels = n;
-      t.bias = static_cast<int32_t>((r.rows.tap_last - r.rows.tap_first) *
-                                    (r.columns.tap_last - r.columns.tap_first) * s.group_channels());
-      t.out_pixel = out_pixel;
-      t.first_output = task.group * s.group_outputs() + b * 16, t.all_outputs = s.out_channels;
-      t.n_outputs = static_cast<int>(std::min<int64_t>(16, s.group_outputs() - b * 16));
+      t.bias = bias;
+      t.out_pixel = places.out_pixel;
+      t.first_output = first_output + b * 16, t.all_outputs = s.out_channels;
+      t.n_outputs = static_cast<int>(std::min<int64_t>(16, outputs - b * 16));
       table.emit(t, to);
     }
   }

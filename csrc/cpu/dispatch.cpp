@@ -63,7 +63,7 @@ KernelTable overlay(KernelTable base, const KernelTable& over) {
   if (over.pack_columns) base.pack_columns = over.pack_columns;
   if (over.unpack_rows) base.unpack_rows = over.unpack_rows;
   if (over.apply_mask) base.apply_mask = over.apply_mask;
-  if (over.spread) base.spread = over.spread;
+  if (over.gather) base.gather = over.gather;
   if (over.count) base.count = over.count;
   if (over.emit) base.emit = over.emit;
   if (over.stream) base.stream = over.stream;

@@ -25,7 +25,7 @@ namespace {
 }  // namespace
 
 const KernelTable kAvx2Table = {step<Avx2Lanes>,         pack_rows<Avx2Lanes>,  pack_columns<Avx2Lanes>,
-                                unpack_rows<Avx2Lanes>,  apply_mask<Avx2Lanes>, spread<Avx2Count>,
+                                unpack_rows<Avx2Lanes>,  apply_mask<Avx2Lanes>, gather<Avx2Count>,
                                 count<Avx2Count>,        emit<Avx2Count>,       stream<Avx2Lanes>,
                                 register_loop<Avx2Count>};
 

@@ -21,7 +21,7 @@ namespace {
 
 const KernelTable kScalarTable = {
     step<ScalarLanes>,       pack_rows<ScalarLanes>,    pack_columns<ScalarLanes>, unpack_rows<ScalarLanes>,
-    apply_mask<ScalarLanes>, spread<ScalarCount>,       count<ScalarCount>,        emit<ScalarCount>,
+    apply_mask<ScalarLanes>, gather<ScalarCount>,       count<ScalarCount>,        emit<ScalarCount>,
     stream<ScalarLanes>,     register_loop<ScalarCount>};
 
 }  // namespace bop2nd

@@ -68,8 +68,20 @@ constexpr int lane_bits_for(int64_t outputs_left) {
 // torn apart because a word is a single step.
 constexpr bool weights_paired(int lane_bits) { return lane_bits < 32; }
 
+// The words that the pixels of a tile see, as `count` wants them: pixel p's are n_runs runs of run_words
+// words at image + first_word[p] + run_offset[run]. x_words >= n_runs * run_words is even.
+struct GatherTile {
+  const uint32_t* image;
+  const int64_t* first_word;
+  int64_t n_pixels;
+  const int32_t* run_offset;
+  int64_t n_runs, run_words, x_words;
+  int lane_bits;
+  uint32_t* steps;  // n_pixels * x_words * 32 / lane_bits, and 64 bytes to spare
+};
+
 // counts[v][p][i] = sum_k popcount(x[k] ^ w[k]) of pixel p and output 16 v + i of a block of 16, 32 or 64.
-// Pixel p's words start at x + p * x_words * 32 / lane_bits, spread. Word k of the weights starts at w +
+// Pixel p's words start at x + p * x_words * 32 / lane_bits, as gathered. Word k of the weights starts at w +
 // w_offset[k] * 512 / lane_bits; with w_contiguous it is k instead of w_offset[k].
 struct CountTile {
   const uint32_t* x;
@@ -107,9 +119,7 @@ struct KernelTable {
   // Clears the elements of those rows of `grad` whose mask bit is 0.
   void (*apply_mask)(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin,
                      int64_t end);
-  // Words of x as `count` wants them, n_words * 32 / lane_bits of them; an even number of words per pixel.
-  // Reads and writes up to 64 bytes past the end.
-  void (*spread)(const uint32_t* words, int64_t n_words, int lane_bits, uint32_t* steps);
+  void (*gather)(const GatherTile&);
   void (*count)(const CountTile&);
   void (*emit)(const MatmulTile&, const Epilogue&);
   // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.

@@ -169,18 +169,39 @@ void count(const CountTile& t) {
   t.lane_bits == 8 ? count_lanes<C, 8>(t) : t.lane_bits == 16 ? count_lanes<C, 16>(t) : count_lanes<C, 32>(t);
 }
 
-// What a count takes as x: every word as 32 / L steps, in pairs.
+// Pairs of 32-bit lanes lie across words and runs: they are made at the end.
 template <class C, int L>
-void spread_lanes(const uint32_t* words, int64_t n_words, uint32_t* steps) {
-  for (int64_t i = 0; i < n_words * (32 / L); i += C::kLanes)
-    C::store_int(steps + i, C::make_pairs(C::template spread<L>(words + i / (32 / L))));
+BOP2ND_INLINE typename C::I spread_words(const uint32_t* from, int n) {
+  typename C::I steps = C::template spread<L>(from, n);
+  return weights_paired(L) ? C::make_pairs(steps) : steps;
+}
+
+// What a count takes as x: every word as 32 / L steps, in pairs. A store may run over into what is written
+// next.
+template <class C, int L>
+void gather_lanes(const GatherTile& t) {
+  constexpr int kSteps = 32 / L, kWords = C::kLanes / kSteps;
+  for (int64_t p = 0; p < t.n_pixels; ++p) {
+    uint32_t* to = t.steps + p * t.x_words * kSteps;
+    for (int64_t run = 0; run < t.n_runs; ++run, to += t.run_words * kSteps) {
+      const uint32_t* from = t.image + t.first_word[p] + t.run_offset[run];
+      int64_t k = 0;
+      for (; k + kWords <= t.run_words; k += kWords)
+        C::store_int(to + k * kSteps, spread_words<C, L>(from + k, kWords));
+      if (k < t.run_words)
+        C::store_int(to + k * kSteps, spread_words<C, L>(from + k, static_cast<int>(t.run_words - k)));
+    }
+  }
+  if (weights_paired(L)) return;
+  for (int64_t i = 0; i < t.n_pixels * t.x_words; i += C::kLanes)
+    C::store_int(t.steps + i, C::make_pairs(C::load(t.steps + i)));
 }
 
 template <class C>
-void spread(const uint32_t* words, int64_t n_words, int lane_bits, uint32_t* steps) {
-  lane_bits == 8    ? spread_lanes<C, 8>(words, n_words, steps)
-  : lane_bits == 16 ? spread_lanes<C, 16>(words, n_words, steps)
-                    : spread_lanes<C, 32>(words, n_words, steps);
+void gather(const GatherTile& t) {
+  t.lane_bits == 8    ? gather_lanes<C, 8>(t)
+  : t.lane_bits == 16 ? gather_lanes<C, 16>(t)
+                      : gather_lanes<C, 32>(t);
 }
 
 // Dots as they are, in T.

@@ -204,14 +204,14 @@ struct Avx2Count {
       }
     }
   }
-  // The words at `from`, each as 32 / L words that repeat one of its parts of L bits.
+  // The first n words at `from`, each as 32 / L words that repeat one of its parts of L bits. Reads no more.
   template <int L>
-  BOP2ND_INLINE static I spread(const uint32_t* from) {
-    if constexpr (L == 32) return load(from);
-    const __m128i* p = reinterpret_cast<const __m128i*>(from);
-    if constexpr (L == 8)
-      return _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p)), set1(0x01010101u));
-    I halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
+  BOP2ND_INLINE static I spread(const uint32_t* from, int n) {
+    I lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), Avx2Lanes::iota());
+    if constexpr (L == 32) return _mm256_maskload_epi32(reinterpret_cast<const int*>(from), lanes);
+    __m128i words = _mm_maskload_epi32(reinterpret_cast<const int*>(from), _mm256_castsi256_si128(lanes));
+    if constexpr (L == 8) return _mm256_mullo_epi32(_mm256_cvtepu8_epi32(words), set1(0x01010101u));
+    I halves = _mm256_cvtepu16_epi32(words);
     return _mm256_or_si256(halves, _mm256_slli_epi32(halves, 16));
   }
   // Odd lanes become their exclusive or with the lane before.

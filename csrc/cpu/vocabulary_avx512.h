@@ -176,15 +176,20 @@ struct Avx512Count {
       }
     }
   }
-  // The words at `from`, each as 32 / L words that repeat one of its parts of L bits.
+  // The first n words at `from`, each as 32 / L words that repeat one of its parts of L bits. Reads no more.
   template <int L>
-  BOP2ND_INLINE static I spread(const uint32_t* from) {
-    if constexpr (L == 32) return load(from);
-    const __m128i* p = reinterpret_cast<const __m128i*>(from);
-    if constexpr (L == 8)
-      return _mm512_mullo_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128(p)), set1(0x01010101u));
-    I halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-    return _mm512_or_si512(halves, _mm512_slli_epi32(halves, 16));
+  BOP2ND_INLINE static I spread(const uint32_t* from, int n) {
+    uint32_t words = n >= 16 ? 0xFFFFu : (1u << n) - 1u;
+    if constexpr (L == 8) {
+      I bytes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi32(static_cast<__mmask8>(words), from));
+      I low = _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0);
+      return _mm512_shuffle_epi8(bytes, low);
+    } else if constexpr (L == 16) {
+      I halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi32(static_cast<__mmask8>(words), from));
+      return _mm512_or_si512(halves, _mm512_slli_epi32(halves, 16));
+    } else {
+      return _mm512_maskz_loadu_epi32(static_cast<__mmask16>(words), from);
+    }
   }
   // Odd lanes become their exclusive or with the lane before.
   BOP2ND_INLINE static I make_pairs(I a) { return bit_xor(a, _mm512_slli_epi64(a, 32)); }

@@ -145,15 +145,13 @@ struct ScalarCount {
       }
     }
   }
-  // The words at `from`, each as 32 / L words that repeat one of its parts of L bits.
+  // The first n words at `from`, each as 32 / L words that repeat one of its parts of L bits. Reads no more.
   template <int L>
-  BOP2ND_INLINE static I spread(const uint32_t* from) {
-    if constexpr (L == 32) return load(from);
-    I a;
-    for (int i = 0; i < kLanes; ++i) {
-      uint32_t part = from[i * L / 32] >> (i * L % 32) & ((L == 8 ? 0x100u : 0x10000u) - 1);
-      a[i] = part * (L == 8 ? 0x01010101u : 0x00010001u);
-    }
+  BOP2ND_INLINE static I spread(const uint32_t* from, int n) {
+    constexpr uint32_t kPart = ~0u >> (32 - L);
+    I a = set1(0);
+    for (int i = 0; i < kLanes && i * L / 32 < n; ++i)
+      a[i] = (from[i * L / 32] >> (i * L % 32) & kPart) * (~0u / kPart);
     return a;
   }
   // Odd lanes become their exclusive or with the lane before.

@@ -80,6 +80,11 @@ void bench_matmul(int id, double seconds) {
     add("conv 3x3 " + std::to_string(c) + " @ " + std::to_string(size),
         {1, size, size, c, 1, c, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0}, taps * static_cast<double>(c * c));
   }
+  for (int64_t words : {2, 9, 18, 36, 72, 144}) {
+    add("sums of " + std::to_string(words) + " words",
+        {512, 1, 1, 32 * words, 1, 64, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0},
+        static_cast<double>(512 * 64 * 32 * words));
+  }
   for (int64_t m : {1, 256}) {
     add("linear 1024, batch " + std::to_string(m),
         {m, 1, 1, 1024, 1, 1024, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0}, static_cast<double>(m << 20));
