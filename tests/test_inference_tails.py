@@ -13,16 +13,16 @@ from torch import Tensor, nn
 import bop2nd_fast as bf
 from bop2nd_fast.inference.layers import PackedConv2d, PackedLinear
 
-EXACT_STATISTICS = 4.0  # 1 / sqrt(4) and products with halves are exact, so rounding cannot differ
+VARIANCE, EPS = 3.5, 0.5  # 1 / sqrt(4) and products with halves are exact, so rounding cannot differ
 
 
 def norm(channels: int, rank: int = 2) -> nn.Module:
     """A batch norm whose arithmetic is exact on small integers."""
-    module = (nn.BatchNorm2d if rank == 2 else nn.BatchNorm1d)(channels, eps=0.0)
+    module = (nn.BatchNorm2d if rank == 2 else nn.BatchNorm1d)(channels, eps=EPS)
     with torch.no_grad():
         assert module.running_mean is not None and module.running_var is not None
         module.running_mean.copy_(torch.randint(-3, 4, (channels,)))
-        module.running_var.fill_(EXACT_STATISTICS)
+        module.running_var.fill_(VARIANCE)
         module.weight.copy_(torch.randint(0, 3, (channels,)) - 0.5)
         module.bias.copy_(torch.randint(-3, 4, (channels,)) / 2)
     return module.eval()

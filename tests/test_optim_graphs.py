@@ -256,8 +256,8 @@ def test_compiled_mixed_training_never_breaks_nor_recompiles() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not hasattr(torch._dynamo.config, "trace_autograd_ops"),
-    reason="this torch breaks the graph at backward()",
+    torch.torch_version.TorchVersion(torch.__version__) < (2, 13),
+    reason="this torch breaks the graph at backward(); 2.11 has the switch, but does not get through",
 )
 def test_forward_backward_and_step_in_one_graph() -> None:
     model = _network()
