@@ -67,20 +67,38 @@ def _status_bytes(name: str) -> int:
 
 def saved_for_backward(model: nn.Module, x: Tensor) -> int:
     """Bytes of the distinct storages kept by one forward pass of ``model`` in training mode."""
+    return sum(saved_by_kind(model, x).values())
+
+
+def saved_by_kind(model: nn.Module, x: Tensor) -> dict[str, int]:
+    """The same by the class of the layer that kept a storage first, the most first."""
     own = {storage_of(t) for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # or a freed address could be counted as an old one
+    kept: dict[str, int] = {}
+    alive: dict[int, Tensor] = {}  # by address; a freed one could be counted as an old one
+    running = [type(model).__name__]
 
     def pack(t: Tensor) -> Tensor:
-        if (address := storage_of(t)) not in own:
-            kept[address] = words_of(t).untyped_storage().nbytes()
-            alive.append(t)
+        if (address := storage_of(t)) not in own and address not in alive:
+            kept[running[-1]] = kept.get(running[-1], 0) + words_of(t).untyped_storage().nbytes()
+            alive[address] = t
         return t
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output = model(x)
+    handles = [
+        m.register_forward_pre_hook(lambda m, _: running.append(type(m).__name__)) for m in leaves(model)
+    ]
+    handles += [m.register_forward_hook(lambda *_: running.pop() and None) for m in leaves(model)]
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            output = model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
     del output
-    return sum(kept.values())
+    return dict(sorted(kept.items(), key=lambda item: -item[1]))
+
+
+def leaves(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if not list(m.children())]
 
 
 def words_of(t: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def _backward(
     dense = torch.ops.bop2nd.unpack_bits(weight, per_group, 1, dtype=dtype)
     grad_input = grad_output.new_empty((0, h, w, in_channels)).permute(0, 3, 1, 2)
     shape = (weight.shape[0] if need_weight else 0, *weight.shape[1:3], per_group)
-    grad_weight = grad_output.new_empty(shape, dtype=torch.float32).permute(0, 3, 1, 2)
+    grad_weight: Tensor | None = None
     explicit = padding_value != 0  # the library pads with zeros: another value is written out per tile
     for images in row_tiles(n, in_channels * h * w):
         x = _unpack_grouped(signs[images], in_channels, groups, dtype)
@@ -146,7 +146,8 @@ def _backward(
             [need_input, need_weight, False],
         )
         if need_weight:
-            grad_weight.copy_(grad_w) if images.start == 0 else grad_weight.add_(grad_w)
+            grad_w = grad_w.float() if grad_weight is None else grad_weight.add_(grad_w)
+            grad_weight = grad_w.contiguous(memory_format=last)
         if need_input:
             if explicit:
                 grad_x = grad_x[:, :, padding[0] : padding[0] + h, padding[1] : padding[1] + w]
@@ -160,8 +161,8 @@ def _backward(
                 grad_input = grad_x.new_empty((n, h, w, in_channels)).permute(0, 3, 1, 2)
             if grad_input is not grad_x:
                 grad_input[images] = grad_x
-    if n == 0:
-        grad_weight.zero_()
+    if grad_weight is None:
+        grad_weight = grad_output.new_zeros(shape, dtype=torch.float32).permute(0, 3, 1, 2)
     return grad_input, grad_weight
 
 

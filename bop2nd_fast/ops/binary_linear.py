@@ -97,21 +97,36 @@ def _backward(
     need_input: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by torch's matrix product on operands unpacked tile by tile; weight gradient in fp32."""
+    """Gradients by torch's matrix product on operands unpacked tile by tile; weight gradient in fp32.
+
+    One after the other, so that the unpacked weight is gone before the weight's gradient, as large, is made.
+    """
     grad = grad_output.reshape(-1, grad_output.shape[-1])
     signs, mask = signs.reshape(-1, signs.shape[-1]), mask.reshape(-1, signs.shape[-1])
-    grad_input = grad.new_empty((grad.shape[0] if need_input else 0, in_features))
-    grad_weight = grad.new_zeros((weight.shape[0], in_features) if need_weight else 0, dtype=torch.float32)
-    dense = torch.ops.bop2nd.unpack_bits(weight, in_features, dtype=grad.dtype) if need_input else None
+    grad_input = grad.new_empty((0, in_features))
+    if need_input:
+        grad_input = grad @ torch.ops.bop2nd.unpack_bits(weight, in_features, dtype=grad.dtype)
+        if mask.numel():
+            torch.ops.bop2nd.apply_mask_(grad_input, mask)
+        grad_input = grad_input.view(*grad_output.shape[:-1], in_features)
+    grad_weight = grad.new_empty((weight.shape[0] if need_weight else 0, in_features), dtype=torch.float32)
+    if need_weight:
+        _sum_products(grad, signs, in_features, grad_weight)
+    return grad_input, grad_weight
+
+
+def _sum_products(grad: Tensor, signs: Tensor, in_features: int, total: Tensor) -> None:
+    """``total <- grad.T @ unpacked signs``, tile by tile, without a temporary as large as ``total``."""
+    if grad.shape[0] == 0:
+        total.zero_()
     for rows in row_tiles(grad.shape[0], in_features):
-        if dense is not None:
-            torch.mm(grad[rows], dense, out=grad_input[rows])
-            if mask.numel():
-                torch.ops.bop2nd.apply_mask_(grad_input[rows], mask[rows])
-        if need_weight:
-            x = torch.ops.bop2nd.unpack_bits(signs[rows], in_features, dtype=grad.dtype)
-            grad_weight += grad[rows].T @ x
-    return grad_input.view(*grad_output.shape[:-1], in_features) if need_input else grad_input, grad_weight
+        x = torch.ops.bop2nd.unpack_bits(signs[rows], in_features, dtype=grad.dtype)
+        if grad.dtype == total.dtype:
+            torch.addmm(total, grad[rows].T, x, beta=min(rows.start, 1), out=total)
+        elif rows.start == 0:
+            total.copy_(grad[rows].T @ x)
+        else:
+            total += grad[rows].T @ x
 
 
 backends.define(
