@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How close the loops come to their yardsticks, on one thread; best of many short runs. Not a test.
-// usage: bench_core [seconds per table] [first instruction set]
+// usage: bench_core [seconds per table] [first instruction set] [part of a product's name: only those
+// products]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -61,10 +62,11 @@ void report(const std::vector<Case>& cases, double scale, const char* unit) {
   }
 }
 
-void bench_matmul(int id, double seconds) {
+void bench_matmul(int id, double seconds, const std::string& wanted) {
   std::vector<Case> cases;
   cases.push_back({"register loop", bop2nd_register_loop(id, 100), [=] { bop2nd_register_loop(id, 100); }});
   auto add = [&](const std::string& name, const ConvShape& s, double products) {
+    if (name.find(wanted) == std::string::npos) return;
     OnLines<uint32_t> x(static_cast<size_t>(s.batch * s.height * s.width * s.group_words()), 0x55u);
     OnLines<uint32_t> w(static_cast<size_t>(s.group_blocks() * s.taps() * s.group_words() * 16), 0x33u);
     OnLines<float> out(static_cast<size_t>(s.batch * s.out_size(0) * s.out_size(1) * s.out_channels), 0.0f);
@@ -135,7 +137,7 @@ int main(int argc, char** argv) {
   for (int id = argc > 2 ? std::atoi(argv[2]) : 0; id < bop2nd_isa_count(); ++id) {
     if (bop2nd_isa_force(id) != 0) continue;
     std::printf("%s\n", bop2nd_isa_name(id));
-    bench_matmul(id, seconds);
-    bench_step(seconds);
+    bench_matmul(id, seconds, argc > 3 ? argv[3] : "");
+    if (argc <= 3) bench_step(seconds);
   }
 }
