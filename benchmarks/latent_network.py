@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bop2nd_fast.nn import BinaryConv2d, BinaryLinear
+from bop2nd_fast.nn import BinaryConv2d, BinaryLinear, MaxPool2d
 
 
 class SignSTE(torch.autograd.Function):
@@ -86,6 +86,9 @@ def twin(model: nn.Module, inference: bool = False) -> nn.Module:
         if isinstance(layer, (BinaryConv2d, BinaryLinear)):
             parent = result.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], _counterpart(layer, name, inference))
+        elif isinstance(layer, MaxPool2d):
+            parent = result.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], nn.MaxPool2d(layer.kernel_size, layer.stride))
     return result.eval() if inference else result
 
 

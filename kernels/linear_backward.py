@@ -132,7 +132,8 @@ def binary_linear_backward(
     _check(gradient, signs, mask, weight, in_features)
     rows, outputs = gradient.shape
     grad_input = gradient.new_empty((rows if need_input else 0, in_features))
-    grad_weight = gradient.new_empty((outputs, in_features) if need_weight else 0, dtype=torch.float32)
+    weight_shape = (outputs if need_weight else 0, in_features)
+    grad_weight = gradient.new_empty(weight_shape, dtype=torch.float32)
     if grad_input.numel():
         _grad_input(gradient, mask.contiguous() if mask.numel() else None, weight, grad_input, tile)
     if grad_weight.numel():

@@ -287,6 +287,9 @@ def test_saved_for_backward_is_two_bits_per_activation(layer: str) -> None:
 # ------------------------------------------------------------------------------------------ opcheck
 
 
+NEEDS = ((True, True), (True, False), (False, True))  # gradients of the input, of the weight
+
+
 def opcheck_cases() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     w = ref.pack_bits(torch.randn(5, 40))
     conv = ref.pack_bits(torch.randn(5, 20, 3, 3), 1)
@@ -323,13 +326,21 @@ def opcheck_cases() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             (ref.pack_bits(image, 1), conv, 20, *geometry),
             {"signs": True, "shift": torch.randn(5), "dtype": torch.bfloat16},
         ),
-        "binary_linear_backward": (ops.binary_linear_backward, (grad, signs, mask, w, 40, True, True), {}),
-        "binary_conv2d_backward": (
-            ops.binary_conv2d_backward,
-            (image_grad, image_signs, image_mask, conv, 20, *geometry, True, True),
-            {},
-        ),
-    }
+        **{
+            f"binary_linear_backward {needs}": (
+                ops.binary_linear_backward, (grad, signs, mask, w, 40, *needs), {},
+            )
+            for needs in NEEDS
+        },
+        **{
+            f"binary_conv2d_backward {needs}": (
+                ops.binary_conv2d_backward,
+                (image_grad, image_signs, image_mask, conv, 20, *geometry, *needs),
+                {},
+            )
+            for needs in NEEDS
+        },
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(opcheck_cases()))

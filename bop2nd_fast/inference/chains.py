@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..nn import BinaryConv2d, BinaryLinear
+from ..nn import BinaryConv2d, BinaryLinear, MaxPool2d
 from .fold import Form, Stage
 
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -214,7 +214,7 @@ def max_pool(node: fx.Node, layer: nn.Module | None) -> dict[str, Any] | None:
     """The geometry of a 2-d max-pool, both axes written out, or None if the node is none."""
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
     if layer is not None:
-        if type(layer) is not nn.MaxPool2d or not is_plain(layer):
+        if type(layer) not in (nn.MaxPool2d, MaxPool2d) or not is_plain(layer):
             return None
         values = [getattr(layer, name) for name in names]
     elif node.target in (F.max_pool2d, torch.max_pool2d):

@@ -177,7 +177,7 @@ class PackedLinear(_PackedProduct):
             **self._outputs(None if residual is None else residual.reshape(-1, residual.shape[-1])),
             blocked=self.weight.blocked_words(),
         )
-        signs = signs.reshape(*words.shape[:-1], -1) if self._emits != "values" else signs
+        signs = signs.reshape(*words.shape[:-1], signs.shape[-1]) if self._emits != "values" else signs
         if self._emits == "signs":
             return signs
         values = values.reshape(*words.shape[:-1], values.shape[-1])

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from ..nn import BinaryConv2d, BinaryLinear
+from ..nn import BinaryConv2d, BinaryLinear, MaxPool2d
 
 
 class BinaryNet(nn.Sequential):
@@ -56,7 +56,7 @@ class BinaryNet(nn.Sequential):
                 input_quantizer=None if i == 1 else input_quantizer,
             )
             if i % 2 == 0:
-                layers[f"pool{i}"] = nn.MaxPool2d(2)
+                layers[f"pool{i}"] = MaxPool2d(2)
             layers[f"norm{i}"] = _batch_norm(nn.BatchNorm2d(out))
             channels = out
         layers["flatten"] = nn.Flatten()

@@ -147,7 +147,7 @@ def _backward_fake(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = (*grad_output.shape[:-1], in_features) if need_input else (0, in_features)
-    weight_shape = (weight.shape[0], in_features) if need_weight else (0,)
+    weight_shape = (weight.shape[0] if need_weight else 0, in_features)
     return grad_output.new_empty(shape), grad_output.new_empty(weight_shape, dtype=torch.float32)
 
 
