@@ -29,7 +29,7 @@ from .cuda_library import CudaLibrary
 from .kernels import tuning
 
 NAMESPACE = "bop2nd"
-INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bitalg")
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bitalg", "avx512_amx")
 NAMES = ("reference", "cpu", *INSTRUCTION_SETS, "triton", "cuda")
 
 _library = torch.library.Library(NAMESPACE, "DEF")

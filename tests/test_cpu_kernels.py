@@ -70,7 +70,7 @@ def poison() -> None:
 
 
 def test_names_and_requirements() -> None:
-    assert list(NAMES.values()) == ["scalar", "avx2", "avx512", "avx512_bitalg"]
+    assert list(NAMES.values()) == ["scalar", "avx2", "avx512", "avx512_bitalg", "avx512_amx"]
     assert all(symbols.bop2nd_isa_requires(i) for i in IDS)
     assert symbols.bop2nd_isa_name(99) is None
     assert symbols.bop2nd_isa_active() == SUPPORTED[-1]

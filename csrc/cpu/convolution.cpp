@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans a binary convolution: which pixels see which taps, and who computes them.
+// Plans a binary convolution by counting bits: which pixels see which taps, and who computes them.
 //
 // Zero padding leaves taps out of the sum, so pixels are grouped into rectangles that see the same taps
 // (interior, edges, corners) and every rectangle gets its own list of words: a border pixel costs less than
@@ -8,9 +8,9 @@
 #include <algorithm>
 
 #include "../core/bit_layout.h"
+#include "convolution.h"
 #include "dispatch.h"
 #include "half_float.h"
-#include "operators.h"
 #include "parallel.h"
 
 namespace bop2nd {
@@ -22,14 +22,6 @@ int64_t ConvShape::out_size(int axis) const {
   return room < 0 ? 0 : room / stride[axis] + 1;
 }
 
-namespace {
-
-// Outputs 16 first .. 16 last - 1 of a group, whose weights share vectors.
-struct WeightBlock {
-  int64_t first, last;
-  int lane_bits;
-};
-
 std::vector<WeightBlock> weight_blocks(int64_t outputs) {
   std::vector<WeightBlock> blocks;
   for (int64_t first = 0; 16 * first < outputs; first = blocks.back().last) {
@@ -38,6 +30,8 @@ std::vector<WeightBlock> weight_blocks(int64_t outputs) {
   }
   return blocks;
 }
+
+namespace {
 
 // Word k of the outputs of one block, from all their rows. Dword 4 l + j of a step holds bits of the 32 / L
 // outputs at position j * 32 / L of those with (output % 16) / 4 == l.
@@ -231,11 +225,8 @@ struct Scratch {
 
   Scratch(int64_t n_pixels, int64_t x_words) {
     static thread_local std::vector<uint32_t> memory;
-    constexpr int64_t kLine = 16, kWidest = 4;  // steps per word and 16 outputs per block, of 8-bit lanes
-    size_t needed = static_cast<size_t>(kWidest * n_pixels * (x_words + 16) + 2 * kLine);
-    if (memory.size() < needed) memory.resize(needed);
-    size_t past_line = reinterpret_cast<uintptr_t>(memory.data()) / sizeof(uint32_t) % kLine;
-    counts = memory.data() + (kLine - past_line) % kLine;
+    constexpr int64_t kWidest = 4;  // steps per word and 16 outputs per block, of 8-bit lanes
+    counts = thread_memory(memory, static_cast<size_t>(kWidest * n_pixels * (x_words + 16) + 16));
     steps = counts + kWidest * 16 * n_pixels;
   }
 };
@@ -302,8 +293,8 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
   }
 }
 
-void conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const uint32_t* blocked,
-          const Epilogue& to) {
+void counted_conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const uint32_t* blocked,
+                  const Epilogue& to) {
   bool padded = s.padding_value != 0 && (s.padding[0] > 0 || s.padding[1] > 0);
   Plan plan{s,
             {x, s.height, s.width, s.groups * s.group_words()},
@@ -326,6 +317,12 @@ void conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const
   std::vector<Task> tasks = tasks_of(plan, &work);
   parallel_tasks(static_cast<int64_t>(tasks.size()), work < kSerialWork,
                  [&](int64_t i) { run_task(table, plan, tasks[static_cast<size_t>(i)], blocked, to); });
+}
+
+void conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const uint32_t* blocked,
+          const Epilogue& to) {
+  if (table.tiles && tiles_pay(s)) return tile_conv(*table.tiles, s, x, blocked, to);
+  counted_conv(table, s, x, blocked, to);
 }
 
 // The epilogue of one element; sets its sign bit in words that were 0.

@@ -9,6 +9,10 @@
 #if BOP2ND_X86
 #include <cpuid.h>
 #endif
+#if BOP2ND_X86 && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #define BOP2ND_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -19,6 +23,7 @@ enum Feature : uint32_t {
   kAvx2 = 1u << 0,    // AVX2, F16C, POPCNT, BMI, BMI2 and the operating system saves ymm registers
   kAvx512 = 1u << 1,  // F, BW, VL, DQ and the operating system saves zmm registers
   kBitalg = 1u << 2,
+  kAmx = 1u << 3,  // AMX-TILE, AMX-INT8, VBMI, GFNI, and the operating system lets this process use tiles
 };
 
 #if BOP2ND_X86
@@ -30,12 +35,22 @@ uint64_t saved_registers() {
 
 bool has(uint32_t flags, uint32_t bits) { return (flags & bits) == bits; }
 
+// Linux makes room for a process's tile registers only when asked to.
+bool tiles_granted() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 uint32_t detect() {
-  uint32_t a, b, c, d, b7, c7;
+  uint32_t a, b, c, d, b7, c7, d7;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
   constexpr uint32_t kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29, kPopcnt = 1u << 23;
   if (!has(c, kOsxsave | kAvx | kF16c | kPopcnt)) return 0;
-  if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d)) return 0;
+  if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return 0;
   uint64_t saved = saved_registers();
   constexpr uint32_t kBmi = 1u << 3, kAvx2Bit = 1u << 5, kBmi2 = 1u << 8;
   if ((saved & 0x6) != 0x6 || !has(b7, kBmi | kAvx2Bit | kBmi2)) return 0;
@@ -44,6 +59,11 @@ uint32_t detect() {
   if ((saved & 0xE6) != 0xE6 || !has(b7, kF | kDq | kBw | kVl)) return features;
   features |= kAvx512;
   if (has(c7, 1u << 12)) features |= kBitalg;
+  constexpr uint32_t kVbmi = 1u << 1, kGfni = 1u << 8, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
+  constexpr uint64_t kTileState = 3u << 17;
+  if ((saved & kTileState) == kTileState && has(c7, kVbmi | kGfni) && has(d7, kAmxTile | kAmxInt8) &&
+      tiles_granted())
+    features |= kAmx;
   return features;
 }
 #else
@@ -68,6 +88,7 @@ KernelTable overlay(KernelTable base, const KernelTable& over) {
   if (over.emit) base.emit = over.emit;
   if (over.stream) base.stream = over.stream;
   if (over.register_loop) base.register_loop = over.register_loop;
+  if (over.tiles) base.tiles = over.tiles;
   return base;
 }
 
@@ -78,10 +99,13 @@ const Isa kIsas[] = {
     {"avx2", "AVX2, F16C, POPCNT, BMI, BMI2", kAvx2, &kAvx2Table},
     {"avx512", "AVX-512 F, BW, VL, DQ", kAvx512, &kAvx512Table},
     {"avx512_bitalg", "AVX-512 F, BW, VL, DQ, BITALG", kAvx512 | kBitalg, &kAvx512BitalgTable},
+    {"avx512_amx", "AVX-512 F, BW, VL, DQ, BITALG, VBMI, GFNI, AMX-INT8 (granted by the kernel)",
+     kAvx512 | kBitalg | kAmx, &kAvx512AmxTable},
 #else
     {"avx2", "x86-64 with AVX2, F16C, POPCNT, BMI, BMI2", 0, nullptr},
     {"avx512", "x86-64 with AVX-512 F, BW, VL, DQ", 0, nullptr},
     {"avx512_bitalg", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG", 0, nullptr},
+    {"avx512_amx", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG, VBMI, GFNI, AMX-INT8", 0, nullptr},
 #endif
 };
 constexpr int kCount = static_cast<int>(sizeof(kIsas) / sizeof(kIsas[0]));
@@ -114,7 +138,9 @@ const KernelTable* table_of(int id) {
   if (!supported(id)) return nullptr;
 #if BOP2ND_X86
   static const KernelTable bitalg = overlay(kAvx512Table, kAvx512BitalgTable);
+  static const KernelTable amx = overlay(bitalg, kAvx512AmxTable);
   if (kIsas[id].table == &kAvx512BitalgTable) return &bitalg;
+  if (kIsas[id].table == &kAvx512AmxTable) return &amx;
 #endif
   return kIsas[id].table;
 }

@@ -93,8 +93,9 @@ struct CountTile {
   uint32_t* counts;
 };
 
-// n_pixels x 16 outputs: dot = bias - 2 * counts[p][i]. They belong to output pixels out_pixel[p] and outputs
-// first_output ... + n_outputs - 1 (1..16 of them, first_output a multiple of 16 where signs are wanted).
+// n_pixels x 16 outputs: dot = bias - 2 * counts[p][i]. They belong to output pixels out_pixel[p] (nobody wants a
+// negative one) and outputs first_output ... + n_outputs - 1 (1..16 of them, first_output a multiple of 16 where
+// signs are wanted).
 struct MatmulTile {
   const uint32_t* counts;
   int64_t n_pixels;
@@ -102,6 +103,56 @@ struct MatmulTile {
   const int64_t* out_pixel;
   int64_t first_output, all_outputs;
   int n_outputs;
+};
+
+// ---- Processors that multiply tiles of bytes (tiles.inl): 16 rows of 64 bytes, +1, -1, or 0 for nothing.
+constexpr int64_t kTileRows = 16, kTileBytes = kTileRows * 64;
+
+// Words of pixels, x_stride words apart, as 32 n_words bytes each, byte_stride apart. The last word of a pixel
+// holds last_channels channels.
+struct TilePixels {
+  const uint32_t* x;
+  int64_t x_stride, n_pixels, n_words;
+  int last_channels;
+  int8_t* bytes;
+  int64_t byte_stride;
+};
+
+// One or two words of a sum: where their bytes start, from a pixel's first byte, and which weight words they are.
+struct TileChunk {
+  int64_t x_offset;
+  int32_t first_word, n_words;
+};
+
+// The weights of one block of outputs (as lane_bits says), as tiles.
+struct TileWeights {
+  const uint32_t* w;
+  int lane_bits;
+  const TileChunk* chunks;
+  int64_t n_chunks;
+  int8_t* tiles;  // [n_chunks, 32 / lane_bits], on a cache line
+};
+
+// `rows` (1 or 2) times 16 pixels, those from x + x_offset[i] on, by `columns` (1 or 2) times 16 outputs.
+struct TileProduct {
+  const int8_t* x;
+  int64_t pixel_bytes;
+  const int64_t* x_offset;
+  const TileChunk* chunks;
+  int64_t n_chunks;
+  const int8_t* w;    // the first of these columns
+  int64_t n_columns;  // in all, so from one chunk to the next
+  int rows, columns;
+  int32_t* dots;  // [columns, 16 rows, 16]
+};
+
+struct TileTable {
+  void (*configure)();  // this thread's tiles, before `product`; `release` after it
+  void (*release)();
+  void (*pixels)(const TilePixels&);
+  void (*weights)(const TileWeights&);
+  void (*product)(const TileProduct&);
+  void (*emit)(const MatmulTile&, const Epilogue&);  // of dots: `counts` holds them, `bias` is unused
 };
 
 struct KernelTable {
@@ -127,6 +178,7 @@ struct KernelTable {
                  int64_t first_word, int64_t n_words);
   // The instructions of `count` without its memory accesses; returns the multiply-accumulates it stands for.
   double (*register_loop)(int64_t iterations);
+  const TileTable* tiles = nullptr;  // where the processor has them
 };
 
 }  // namespace bop2nd

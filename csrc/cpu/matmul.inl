@@ -209,6 +209,7 @@ template <class C, class T>
 void emit_dots(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
   typename C::I bias = C::set1(static_cast<uint32_t>(t.bias));
   for (int64_t p = 0; p < t.n_pixels; ++p) {
+    if (t.out_pixel[p] < 0) continue;
     T* values = static_cast<T*>(e.values) + t.out_pixel[p] * t.all_outputs + t.first_output;
     for (int lane = 0; lane < 16 && lane < t.n_outputs; lane += C::kLanes) {
       typename C::I dot = C::dot(bias, C::load(counts + p * 16 + lane));
@@ -228,6 +229,7 @@ template <class C>
 void emit_threshold_bits(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
   typename C::I bias = C::set1(static_cast<uint32_t>(t.bias));
   for (int64_t p = 0; p < t.n_pixels; ++p) {
+    if (t.out_pixel[p] < 0) continue;
     uint32_t bits = 0;
     for (int lane = 0; lane < 16; lane += C::kLanes) {
       typename C::I dot = C::dot(bias, C::load(counts + p * 16 + lane));
@@ -243,6 +245,7 @@ void emit_computed(const MatmulTile& t, const Epilogue& e, const uint32_t* count
   using L = typename C::Lanes;
   typename C::I bias = C::set1(static_cast<uint32_t>(t.bias));
   for (int64_t p = 0; p < t.n_pixels; ++p) {
+    if (t.out_pixel[p] < 0) continue;
     int64_t at = t.out_pixel[p] * t.all_outputs + t.first_output;
     uint32_t bits = 0;
     for (int lane = 0; lane < 16 && lane < t.n_outputs; lane += C::kLanes) {

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the two ways to compute a binary convolution share: by counting bits (convolution.cpp), by multiplying tiles
+// of bytes (tile_convolution.cpp).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "operators.h"
+
+namespace bop2nd {
+
+// Outputs 16 first .. 16 last - 1 of a group, whose weights share vectors.
+struct WeightBlock {
+  int64_t first, last;
+  int lane_bits;
+};
+
+std::vector<WeightBlock> weight_blocks(int64_t outputs);
+
+// Memory of a thread that starts on a cache line and keeps what it has grown to.
+template <class T>
+T* thread_memory(std::vector<T>& memory, size_t n) {
+  constexpr size_t kLine = 64 / sizeof(T);
+  if (memory.size() < n + kLine) memory.resize(n + kLine);
+  size_t past_line = reinterpret_cast<uintptr_t>(memory.data()) / sizeof(T) % kLine;
+  return memory.data() + (kLine - past_line) % kLine;
+}
+
+// Whether tiles pay: turning weights into bytes costs as much as counting the bits of about 8 pixels.
+bool tiles_pay(const ConvShape& shape);
+void tile_conv(const TileTable& table, const ConvShape& shape, const uint32_t* x, const uint32_t* blocked,
+               const Epilogue& to);
+
+}  // namespace bop2nd

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// As AVX-512 with BITALG, but products of enough pixels multiply tiles of bytes instead of counting bits.
+#include "isa_tables.h"
+#include "target.h"
+
+#if BOP2ND_X86
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+BOP2ND_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512bitalg,avx512vbmi,gfni,f16c,popcnt,bmi,bmi2")
+#include "vocabulary_amx.h"
+#include "vocabulary_avx512.h"
+
+namespace bop2nd {
+namespace {
+
+#include "matmul.inl"
+#include "tiles.inl"
+
+}  // namespace
+
+const TileTable kAmxTiles = {AmxTiles::configure,    AmxTiles::release,      tile_pixels<AmxTiles>,
+                             tile_weights<AmxTiles>, tile_product<AmxTiles>, emit<TileDots>};
+
+// The other loops are those of the tables below.
+const KernelTable kAvx512AmxTable = {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+                                     nullptr, nullptr, nullptr, tile_register_loop<AmxTiles>, &kAmxTiles};
+
+}  // namespace bop2nd
+BOP2ND_TARGET_END
+#endif

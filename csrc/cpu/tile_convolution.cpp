@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plans a binary convolution as products of tiles of bytes (tiles.inl).
+//
+// A band of the image (some rows, or whole images where they are small) is turned into bytes, its border written
+// out: padding of 0, +1 and -1 are bytes like any other. With a stride the columns and rows of every phase (x %
+// stride) lie together. So the pixels that one tap shows to neighbouring outputs are neighbours, and 16 outputs'
+// operands are 16 rows of a tile at one distance: a tile is loaded right from the band, nothing is gathered. Tiles
+// run over the ends of rows: what they compute there belongs to no output and is dropped (2 columns of 58, 30, 16, 9
+// in a 3x3 convolution).
+#include <algorithm>
+#include <cstring>
+
+#include "../core/bit_layout.h"
+#include "convolution.h"
+#include "dispatch.h"
+#include "parallel.h"
+
+namespace bop2nd {
+namespace {
+
+// Bytes of a band: with the weights of a block they fit in a second-level cache of 2 MiB.
+constexpr int64_t kBandBytes = 512 << 10;
+// Fewer products of tiles than this (6 ns each) are not worth a second thread.
+constexpr int64_t kSerialProducts = 2000;
+constexpr int64_t kTasksPerThread = 2;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The input pixels that a band needs, as bytes: planes of phases [rows, columns, pixel_bytes].
+struct Band {
+  int64_t out_rows;              // of the output
+  int64_t rows, columns;         // of a plane
+  int64_t pixel_bytes;
+  std::vector<int64_t> phase;    // [stride y, stride x]: number of the plane, -1 where no tap looks
+  int64_t n_planes = 0;
+  std::vector<TileChunk> chunks;
+
+  int64_t plane_bytes() const { return rows * columns * pixel_bytes; }
+  int64_t image_bytes() const { return n_planes * plane_bytes(); }
+  int64_t n_positions(const ConvShape& s) const { return (out_rows - 1) * columns + s.out_size(1); }
+};
+
+// Runs of words of a sum, cut into chunks.
+void add_run(std::vector<TileChunk>& chunks, int64_t x_offset, int64_t first_word, int64_t n_words) {
+  for (int64_t w = 0; w < n_words; w += 2) {
+    chunks.push_back({x_offset + 32 * w, static_cast<int32_t>(first_word + w),
+                      static_cast<int32_t>(std::min<int64_t>(2, n_words - w))});
+  }
+}
+
+Band band_of(const ConvShape& s, int64_t out_rows) {
+  Band b;
+  b.out_rows = out_rows;
+  b.rows = ceil_div((out_rows - 1) * s.stride[0] + (s.kernel[0] - 1) * s.dilation[0] + 1, s.stride[0]);
+  b.columns = ceil_div((s.out_size(1) - 1) * s.stride[1] + (s.kernel[1] - 1) * s.dilation[1] + 1, s.stride[1]);
+  b.pixel_bytes = 32 * s.group_words();
+  b.phase.assign(static_cast<size_t>(s.stride[0] * s.stride[1]), -1);
+  int64_t words = s.group_words(), run_offset = 0, run_first = 0, run_words = 0;
+  for (int64_t i = 0; i < s.kernel[0]; ++i) {
+    for (int64_t j = 0; j < s.kernel[1]; ++j) {
+      int64_t y = i * s.dilation[0], x = j * s.dilation[1];
+      int64_t& plane = b.phase[static_cast<size_t>(y % s.stride[0] * s.stride[1] + x % s.stride[1])];
+      if (plane < 0) plane = b.n_planes++;
+      int64_t pixel = y / s.stride[0] * b.columns + x / s.stride[1];
+      int64_t offset = plane * b.plane_bytes() + pixel * b.pixel_bytes;
+      if (run_words > 0 && offset == run_offset + 32 * run_words) {  // taps side by side share chunks
+        run_words += words;
+        continue;
+      }
+      add_run(b.chunks, run_offset, run_first, run_words);
+      run_offset = offset, run_first = (i * s.kernel[1] + j) * words, run_words = words;
+    }
+  }
+  add_run(b.chunks, run_offset, run_first, run_words);
+  return b;
+}
+
+struct TilePlan {
+  const ConvShape& shape;
+  const TileTable& table;
+  const uint32_t *x, *blocked;
+  const Epilogue& to;
+  std::vector<int8_t> padding;      // bytes of a padded pixel
+  std::vector<WeightBlock> blocks;  // of a group
+};
+
+// Output rows first_row .. of n_images images, for some blocks of one group.
+struct TileTask {
+  const Band* band;
+  int64_t first_image, n_images, first_row;
+  int64_t group, first_block, last_block;
+};
+
+// Columns q .. of one row and phase; `source` is input column 0 of the row, null above and below the image.
+void turn_row(const TilePlan& plan, const Band& b, const uint32_t* source, int64_t phase, int8_t* to) {
+  const ConvShape& s = plan.shape;
+  int64_t sx = s.stride[1], begin = 0, end = 0;  // columns of the plane inside the image
+  if (source) {
+    begin = std::min(b.columns, std::max<int64_t>(0, ceil_div(s.padding[1] - phase, sx)));
+    end = std::clamp(ceil_div(s.width + s.padding[1] - phase, sx), begin, b.columns);
+  }
+  auto pad = [&](int64_t from, int64_t until) {
+    for (int64_t q = from; q < until; ++q)
+      std::memcpy(to + q * b.pixel_bytes, plan.padding.data(), static_cast<size_t>(b.pixel_bytes));
+  };
+  pad(0, begin);
+  if (end > begin) {
+    int64_t pixel_words = s.groups * s.group_words(), words = s.group_words();
+    int64_t column = begin * sx + phase - s.padding[1];
+    plan.table.pixels({source + column * pixel_words, sx * pixel_words, end - begin, words,
+                       BitLayout{s.group_channels()}.elements_in(words - 1), to + begin * b.pixel_bytes,
+                       b.pixel_bytes});
+  }
+  pad(end, b.columns);
+}
+
+void turn_band(const TilePlan& plan, const TileTask& task, int8_t* bytes) {
+  const ConvShape& s = plan.shape;
+  const Band& b = *task.band;
+  int64_t pixel_words = s.groups * s.group_words();
+  for (int64_t n = 0; n < task.n_images; ++n, bytes += b.image_bytes()) {
+    const uint32_t* image = plan.x + (task.first_image + n) * s.height * s.width * pixel_words;
+    image += task.group * s.group_words();
+    for (int64_t row = 0; row < b.rows * s.stride[0]; ++row) {
+      int64_t y = task.first_row * s.stride[0] - s.padding[0] + row;
+      const uint32_t* source = y >= 0 && y < s.height ? image + y * s.width * pixel_words : nullptr;
+      for (int64_t px = 0; px < s.stride[1]; ++px) {
+        int64_t plane = b.phase[static_cast<size_t>(row % s.stride[0] * s.stride[1] + px)];
+        if (plane < 0) continue;
+        int8_t* to = bytes + plane * b.plane_bytes() + row / s.stride[0] * b.columns * b.pixel_bytes;
+        turn_row(plan, b, source, px, to);
+      }
+    }
+  }
+}
+
+// Tiles of 16 neighbouring positions: where they start, and the output pixels of their rows (-1: none).
+struct TilePlaces {
+  std::vector<int64_t> x_offset, out_pixel;
+
+  TilePlaces(const ConvShape& s, const TileTask& task) {
+    const Band& b = *task.band;
+    int64_t height = s.out_size(0), width = s.out_size(1), n_positions = b.n_positions(s);
+    for (int64_t n = 0; n < task.n_images; ++n) {
+      int64_t pixel = ((task.first_image + n) * height + task.first_row) * width, column = 0;
+      for (int64_t first = 0; first < n_positions; first += kTileRows) {
+        x_offset.push_back(n * b.image_bytes() + first * b.pixel_bytes);
+        for (int64_t p = first; p < first + kTileRows; ++p) {
+          bool wanted = p < n_positions && column < width;
+          out_pixel.push_back(wanted ? pixel + column : -1);
+          if (++column == b.columns) column = 0, pixel += width;
+        }
+      }
+    }
+  }
+};
+
+void multiply_block(const TilePlan& plan, const TileTask& task, const WeightBlock& block, const TilePlaces& places,
+                    const int8_t* bytes, int8_t* tiles, int32_t* dots) {
+  const ConvShape& s = plan.shape;
+  const Band& b = *task.band;
+  int64_t block_words = s.taps() * s.group_words() * 16, outputs = s.group_outputs();
+  int64_t n_chunks = static_cast<int64_t>(b.chunks.size());
+  const uint32_t* w = plan.blocked + (task.group * s.group_blocks() + block.first) * block_words;
+  plan.table.weights({w, block.lane_bits, b.chunks.data(), n_chunks, tiles});
+  int64_t n_tiles = static_cast<int64_t>(places.x_offset.size()), n_columns = block.last - block.first;
+  n_columns = std::min(n_columns, ceil_div(outputs, 16) - block.first);  // the rest is empty
+  for (int64_t v = 0; v < n_columns; v += 2) {
+    int columns = static_cast<int>(std::min<int64_t>(2, n_columns - v));
+    for (int64_t t = 0; t < n_tiles; t += 2) {
+      int rows = static_cast<int>(std::min<int64_t>(2, n_tiles - t));
+      plan.table.product({bytes, b.pixel_bytes, &places.x_offset[static_cast<size_t>(t)], b.chunks.data(), n_chunks,
+                          tiles + v * kTileBytes, block.last - block.first, rows, columns, dots});
+      for (int i = 0; i < columns; ++i) {
+        MatmulTile m{};
+        m.n_pixels = rows * kTileRows;
+        m.counts = reinterpret_cast<const uint32_t*>(dots + i * rows * kTileRows * 16);
+        m.out_pixel = &places.out_pixel[static_cast<size_t>(t * kTileRows)];
+        int64_t o = 16 * (block.first + v + i);
+        m.first_output = task.group * outputs + o, m.all_outputs = s.out_channels;
+        m.n_outputs = static_cast<int>(std::min<int64_t>(16, outputs - o));
+        plan.table.emit(m, plan.to);
+      }
+    }
+  }
+}
+
+void run_tile_task(const TilePlan& plan, const TileTask& task) {
+  static thread_local std::vector<int8_t> bytes_memory, tile_memory;
+  alignas(64) int32_t dots[kTileBytes];
+  const Band& b = *task.band;
+  // A tile may reach past the last position by 15 pixels, and past the last chunk by a word.
+  int64_t band_bytes = task.n_images * b.image_bytes() + kTileRows * b.pixel_bytes + 64;
+  int8_t* bytes = thread_memory(bytes_memory, static_cast<size_t>(band_bytes));
+  int8_t* tiles = thread_memory(tile_memory, 4 * b.chunks.size() * kTileBytes);
+  turn_band(plan, task, bytes);
+  TilePlaces places(plan.shape, task);
+  plan.table.configure();
+  for (int64_t i = task.first_block; i < task.last_block; ++i)
+    multiply_block(plan, task, plan.blocks[static_cast<size_t>(i)], places, bytes, tiles, dots);
+  plan.table.release();
+}
+
+std::vector<int8_t> padded_pixel(const ConvShape& s) {
+  std::vector<int8_t> bytes(static_cast<size_t>(32 * s.group_words()), 0);
+  for (int64_t c = 0; c < s.group_channels(); ++c) {  // byte 4 t + k of a word is bit 8 k + t
+    int64_t bit = c % kWordBits;
+    bytes[static_cast<size_t>(c - bit + bit % 8 * 4 + bit / 8)] = static_cast<int8_t>(s.padding_value);
+  }
+  return bytes;
+}
+
+// A convolution that looks at one pixel at a time is one of a single column, in which no position is lost.
+ConvShape straightened(ConvShape s) {
+  bool pointwise = s.taps() == 1 && s.stride[0] * s.stride[1] == 1 && s.padding[0] + s.padding[1] == 0;
+  if (pointwise) s.height *= s.batch * s.width, s.batch = s.width = 1;
+  return s;
+}
+
+}  // namespace
+
+bool tiles_pay(const ConvShape& s) { return s.batch * s.out_size(0) * s.out_size(1) >= 8 && s.channels > 0; }
+
+void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x, const uint32_t* blocked,
+               const Epilogue& to) {
+  const ConvShape s = straightened(given);
+  TilePlan plan{s, table, x, blocked, to, padded_pixel(s), weight_blocks(s.group_outputs())};
+  int64_t height = s.out_size(0), n_blocks = static_cast<int64_t>(plan.blocks.size());
+  Band whole = band_of(s, height);
+  int64_t chunk_products = ceil_div(s.group_outputs(), 16) * static_cast<int64_t>(whole.chunks.size());
+  int64_t products = s.batch * s.groups * ceil_div(whole.n_positions(s), kTileRows) * chunk_products;
+  bool serial = products < kSerialProducts;
+  // A band is so small that it stays in the cache, and with several threads there are some tasks for each: first
+  // by cutting outputs, which turns activations again for each part, then by cutting bands, which turns weights.
+  int64_t wanted = serial || pool().n_threads() == 1 ? 1 : kTasksPerThread * pool().n_threads();
+  int64_t n_images = std::clamp<int64_t>(kBandBytes / std::max<int64_t>(1, whole.image_bytes()), 1,
+                                         std::max<int64_t>(1, ceil_div(s.batch, wanted)));
+  int64_t ranges = ceil_div(s.batch, n_images) * s.groups;
+  int64_t parts = std::clamp<int64_t>(ceil_div(wanted, std::max<int64_t>(1, ranges)), 1, n_blocks);
+  int64_t bands = std::max(ceil_div(whole.image_bytes(), kBandBytes),
+                           ceil_div(wanted, std::max<int64_t>(1, ranges * parts)));
+  int64_t rows = ceil_div(height, std::min(bands, height));
+  Band even = band_of(s, rows), last = band_of(s, height - (ceil_div(height, rows) - 1) * rows);
+  std::vector<TileTask> tasks;
+  for (int64_t n = 0; n < s.batch; n += n_images) {
+    for (int64_t row = 0; row < height; row += rows) {
+      for (int64_t g = 0; g < s.groups; ++g) {
+        for (int64_t i = 0; i < parts; ++i) {
+          tasks.push_back({row + rows > height ? &last : &even, n, std::min(n_images, s.batch - n), row, g,
+                           i * n_blocks / parts, (i + 1) * n_blocks / parts});
+        }
+      }
+    }
+  }
+  parallel_tasks(static_cast<int64_t>(tasks.size()), serial,
+                 [&](int64_t i) { run_tile_task(plan, tasks[static_cast<size_t>(i)]); });
+}
+
+}  // namespace bop2nd
