@@ -22,6 +22,14 @@ int64_t ConvShape::out_size(int axis) const {
   return room < 0 ? 0 : room / stride[axis] + 1;
 }
 
+namespace {
+
+// Outputs 16 first .. 16 last - 1 of a group, whose weights share vectors.
+struct WeightBlock {
+  int64_t first, last;
+  int lane_bits;
+};
+
 std::vector<WeightBlock> weight_blocks(int64_t outputs) {
   std::vector<WeightBlock> blocks;
   for (int64_t first = 0; 16 * first < outputs; first = blocks.back().last) {
@@ -30,8 +38,6 @@ std::vector<WeightBlock> weight_blocks(int64_t outputs) {
   }
   return blocks;
 }
-
-namespace {
 
 // Word k of the outputs of one block, from all their rows. Dword 4 l + j of a step holds bits of the 32 / L
 // outputs at position j * 32 / L of those with (output % 16) / 4 == l.

@@ -11,14 +11,6 @@
 
 namespace bop2nd {
 
-// Outputs 16 first .. 16 last - 1 of a group, whose weights share vectors.
-struct WeightBlock {
-  int64_t first, last;
-  int lane_bits;
-};
-
-std::vector<WeightBlock> weight_blocks(int64_t outputs);
-
 // Memory of a thread that starts on a cache line and keeps what it has grown to.
 template <class T>
 T* thread_memory(std::vector<T>& memory, size_t n) {

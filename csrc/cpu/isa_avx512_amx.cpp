@@ -22,8 +22,7 @@ namespace {
 
 }  // namespace
 
-const TileTable kAmxTiles = {AmxTiles::configure,    AmxTiles::release,      tile_pixels<AmxTiles>,
-                             tile_weights<AmxTiles>, tile_product<AmxTiles>, emit<TileDots>};
+const TileTable kAmxTiles = {tile_pixels<AmxTiles>, tile_multiply<AmxTiles>};
 
 // The other loops are those of the tables below.
 const KernelTable kAvx512AmxTable = {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,

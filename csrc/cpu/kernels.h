@@ -124,35 +124,27 @@ struct TileChunk {
   int32_t first_word, n_words;
 };
 
-// The weights of one block of outputs (as lane_bits says), as tiles.
-struct TileWeights {
-  const uint32_t* w;
-  int lane_bits;
-  const TileChunk* chunks;
-  int64_t n_chunks;
-  int8_t* tiles;  // [n_chunks, 32 / lane_bits], on a cache line
-};
-
-// `rows` (1 or 2) times 16 pixels, those from x + x_offset[i] on, by `columns` (1 or 2) times 16 outputs.
-struct TileProduct {
+// Products of tiles: pixels of one group by columns (16 outputs) first_column .. last_column - 1, first_column even.
+struct TileWork {
   const int8_t* x;
   int64_t pixel_bytes;
-  const int64_t* x_offset;
+  const int64_t* x_offset;   // [n_tiles]: where tiles of 16 pixels start
+  const int64_t* out_pixel;  // [n_tiles, 16]: of the output, -1 for none
+  int64_t n_tiles;
   const TileChunk* chunks;
   int64_t n_chunks;
-  const int8_t* w;    // the first of these columns
-  int64_t n_columns;  // in all, so from one chunk to the next
-  int rows, columns;
-  int32_t* dots;  // [columns, 16 rows, 16]
+  const uint32_t* w;  // of the group, as block_weight lays it
+  int64_t row_words, outputs;
+  int64_t first_column, last_column;
+  int64_t first_output, all_outputs;  // of the group, in the output
+  int columns;                        // multiplied at once: 1, by 64 pixels, or 2, by 32
+  int8_t* tiles;                      // columns * max(n_chunks, 4), for weights; on a cache line
+  const Epilogue* to;
 };
 
 struct TileTable {
-  void (*configure)();  // this thread's tiles, before `product`; `release` after it
-  void (*release)();
   void (*pixels)(const TilePixels&);
-  void (*weights)(const TileWeights&);
-  void (*product)(const TileProduct&);
-  void (*emit)(const MatmulTile&, const Epilogue&);  // of dots: `counts` holds them, `bias` is unused
+  void (*multiply)(const TileWork&);
 };
 
 struct KernelTable {

@@ -206,15 +206,16 @@ void gather(const GatherTile& t) {
 
 // Dots as they are, in T.
 template <class C, class T>
-void emit_dots(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
+BOP2ND_INLINE void emit_dots(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
   typename C::I bias = C::set1(static_cast<uint32_t>(t.bias));
-  for (int64_t p = 0; p < t.n_pixels; ++p) {
-    if (t.out_pixel[p] < 0) continue;
-    T* values = static_cast<T*>(e.values) + t.out_pixel[p] * t.all_outputs + t.first_output;
-    for (int lane = 0; lane < 16 && lane < t.n_outputs; lane += C::kLanes) {
-      typename C::I dot = C::dot(bias, C::load(counts + p * 16 + lane));
-      C::Lanes::store(values + lane, C::real(dot), t.n_outputs - lane);
-    }
+  T* values = static_cast<T*>(e.values) + t.first_output;
+  const int64_t *pixel = t.out_pixel, *end = pixel + t.n_pixels;
+  int64_t all_outputs = t.all_outputs;
+  for (int n = t.n_outputs; pixel < end; ++pixel, counts += 16) {
+    if (*pixel < 0) continue;
+    T* to = values + *pixel * all_outputs;
+    for (int lane = 0; lane < 16 && lane < n; lane += C::kLanes)
+      C::Lanes::store(to + lane, C::real(C::dot(bias, C::load(counts + lane))), n - lane);
   }
 }
 

@@ -9,6 +9,7 @@
 // in a 3x3 convolution).
 #include <algorithm>
 #include <cstring>
+#include <cstdlib>
 
 #include "../core/bit_layout.h"
 #include "convolution.h"
@@ -80,15 +81,14 @@ struct TilePlan {
   const TileTable& table;
   const uint32_t *x, *blocked;
   const Epilogue& to;
-  std::vector<int8_t> padding;      // bytes of a padded pixel
-  std::vector<WeightBlock> blocks;  // of a group
+  std::vector<int8_t> padding;  // bytes of a padded pixel
 };
 
-// Output rows first_row .. of n_images images, for some blocks of one group.
+// Output rows first_row .. of n_images images, for columns (of 16 outputs) of one group.
 struct TileTask {
   const Band* band;
   int64_t first_image, n_images, first_row;
-  int64_t group, first_block, last_block;
+  int64_t group, first_column, last_column;
 };
 
 // Columns q .. of one row and phase; `source` is input column 0 of the row, null above and below the image.
@@ -141,64 +141,46 @@ struct TilePlaces {
   TilePlaces(const ConvShape& s, const TileTask& task) {
     const Band& b = *task.band;
     int64_t height = s.out_size(0), width = s.out_size(1), n_positions = b.n_positions(s);
+    int64_t n_tiles = ceil_div(n_positions, kTileRows);
+    x_offset.resize(static_cast<size_t>(task.n_images * n_tiles));
+    out_pixel.assign(x_offset.size() * kTileRows, -1);
     for (int64_t n = 0; n < task.n_images; ++n) {
-      int64_t pixel = ((task.first_image + n) * height + task.first_row) * width, column = 0;
-      for (int64_t first = 0; first < n_positions; first += kTileRows) {
-        x_offset.push_back(n * b.image_bytes() + first * b.pixel_bytes);
-        for (int64_t p = first; p < first + kTileRows; ++p) {
-          bool wanted = p < n_positions && column < width;
-          out_pixel.push_back(wanted ? pixel + column : -1);
-          if (++column == b.columns) column = 0, pixel += width;
-        }
+      for (int64_t t = 0; t < n_tiles; ++t)
+        x_offset[static_cast<size_t>(n * n_tiles + t)] = n * b.image_bytes() + t * kTileRows * b.pixel_bytes;
+      int64_t pixel = ((task.first_image + n) * height + task.first_row) * width;
+      for (int64_t row = 0; row < b.out_rows; ++row, pixel += width) {
+        int64_t* to = out_pixel.data() + n * n_tiles * kTileRows + row * b.columns;
+        for (int64_t x = 0; x < width; ++x) to[x] = pixel + x;
       }
     }
   }
 };
 
-void multiply_block(const TilePlan& plan, const TileTask& task, const WeightBlock& block, const TilePlaces& places,
-                    const int8_t* bytes, int8_t* tiles, int32_t* dots) {
-  const ConvShape& s = plan.shape;
-  const Band& b = *task.band;
-  int64_t block_words = s.taps() * s.group_words() * 16, outputs = s.group_outputs();
-  int64_t n_chunks = static_cast<int64_t>(b.chunks.size());
-  const uint32_t* w = plan.blocked + (task.group * s.group_blocks() + block.first) * block_words;
-  plan.table.weights({w, block.lane_bits, b.chunks.data(), n_chunks, tiles});
-  int64_t n_tiles = static_cast<int64_t>(places.x_offset.size()), n_columns = block.last - block.first;
-  n_columns = std::min(n_columns, ceil_div(outputs, 16) - block.first);  // the rest is empty
-  for (int64_t v = 0; v < n_columns; v += 2) {
-    int columns = static_cast<int>(std::min<int64_t>(2, n_columns - v));
-    for (int64_t t = 0; t < n_tiles; t += 2) {
-      int rows = static_cast<int>(std::min<int64_t>(2, n_tiles - t));
-      plan.table.product({bytes, b.pixel_bytes, &places.x_offset[static_cast<size_t>(t)], b.chunks.data(), n_chunks,
-                          tiles + v * kTileBytes, block.last - block.first, rows, columns, dots});
-      for (int i = 0; i < columns; ++i) {
-        MatmulTile m{};
-        m.n_pixels = rows * kTileRows;
-        m.counts = reinterpret_cast<const uint32_t*>(dots + i * rows * kTileRows * 16);
-        m.out_pixel = &places.out_pixel[static_cast<size_t>(t * kTileRows)];
-        int64_t o = 16 * (block.first + v + i);
-        m.first_output = task.group * outputs + o, m.all_outputs = s.out_channels;
-        m.n_outputs = static_cast<int>(std::min<int64_t>(16, outputs - o));
-        plan.table.emit(m, plan.to);
-      }
-    }
-  }
-}
-
 void run_tile_task(const TilePlan& plan, const TileTask& task) {
-  static thread_local std::vector<int8_t> bytes_memory, tile_memory;
-  alignas(64) int32_t dots[kTileBytes];
+  static thread_local std::vector<int8_t> memory, tile_memory;
+  const ConvShape& s = plan.shape;
   const Band& b = *task.band;
   // A tile may reach past the last position by 15 pixels, and past the last chunk by a word.
   int64_t band_bytes = task.n_images * b.image_bytes() + kTileRows * b.pixel_bytes + 64;
-  int8_t* bytes = thread_memory(bytes_memory, static_cast<size_t>(band_bytes));
-  int8_t* tiles = thread_memory(tile_memory, 4 * b.chunks.size() * kTileBytes);
+  int8_t* bytes = thread_memory(memory, static_cast<size_t>(band_bytes));
   turn_band(plan, task, bytes);
-  TilePlaces places(plan.shape, task);
-  plan.table.configure();
-  for (int64_t i = task.first_block; i < task.last_block; ++i)
-    multiply_block(plan, task, plan.blocks[static_cast<size_t>(i)], places, bytes, tiles, dots);
-  plan.table.release();
+  TilePlaces places(s, task);
+  TileWork work{};
+  work.x = bytes, work.pixel_bytes = b.pixel_bytes;
+  work.x_offset = places.x_offset.data(), work.out_pixel = places.out_pixel.data();
+  work.n_tiles = static_cast<int64_t>(places.x_offset.size());
+  work.chunks = b.chunks.data(), work.n_chunks = static_cast<int64_t>(b.chunks.size());
+  work.row_words = s.taps() * s.group_words(), work.outputs = s.group_outputs();
+  work.w = plan.blocked + task.group * s.group_blocks() * 16 * work.row_words;
+  work.first_column = task.first_column, work.last_column = task.last_column;
+  work.first_output = task.group * work.outputs, work.all_outputs = s.out_channels;
+  // 64 pixels stay in the nearest cache for all outputs, or 32 where their words are many and used once.
+  bool once = s.taps() == 1 && s.group_words() > 16;
+  work.columns = getenv("COLS") ? atoi(getenv("COLS")) : once ? 2 : 1;
+  size_t n_tiles = std::max<size_t>(4, b.chunks.size()) * static_cast<size_t>(work.columns);
+  work.tiles = thread_memory(tile_memory, n_tiles * kTileBytes);
+  work.to = &plan.to;
+  plan.table.multiply(work);
 }
 
 std::vector<int8_t> padded_pixel(const ConvShape& s) {
@@ -224,8 +206,8 @@ bool tiles_pay(const ConvShape& s) { return s.batch * s.out_size(0) * s.out_size
 void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x, const uint32_t* blocked,
                const Epilogue& to) {
   const ConvShape s = straightened(given);
-  TilePlan plan{s, table, x, blocked, to, padded_pixel(s), weight_blocks(s.group_outputs())};
-  int64_t height = s.out_size(0), n_blocks = static_cast<int64_t>(plan.blocks.size());
+  TilePlan plan{s, table, x, blocked, to, padded_pixel(s)};
+  int64_t height = s.out_size(0), n_columns = ceil_div(s.group_outputs(), 16);
   Band whole = band_of(s, height);
   int64_t chunk_products = ceil_div(s.group_outputs(), 16) * static_cast<int64_t>(whole.chunks.size());
   int64_t products = s.batch * s.groups * ceil_div(whole.n_positions(s), kTileRows) * chunk_products;
@@ -236,18 +218,19 @@ void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x
   int64_t n_images = std::clamp<int64_t>(kBandBytes / std::max<int64_t>(1, whole.image_bytes()), 1,
                                          std::max<int64_t>(1, ceil_div(s.batch, wanted)));
   int64_t ranges = ceil_div(s.batch, n_images) * s.groups;
-  int64_t parts = std::clamp<int64_t>(ceil_div(wanted, std::max<int64_t>(1, ranges)), 1, n_blocks);
+  int64_t parts = std::clamp<int64_t>(ceil_div(wanted, std::max<int64_t>(1, ranges)), 1, ceil_div(n_columns, 2));
   int64_t bands = std::max(ceil_div(whole.image_bytes(), kBandBytes),
                            ceil_div(wanted, std::max<int64_t>(1, ranges * parts)));
   int64_t rows = ceil_div(height, std::min(bands, height));
   Band even = band_of(s, rows), last = band_of(s, height - (ceil_div(height, rows) - 1) * rows);
+  auto part = [&](int64_t i) { return std::min(n_columns, ceil_div(n_columns, 2) * i / parts * 2); };
   std::vector<TileTask> tasks;
   for (int64_t n = 0; n < s.batch; n += n_images) {
     for (int64_t row = 0; row < height; row += rows) {
       for (int64_t g = 0; g < s.groups; ++g) {
         for (int64_t i = 0; i < parts; ++i) {
           tasks.push_back({row + rows > height ? &last : &even, n, std::min(n_images, s.batch - n), row, g,
-                           i * n_blocks / parts, (i + 1) * n_blocks / parts});
+                           part(i), part(i + 1)});
         }
       }
     }

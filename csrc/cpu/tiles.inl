@@ -3,14 +3,17 @@
 // what lies behind the last channel become 0, and the product of two tiles is the dot product itself.
 //
 // Why not count bits: a tile product is 16 x 16 x 64 multiply-accumulates in 16 cycles, 1024 a cycle; counting
-// (matmul.inl) does 512 in 1.28 cycles at best. Bits are turned into bytes in the caches, a few rows of an image and
-// the weights of 64 outputs at a time; memory holds and moves bits only.
+// (matmul.inl) does 512 in 1.28 cycles at best. Bits are turned into bytes in the caches: a few rows of an image,
+// for all outputs; memory holds and moves bits only.
 //
 // Order. A 32-bit word becomes 32 bytes: byte 4 t + k is bit 8 k + t. That is the order in which the bytes of 16
 // weight words lie in registers, so that a row of a weight tile (4 bytes for each of 16 outputs) takes one
 // instruction: bit t of every byte, spread. Activations, which are turned once for all outputs, are permuted to it.
 //
-// Cost per 64 bytes: weights 1 operation and a store (and 1/8 of 2 to 3 more); activations 4 and a store.
+// weights of 16 or 32 outputs a chunk of 64 at a time, right before they are multiplied, as often as pixels come by:
+// while the tiles multiply 4 x 16 x 16 x 64 bits, the vector units have little else to do.
+//
+// Cost per 64 bytes: weights 1 operation and a store (and 1/8 of 2 to 5 more); activations 4 and a store.
 //
 // T is a vocabulary of tiles (vocabulary_amx.h): 8 tile registers of 16 x 64 bytes.
 //
@@ -43,76 +46,27 @@ BOP2ND_INLINE void tile_word(typename T::Words words, int8_t* rows) {
   T::template store_row<6>(rows, words), T::template store_row<7>(rows, words);
 }
 
-// Weight words as block_weight lays them, to tiles: chunk c of outputs 16 v .. 16 v + 15 starts at
-// tiles + kTileBytes * (c * n_columns + v). A chunk of one word is filled up with zeros.
-template <class T>
-void tile_weights(const TileWeights& t) {
+// One word of the weights of 16 or 32 outputs, out of a block as block_weight lays it: half of each tile.
+template <class T, int L, int kColumns>
+BOP2ND_INLINE void tile_weight_word(const uint32_t* w, int column, int8_t* to) {
   using W = typename T::Words;
-  int n_columns = kWordBits / t.lane_bits;
-  for (int64_t c = 0; c < t.n_chunks; ++c) {
-    int8_t* chunk = t.tiles + c * n_columns * kTileBytes;
-    for (int half = 0; half < 2; ++half) {
-      int8_t* to = chunk + half * kTileBytes / 2;
-      if (half >= t.chunks[c].n_words) {
-        for (int v = 0; v < n_columns; ++v) T::store_zeros(to + v * kTileBytes);
-        continue;
-      }
-      const uint32_t* w = t.w + (t.chunks[c].first_word + half) * 16 * n_columns;
-      if (t.lane_bits == 32) {
-        tile_word<T>(T::load_words(w), to);
-        continue;
-      }
-      W a = T::load_words(w), b = T::bit_xor(a, T::load_words(w + 16));  // odd steps are paired: weights_paired
-      if (t.lane_bits == 16) {
-        tile_word<T>(T::low_halves(a, b), to);
-        tile_word<T>(T::high_halves(a, b), to + kTileBytes);
-        continue;
-      }
-      W d = T::load_words(w + 32), e = T::bit_xor(d, T::load_words(w + 48));
-      W low_first = T::low_bytes(a, b), low_second = T::low_bytes(d, e);
-      W high_first = T::high_bytes(a, b), high_second = T::high_bytes(d, e);
-      tile_word<T>(T::low_halves(low_first, low_second), to);
-      tile_word<T>(T::high_halves(low_first, low_second), to + kTileBytes);
-      tile_word<T>(T::low_halves(high_first, high_second), to + 2 * kTileBytes);
-      tile_word<T>(T::high_halves(high_first, high_second), to + 3 * kTileBytes);
-    }
-  }
-}
-
-// kRows x kColumns tiles of results at once: 4 products for 4 loads where both are 2.
-template <class T, int kRows, int kColumns>
-BOP2ND_INLINE void tile_products(const TileProduct& p) {
-  int64_t x_stride = p.pixel_bytes, chunk_bytes = p.n_columns * kTileBytes;
-  const int8_t *first = p.x + p.x_offset[0], *second = p.x + p.x_offset[kRows - 1], *w = p.w;
-  T::template zero<0>();
-  if constexpr (kColumns == 2) T::template zero<1>();
-  if constexpr (kRows == 2) T::template zero<2>();
-  if constexpr (kRows == 2 && kColumns == 2) T::template zero<3>();
-  for (int64_t c = 0; c < p.n_chunks; ++c, w += chunk_bytes) {
-    int64_t at = p.chunks[c].x_offset;
-    T::template load_tile<4>(first + at, x_stride);
-    T::template load_tile<6>(w, 64);
-    T::template multiply<0, 4, 6>();
-    if constexpr (kRows == 2) {
-      T::template load_tile<5>(second + at, x_stride);
-      T::template multiply<2, 5, 6>();
+  if constexpr (L == 32) {
+    tile_word<T>(T::load_words(w), to);
+  } else {
+    W a = T::load_words(w), b = T::bit_xor(a, T::load_words(w + 16));  // odd steps are paired: weights_paired
+    if constexpr (L == 8) {
+      W c = T::load_words(w + 32), d = T::bit_xor(c, T::load_words(w + 48));
+      bool low = column < 2;
+      a = low ? T::low_bytes(a, b) : T::high_bytes(a, b);
+      b = low ? T::low_bytes(c, d) : T::high_bytes(c, d);
     }
     if constexpr (kColumns == 2) {
-      T::template load_tile<7>(w + kTileBytes, 64);
-      T::template multiply<1, 4, 7>();
-      if constexpr (kRows == 2) T::template multiply<3, 5, 7>();
+      tile_word<T>(T::low_halves(a, b), to);
+      tile_word<T>(T::high_halves(a, b), to + kTileBytes);
+    } else {
+      tile_word<T>(column % 2 == 0 ? T::low_halves(a, b) : T::high_halves(a, b), to);
     }
   }
-  T::template store_tile<0>(p.dots);
-  if constexpr (kRows == 2) T::template store_tile<2>(p.dots + kTileBytes / 4);
-  if constexpr (kColumns == 2) T::template store_tile<1>(p.dots + kRows * kTileBytes / 4);
-  if constexpr (kRows == 2 && kColumns == 2) T::template store_tile<3>(p.dots + 3 * kTileBytes / 4);
-}
-
-template <class T>
-void tile_product(const TileProduct& p) {
-  if (p.rows == 2) return p.columns == 2 ? tile_products<T, 2, 2>(p) : tile_products<T, 2, 1>(p);
-  return p.columns == 2 ? tile_products<T, 1, 2>(p) : tile_products<T, 1, 1>(p);
 }
 
 // For `emit`: what a product leaves are dots already.
@@ -120,17 +74,191 @@ struct TileDots : Avx512Count {
   BOP2ND_INLINE static I dot(I, I sum) { return sum; }
 };
 
-// The yardstick of tile_product: the same instructions on operands in the nearest cache.
+// Some columns of a block of outputs, by all pixels.
+struct TileColumns {
+  const TileWork& work;
+  const uint32_t* w;  // of the block
+  int in_block;       // number of the first column in it
+  int64_t column;     // in the group
+};
+
+// One chunk of the weights, as kColumns tiles. A chunk of one word is filled up with zeros.
+template <class T, int L, int kColumns>
+BOP2ND_INLINE void tile_weights(const TileColumns& p, int64_t c, int8_t* tiles) {
+  constexpr int64_t kWordSteps = 16 * 32 / L;
+  const TileChunk& chunk = p.work.chunks[c];
+  const uint32_t* word = p.w + chunk.first_word * kWordSteps;
+  tile_weight_word<T, L, kColumns>(word, p.in_block, tiles);
+  tiles += kTileBytes / 2;
+  if (chunk.n_words == 2) return tile_weight_word<T, L, kColumns>(word + kWordSteps, p.in_block, tiles);
+  for (int v = 0; v < kColumns; ++v) T::store_zeros(tiles + v * kTileBytes);
+}
+
+// Asks for the memory that a product's values go to while its tiles multiply. Prefetches are hints: for two columns
+// and for values of 2 bytes some of them are for nothing.
+struct FetchOutput {
+  const int64_t *pixel, *end;
+  float* values;
+  int64_t all_outputs, at_once;
+
+  FetchOutput(const TileWork& work, int64_t t, int64_t rows, int64_t column)
+      : pixel(work.out_pixel + t * kTileRows),
+        end(pixel + rows * kTileRows),
+        values(static_cast<float*>(work.to->values) + work.first_output + 16 * column),
+        all_outputs(work.all_outputs),
+        at_once((rows * kTileRows - 1) / work.n_chunks + 1) {
+    if (!work.to->values || work.to->dtype != Dtype::kFloat32) end = pixel;
+  }
+  BOP2ND_INLINE void some() {
+    for (int64_t i = 0; i < at_once && pixel < end; ++i, ++pixel)
+      __builtin_prefetch(values + (*pixel < 0 ? 0 : *pixel) * all_outputs, 1);
+  }
+};
+
+// Weights of so many chunks are bytes at a time where they are multiplied only once.
+constexpr int64_t kTileRing = 4;
+
+// kRows tiles of pixels, from number t on, by kColumns of outputs; dots: [kColumns, 16 kRows, 16]. Tile registers: sums
+// in 0..3, column by column, pixels in 4 and 5, weights in 6 and 7. kRing: weights are turned into bytes kTileRing - 1
+// chunks before they are multiplied; else all of them have been.
+template <class T, int L, int kRows, int kColumns, bool kRing>
+void tile_products(const TileColumns& p, int64_t t, int32_t* dots) {
+  constexpr int kSums = kRows * kColumns;
+  const TileWork& work = p.work;
+  const int8_t* x[kRows];
+  for (int i = 0; i < kRows; ++i) x[i] = work.x + work.x_offset[t + i];
+  FetchOutput output(work, t, kRows, p.column);
+  int64_t stride = work.pixel_bytes, n_chunks = work.n_chunks;
+  constexpr int64_t kChunkBytes = kColumns * kTileBytes;
+  if constexpr (kRing) {
+    for (int64_t c = 0; c < kTileRing - 1 && c < n_chunks; ++c)
+      tile_weights<T, L, kColumns>(p, c, work.tiles + c * kChunkBytes);
+  }
+  T::template zero<0>();
+  if constexpr (kSums > 1) T::template zero<1>();
+  if constexpr (kSums > 2) T::template zero<2>();
+  if constexpr (kSums > 3) T::template zero<3>();
+  for (int64_t c = 0; c < n_chunks; ++c) {
+    int64_t at = work.chunks[c].x_offset;
+    const int8_t* w = work.tiles + (kRing ? c % kTileRing : c) * kChunkBytes;
+    T::template load_tile<6>(w, 64);
+    T::template load_tile<4>(x[0] + at, stride);
+    T::template multiply<0, 4, 6>();
+    if constexpr (kRows > 1) {
+      T::template load_tile<5>(x[1] + at, stride);
+      T::template multiply<1, 5, 6>();
+    }
+    if constexpr (kColumns == 2) {
+      T::template load_tile<7>(w + kTileBytes, 64);
+      T::template multiply<kRows, 4, 7>();
+      if constexpr (kRows == 2) T::template multiply<3, 5, 7>();
+    }
+    if constexpr (kRows > 2) {
+      T::template load_tile<4>(x[2] + at, stride);
+      T::template multiply<2, 4, 6>();
+    }
+    if constexpr (kRows > 3) {
+      T::template load_tile<5>(x[3] + at, stride);
+      T::template multiply<3, 5, 6>();
+    }
+    output.some();
+    if constexpr (kRing) {
+      int64_t next = c + kTileRing - 1;
+      if (next < n_chunks) tile_weights<T, L, kColumns>(p, next, work.tiles + next % kTileRing * kChunkBytes);
+    }
+  }
+  T::template store_tile<0>(dots);
+  if constexpr (kSums > 1) T::template store_tile<1>(dots + kTileBytes / 4);
+  if constexpr (kSums > 2) T::template store_tile<2>(dots + 2 * kTileBytes / 4);
+  if constexpr (kSums > 3) T::template store_tile<3>(dots + 3 * kTileBytes / 4);
+}
+
+inline void emit_tiles(const TileColumns& p, int64_t t, int64_t rows, int columns, const int32_t* dots) {
+  const TileWork& work = p.work;
+  for (int i = 0; i < columns; ++i) {
+    int64_t o = 16 * (p.column + i);
+    MatmulTile m{};
+    m.counts = reinterpret_cast<const uint32_t*>(dots + i * rows * kTileRows * 16);
+    m.n_pixels = rows * kTileRows;
+    m.out_pixel = work.out_pixel + t * kTileRows;
+    m.first_output = work.first_output + o, m.all_outputs = work.all_outputs;
+    m.n_outputs = static_cast<int>(std::min<int64_t>(16, work.outputs - o));
+    emit<TileDots>(m, *work.to);
+  }
+}
+
+template <class T, int L, int kColumns, bool kRing>
+void tile_pixels_by_columns(const TileColumns& p) {
+  alignas(64) int32_t dots[kTileBytes];
+  constexpr int64_t kMost = kColumns == 2 ? 2 : 4;
+  for (int64_t t = 0, rows; t < p.work.n_tiles; t += rows) {
+    rows = std::min(kMost, p.work.n_tiles - t);
+    if (rows == 1) tile_products<T, L, 1, kColumns, kRing>(p, t, dots);
+    if (rows == 2) tile_products<T, L, 2, kColumns, kRing>(p, t, dots);
+    if constexpr (kColumns == 1) {
+      if (rows == 3) tile_products<T, L, 3, 1, kRing>(p, t, dots);
+      if (rows == 4) tile_products<T, L, 4, 1, kRing>(p, t, dots);
+    }
+    emit_tiles(p, t, rows, kColumns, dots);
+  }
+}
+
+template <class T, int L, int kColumns>
+void tile_columns(const TileColumns& p) {
+  if (p.work.n_tiles * kColumns <= 4) return tile_pixels_by_columns<T, L, kColumns, true>(p);
+  for (int64_t c = 0; c < p.work.n_chunks; ++c)
+    tile_weights<T, L, kColumns>(p, c, p.work.tiles + c * kColumns * kTileBytes);
+  tile_pixels_by_columns<T, L, kColumns, false>(p);
+}
+
+template <class T, int L>
+void tile_columns_of(const TileColumns& p, int columns) {
+  if constexpr (L < 32) {
+    if (columns == 2) return tile_columns<T, L, 2>(p);
+  }
+  tile_columns<T, L, 1>(p);
+}
+
+template <class T>
+void tile_multiply(const TileWork& work) {
+  T::configure();
+  for (int64_t first = 0, last; first < work.last_column; first = last) {  // columns of a block
+    int lane_bits = lane_bits_for(work.outputs - 16 * first);
+    last = first + 32 / lane_bits;
+    const uint32_t* w = work.w + 16 * first * work.row_words;
+    int64_t v = std::max(first, work.first_column), end = std::min(last, work.last_column);
+    for (; v < end; v += work.columns) {
+      int columns = static_cast<int>(std::min<int64_t>(work.columns, end - v));
+      TileColumns p{work, w, static_cast<int>(v - first), v};
+      lane_bits == 8    ? tile_columns_of<T, 8>(p, columns)
+      : lane_bits == 16 ? tile_columns_of<T, 16>(p, columns)
+                        : tile_columns_of<T, 32>(p, columns);
+    }
+  }
+  T::release();
+}
+
+// The yardstick of tile_multiply: its products and loads, on operands in the nearest cache. They are +1 and -1:
+// zeros would be multiplied a quarter faster.
 template <class T>
 double tile_register_loop(int64_t iterations) {
-  alignas(64) static const int8_t operands[4 * kTileBytes] = {};
-  alignas(64) static thread_local int32_t dots[kTileBytes];
   constexpr int64_t kChunks = 64;
-  static const TileChunk chunks[kChunks] = {};
-  int64_t offsets[2] = {0, kTileBytes};
-  TileProduct p{operands, 64, offsets, chunks, kChunks, operands, 0, 2, 2, dots};
+  alignas(64) int8_t operands[2 * kTileBytes];
+  alignas(64) int32_t dots[kTileBytes / 4];
+  for (int64_t i = 0; i < 2 * kTileBytes; ++i) operands[i] = i * 2654435761u >> 7 & 1 ? -1 : 1;
   T::configure();
-  for (int64_t i = 0; i < iterations; ++i) tile_product<T>(p);
+  T::template zero<0>(), T::template zero<1>(), T::template zero<2>(), T::template zero<3>();
+  for (int64_t i = 0; i < iterations * kChunks; ++i) {
+    T::template load_tile<4>(operands, 64);
+    T::template load_tile<6>(operands, 64);
+    T::template multiply<0, 4, 6>();
+    T::template load_tile<5>(operands + kTileBytes, 64);
+    T::template multiply<1, 5, 6>();
+    T::template load_tile<7>(operands + kTileBytes, 64);
+    T::template multiply<2, 4, 7>();
+    T::template multiply<3, 5, 7>();
+  }
+  T::template store_tile<0>(dots);
   T::release();
   return static_cast<double>(iterations * kChunks) * 4 * 16 * 16 * 64;
 }

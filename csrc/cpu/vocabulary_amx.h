@@ -69,7 +69,7 @@ struct AmxTiles : Avx512Tiles {
     asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
   }
   template <int kTile>
-  BOP2ND_INLINE static void load_tile(const int8_t* from, int64_t stride) {
+  BOP2ND_INLINE static void load_tile(const void* from, int64_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
   }
   template <int kTile>
