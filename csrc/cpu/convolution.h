@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the two ways to compute a binary convolution share: by counting bits (convolution.cpp), by multiplying tiles
-// of bytes (tile_convolution.cpp).
+// What the two ways to compute a binary convolution share: by counting bits (convolution.cpp), by multiplying
+// tiles of bytes (tile_convolution.cpp).
 #pragma once
 
 #include <cstdint>

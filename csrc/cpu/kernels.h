@@ -93,9 +93,9 @@ struct CountTile {
   uint32_t* counts;
 };
 
-// n_pixels x 16 outputs: dot = bias - 2 * counts[p][i]. They belong to output pixels out_pixel[p] (nobody wants a
-// negative one) and outputs first_output ... + n_outputs - 1 (1..16 of them, first_output a multiple of 16 where
-// signs are wanted).
+// n_pixels x 16 outputs: dot = bias - 2 * counts[p][i]. They belong to output pixels out_pixel[p] (nobody
+// wants a negative one) and outputs first_output ... + n_outputs - 1 (1..16 of them, first_output a multiple
+// of 16 where signs are wanted).
 struct MatmulTile {
   const uint32_t* counts;
   int64_t n_pixels;
@@ -108,8 +108,8 @@ struct MatmulTile {
 // ---- Processors that multiply tiles of bytes (tiles.inl): 16 rows of 64 bytes, +1, -1, or 0 for nothing.
 constexpr int64_t kTileRows = 16, kTileBytes = kTileRows * 64;
 
-// Words of pixels, x_stride words apart, as 32 n_words bytes each, byte_stride apart. The last word of a pixel
-// holds last_channels channels.
+// Words of pixels, x_stride words apart, as 32 n_words bytes each, byte_stride apart. The last word of a
+// pixel holds last_channels channels.
 struct TilePixels {
   const uint32_t* x;
   int64_t x_stride, n_pixels, n_words;
@@ -118,13 +118,15 @@ struct TilePixels {
   int64_t byte_stride;
 };
 
-// One or two words of a sum: where their bytes start, from a pixel's first byte, and which weight words they are.
+// One or two words of a sum: where their bytes start, from a pixel's first byte, and which weight words they
+// are.
 struct TileChunk {
   int64_t x_offset;
   int32_t first_word, n_words;
 };
 
-// Products of tiles: pixels of one group by columns (16 outputs) first_column .. last_column - 1, first_column even.
+// Products of tiles: pixels of one group by columns (16 outputs) first_column .. last_column - 1,
+// first_column even.
 struct TileWork {
   const int8_t* x;
   int64_t pixel_bytes;
@@ -137,8 +139,8 @@ struct TileWork {
   int64_t row_words, outputs;
   int64_t first_column, last_column;
   int64_t first_output, all_outputs;  // of the group, in the output
-  int columns;                        // multiplied at once: 1, by 64 pixels, or 2, by 32
-  int8_t* tiles;                      // columns * max(n_chunks, 4), for weights; on a cache line
+  bool ring;      // turn weights again for every 32 pixels, right before they are multiplied
+  int8_t* tiles;  // for weights, 2 n_chunks (with `ring` 8); on a cache line
   const Epilogue* to;
 };
 

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plans a binary convolution as products of tiles of bytes (tiles.inl).
 //
-// A band of the image (some rows, or whole images where they are small) is turned into bytes, its border written
-// out: padding of 0, +1 and -1 are bytes like any other. With a stride the columns and rows of every phase (x %
-// stride) lie together. So the pixels that one tap shows to neighbouring outputs are neighbours, and 16 outputs'
-// operands are 16 rows of a tile at one distance: a tile is loaded right from the band, nothing is gathered. Tiles
-// run over the ends of rows: what they compute there belongs to no output and is dropped (2 columns of 58, 30, 16, 9
-// in a 3x3 convolution).
+// A band of the image (some rows, or whole images where they are small) is turned into bytes, its border
+// written out: padding of 0, +1 and -1 are bytes like any other. With a stride the columns and rows of every
+// phase (x % stride) lie together. So the pixels that one tap shows to neighbouring outputs are neighbours,
+// and 16 outputs' operands are 16 rows of a tile at one distance: a tile is loaded right from the band,
+// nothing is gathered. Tiles run over the ends of rows: what they compute there belongs to no output and is
+// dropped (2 columns of 58, 30, 16, 9 in a 3x3 convolution).
 #include <algorithm>
 #include <cstring>
-#include <cstdlib>
 
 #include "../core/bit_layout.h"
 #include "convolution.h"
@@ -21,6 +20,11 @@ namespace {
 
 // Bytes of a band: with the weights of a block they fit in a second-level cache of 2 MiB.
 constexpr int64_t kBandBytes = 512 << 10;
+// Weights of 32 outputs with more chunks of 64 bits than this, 2 KiB each, would crowd the pixels out of the
+// nearest cache: they are turned again for every 32 pixels. bench_core, microseconds for limits of 0, 12, 17:
+// 110, 96, 99 at 64 channels (9 chunks), 93, 92, 91 at 128 (18); linear 1024 by 256 (16 chunks) took 262
+// turned again and 295 not.
+constexpr int64_t kPanelChunks = 12;
 // Fewer products of tiles than this (6 ns each) are not worth a second thread.
 constexpr int64_t kSerialProducts = 2000;
 constexpr int64_t kTasksPerThread = 2;
@@ -29,10 +33,10 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The input pixels that a band needs, as bytes: planes of phases [rows, columns, pixel_bytes].
 struct Band {
-  int64_t out_rows;              // of the output
-  int64_t rows, columns;         // of a plane
+  int64_t out_rows;       // of the output
+  int64_t rows, columns;  // of a plane
   int64_t pixel_bytes;
-  std::vector<int64_t> phase;    // [stride y, stride x]: number of the plane, -1 where no tap looks
+  std::vector<int64_t> phase;  // [stride y, stride x]: number of the plane, -1 where no tap looks
   int64_t n_planes = 0;
   std::vector<TileChunk> chunks;
 
@@ -49,12 +53,20 @@ void add_run(std::vector<TileChunk>& chunks, int64_t x_offset, int64_t first_wor
   }
 }
 
+// From one pixel to the next. Rows of a tile 256 bytes or a multiple apart would crowd into a few sets of the
+// nearest cache: a line more spreads them.
+int64_t pixel_bytes(const ConvShape& s) {
+  int64_t bytes = 32 * s.group_words();
+  return bytes % 256 == 0 ? bytes + 64 : bytes;
+}
+
 Band band_of(const ConvShape& s, int64_t out_rows) {
   Band b;
   b.out_rows = out_rows;
   b.rows = ceil_div((out_rows - 1) * s.stride[0] + (s.kernel[0] - 1) * s.dilation[0] + 1, s.stride[0]);
-  b.columns = ceil_div((s.out_size(1) - 1) * s.stride[1] + (s.kernel[1] - 1) * s.dilation[1] + 1, s.stride[1]);
-  b.pixel_bytes = 32 * s.group_words();
+  b.columns =
+      ceil_div((s.out_size(1) - 1) * s.stride[1] + (s.kernel[1] - 1) * s.dilation[1] + 1, s.stride[1]);
+  b.pixel_bytes = pixel_bytes(s);
   b.phase.assign(static_cast<size_t>(s.stride[0] * s.stride[1]), -1);
   int64_t words = s.group_words(), run_offset = 0, run_first = 0, run_words = 0;
   for (int64_t i = 0; i < s.kernel[0]; ++i) {
@@ -174,17 +186,15 @@ void run_tile_task(const TilePlan& plan, const TileTask& task) {
   work.w = plan.blocked + task.group * s.group_blocks() * 16 * work.row_words;
   work.first_column = task.first_column, work.last_column = task.last_column;
   work.first_output = task.group * work.outputs, work.all_outputs = s.out_channels;
-  // 64 pixels stay in the nearest cache for all outputs, or 32 where their words are many and used once.
-  bool once = s.taps() == 1 && s.group_words() > 16;
-  work.columns = getenv("COLS") ? atoi(getenv("COLS")) : once ? 2 : 1;
-  size_t n_tiles = std::max<size_t>(4, b.chunks.size()) * static_cast<size_t>(work.columns);
-  work.tiles = thread_memory(tile_memory, n_tiles * kTileBytes);
+  work.ring = work.n_chunks > kPanelChunks;
+  work.tiles =
+      thread_memory(tile_memory, static_cast<size_t>(2 * std::max<int64_t>(4, work.n_chunks) * kTileBytes));
   work.to = &plan.to;
   plan.table.multiply(work);
 }
 
 std::vector<int8_t> padded_pixel(const ConvShape& s) {
-  std::vector<int8_t> bytes(static_cast<size_t>(32 * s.group_words()), 0);
+  std::vector<int8_t> bytes(static_cast<size_t>(pixel_bytes(s)), 0);
   for (int64_t c = 0; c < s.group_channels(); ++c) {  // byte 4 t + k of a word is bit 8 k + t
     int64_t bit = c % kWordBits;
     bytes[static_cast<size_t>(c - bit + bit % 8 * 4 + bit / 8)] = static_cast<int8_t>(s.padding_value);
@@ -212,13 +222,15 @@ void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x
   int64_t chunk_products = ceil_div(s.group_outputs(), 16) * static_cast<int64_t>(whole.chunks.size());
   int64_t products = s.batch * s.groups * ceil_div(whole.n_positions(s), kTileRows) * chunk_products;
   bool serial = products < kSerialProducts;
-  // A band is so small that it stays in the cache, and with several threads there are some tasks for each: first
-  // by cutting outputs, which turns activations again for each part, then by cutting bands, which turns weights.
+  // A band is so small that it stays in the cache, and with several threads there are some tasks for each:
+  // first by cutting outputs, which turns activations again for each part, then by cutting bands, which turns
+  // weights.
   int64_t wanted = serial || pool().n_threads() == 1 ? 1 : kTasksPerThread * pool().n_threads();
   int64_t n_images = std::clamp<int64_t>(kBandBytes / std::max<int64_t>(1, whole.image_bytes()), 1,
                                          std::max<int64_t>(1, ceil_div(s.batch, wanted)));
   int64_t ranges = ceil_div(s.batch, n_images) * s.groups;
-  int64_t parts = std::clamp<int64_t>(ceil_div(wanted, std::max<int64_t>(1, ranges)), 1, ceil_div(n_columns, 2));
+  int64_t parts =
+      std::clamp<int64_t>(ceil_div(wanted, std::max<int64_t>(1, ranges)), 1, ceil_div(n_columns, 2));
   int64_t bands = std::max(ceil_div(whole.image_bytes(), kBandBytes),
                            ceil_div(wanted, std::max<int64_t>(1, ranges * parts)));
   int64_t rows = ceil_div(height, std::min(bands, height));

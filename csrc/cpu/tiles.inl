@@ -2,16 +2,16 @@
 // Binary products on processors that multiply tiles of bytes (AMX): signs become bytes +1 and -1, padding and
 // what lies behind the last channel become 0, and the product of two tiles is the dot product itself.
 //
-// Why not count bits: a tile product is 16 x 16 x 64 multiply-accumulates in 16 cycles, 1024 a cycle; counting
-// (matmul.inl) does 512 in 1.28 cycles at best. Bits are turned into bytes in the caches: a few rows of an image,
-// for all outputs; memory holds and moves bits only.
+// Why not count bits: a tile product is 16 x 16 x 64 multiply-accumulates in 16 cycles, 1024 a cycle;
+// counting (matmul.inl) does 512 in 1.28 cycles at best. Bits are turned into bytes in the caches: a few rows
+// of an image, for all outputs; weights of 32 outputs, either all of them once (if they leave room in the
+// nearest cache) or, in a ring of some chunks of 64, again for every 32 pixels. Memory holds and moves bits
+// only.
 //
-// Order. A 32-bit word becomes 32 bytes: byte 4 t + k is bit 8 k + t. That is the order in which the bytes of 16
-// weight words lie in registers, so that a row of a weight tile (4 bytes for each of 16 outputs) takes one
-// instruction: bit t of every byte, spread. Activations, which are turned once for all outputs, are permuted to it.
-//
-// weights of 16 or 32 outputs a chunk of 64 at a time, right before they are multiplied, as often as pixels come by:
-// while the tiles multiply 4 x 16 x 16 x 64 bits, the vector units have little else to do.
+// Order. A 32-bit word becomes 32 bytes: byte 4 t + k is bit 8 k + t. That is the order in which the bytes of
+// 16 weight words lie in registers, so that a row of a weight tile (4 bytes for each of 16 outputs) takes one
+// instruction: bit t of every byte, spread. Activations, which are turned once for all outputs, are permuted
+// to it.
 //
 // Cost per 64 bytes: weights 1 operation and a store (and 1/8 of 2 to 5 more); activations 4 and a store.
 //
@@ -94,8 +94,8 @@ BOP2ND_INLINE void tile_weights(const TileColumns& p, int64_t c, int8_t* tiles) 
   for (int v = 0; v < kColumns; ++v) T::store_zeros(tiles + v * kTileBytes);
 }
 
-// Asks for the memory that a product's values go to while its tiles multiply. Prefetches are hints: for two columns
-// and for values of 2 bytes some of them are for nothing.
+// Asks for the memory that a product's values go to while its tiles multiply. Prefetches are hints: for two
+// columns and for values of 2 bytes some of them are for nothing.
 struct FetchOutput {
   const int64_t *pixel, *end;
   float* values;
@@ -118,9 +118,9 @@ struct FetchOutput {
 // Weights of so many chunks are bytes at a time where they are multiplied only once.
 constexpr int64_t kTileRing = 4;
 
-// kRows tiles of pixels, from number t on, by kColumns of outputs; dots: [kColumns, 16 kRows, 16]. Tile registers: sums
-// in 0..3, column by column, pixels in 4 and 5, weights in 6 and 7. kRing: weights are turned into bytes kTileRing - 1
-// chunks before they are multiplied; else all of them have been.
+// kRows tiles of pixels, from number t on, by kColumns of outputs; dots: [kColumns, 16 kRows, 16]. Tile
+// registers: sums in 0..3, column by column, pixels in 4 and 5, weights in 6 and 7. kRing: weights are turned
+// into bytes kTileRing - 1 chunks before they are multiplied; else all of them have been.
 template <class T, int L, int kRows, int kColumns, bool kRing>
 void tile_products(const TileColumns& p, int64_t t, int32_t* dots) {
   constexpr int kSums = kRows * kColumns;
@@ -187,59 +187,60 @@ inline void emit_tiles(const TileColumns& p, int64_t t, int64_t rows, int column
   }
 }
 
+// A product, and its dots emitted. `rows` tiles of pixels, up to 2 for two columns and 4 for one.
 template <class T, int L, int kColumns, bool kRing>
-void tile_pixels_by_columns(const TileColumns& p) {
+void multiply_and_emit(const TileColumns& p, int64_t t, int64_t rows) {
   alignas(64) int32_t dots[kTileBytes];
-  constexpr int64_t kMost = kColumns == 2 ? 2 : 4;
-  for (int64_t t = 0, rows; t < p.work.n_tiles; t += rows) {
-    rows = std::min(kMost, p.work.n_tiles - t);
-    if (rows == 1) tile_products<T, L, 1, kColumns, kRing>(p, t, dots);
-    if (rows == 2) tile_products<T, L, 2, kColumns, kRing>(p, t, dots);
-    if constexpr (kColumns == 1) {
-      if (rows == 3) tile_products<T, L, 3, 1, kRing>(p, t, dots);
-      if (rows == 4) tile_products<T, L, 4, 1, kRing>(p, t, dots);
-    }
-    emit_tiles(p, t, rows, kColumns, dots);
+  if (rows == 1) tile_products<T, L, 1, kColumns, kRing>(p, t, dots);
+  if (rows == 2) tile_products<T, L, 2, kColumns, kRing>(p, t, dots);
+  if constexpr (kColumns == 1) {
+    if (rows == 3) tile_products<T, L, 3, 1, kRing>(p, t, dots);
+    if (rows == 4) tile_products<T, L, 4, 1, kRing>(p, t, dots);
   }
+  emit_tiles(p, t, rows, kColumns, dots);
 }
 
+// Tiles t up to `end` of pixels. Without the ring the weights are turned once for all of them.
 template <class T, int L, int kColumns>
-void tile_columns(const TileColumns& p) {
-  if (p.work.n_tiles * kColumns <= 4) return tile_pixels_by_columns<T, L, kColumns, true>(p);
+void tile_columns(const TileColumns& p, int64_t t, int64_t end) {
+  constexpr int64_t kMost = kColumns == 2 ? 2 : 4;
+  if (p.work.ring) {
+    for (; t < end; t += kMost) multiply_and_emit<T, L, kColumns, true>(p, t, std::min(kMost, end - t));
+    return;
+  }
   for (int64_t c = 0; c < p.work.n_chunks; ++c)
     tile_weights<T, L, kColumns>(p, c, p.work.tiles + c * kColumns * kTileBytes);
-  tile_pixels_by_columns<T, L, kColumns, false>(p);
+  for (; t < end; t += kMost) multiply_and_emit<T, L, kColumns, false>(p, t, std::min(kMost, end - t));
 }
 
-template <class T, int L>
-void tile_columns_of(const TileColumns& p, int columns) {
-  if constexpr (L < 32) {
-    if (columns == 2) return tile_columns<T, L, 2>(p);
+// Tiles t up to `end` of pixels by all columns.
+template <class T>
+void tile_rows(const TileWork& work, int64_t t, int64_t end) {
+  for (int64_t first = 0, last; first < work.last_column; first = last) {  // columns of a block
+    int lane_bits = lane_bits_for(work.outputs - 16 * first);
+    last = first + 32 / lane_bits;
+    int64_t v = std::max(first, work.first_column), stop = std::min(last, work.last_column);
+    for (; v < stop; v += 2) {
+      TileColumns p{work, work.w + 16 * first * work.row_words, static_cast<int>(v - first), v};
+      bool two = stop - v > 1;
+      if (lane_bits == 8) two ? tile_columns<T, 8, 2>(p, t, end) : tile_columns<T, 8, 1>(p, t, end);
+      if (lane_bits == 16) two ? tile_columns<T, 16, 2>(p, t, end) : tile_columns<T, 16, 1>(p, t, end);
+      if (lane_bits == 32) tile_columns<T, 32, 1>(p, t, end);
+    }
   }
-  tile_columns<T, L, 1>(p);
 }
 
 template <class T>
 void tile_multiply(const TileWork& work) {
   T::configure();
-  for (int64_t first = 0, last; first < work.last_column; first = last) {  // columns of a block
-    int lane_bits = lane_bits_for(work.outputs - 16 * first);
-    last = first + 32 / lane_bits;
-    const uint32_t* w = work.w + 16 * first * work.row_words;
-    int64_t v = std::max(first, work.first_column), end = std::min(last, work.last_column);
-    for (; v < end; v += work.columns) {
-      int columns = static_cast<int>(std::min<int64_t>(work.columns, end - v));
-      TileColumns p{work, w, static_cast<int>(v - first), v};
-      lane_bits == 8    ? tile_columns_of<T, 8>(p, columns)
-      : lane_bits == 16 ? tile_columns_of<T, 16>(p, columns)
-                        : tile_columns_of<T, 32>(p, columns);
-    }
-  }
+  int64_t at_once = work.ring ? 2 : work.n_tiles;
+  for (int64_t t = 0; t < work.n_tiles; t += at_once)
+    tile_rows<T>(work, t, std::min(t + at_once, work.n_tiles));
   T::release();
 }
 
-// The yardstick of tile_multiply: its products and loads, on operands in the nearest cache. They are +1 and -1:
-// zeros would be multiplied a quarter faster.
+// The yardstick of tile_multiply: its products and loads, on operands in the nearest cache. They are +1 and
+// -1: zeros would be multiplied a quarter faster.
 template <class T>
 double tile_register_loop(int64_t iterations) {
   constexpr int64_t kChunks = 64;

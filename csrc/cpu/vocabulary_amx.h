@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vocabulary of tiles in AMX-INT8, with GFNI and AVX-512 VBMI for turning bits into bytes. Include inside a
-// target region, after <immintrin.h>.
+// The vocabulary of tiles in AMX-INT8, with GFNI and AVX-512 VBMI for turning bits into bytes. Include inside
+// a target region, after <immintrin.h>.
 #pragma once
 
 #include "kernels.h"
@@ -43,8 +43,8 @@ struct AmxTiles : Avx512Tiles {
     uint64_t bits;
     std::memcpy(&bits, x, sizeof(bits));
     Words order = _mm512_setr_epi32(0x18100800, 0x19110901, 0x1A120A02, 0x1B130B03, 0x1C140C04, 0x1D150D05,
-                              0x1E160E06, 0x1F170F07, 0x38302820, 0x39312921, 0x3A322A22, 0x3B332B23,
-                              0x3C342C24, 0x3D352D25, 0x3E362E26, 0x3F372F27);
+                                    0x1E160E06, 0x1F170F07, 0x38302820, 0x39312921, 0x3A322A22, 0x3B332B23,
+                                    0x3C342C24, 0x3D352D25, 0x3E362E26, 0x3F372F27);
     Words signs = _mm512_or_si512(_mm512_movm_epi8(bits), _mm512_set1_epi8(1));
     _mm512_storeu_si512(to, _mm512_permutexvar_epi8(order, signs));
   }
