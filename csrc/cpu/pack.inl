@@ -39,6 +39,10 @@ void pack_rows_of(const PackShape& s, const T* x, uint32_t* signs, uint32_t* mas
   }
 }
 
+// Every channel is a stream of its own, more of them than a processor follows by itself: pixels so far ahead
+// are asked for, into the second level, which takes more requests at a time than the nearest.
+constexpr int kPixelsAhead = 64;
+
 // One tile: up to kLanes neighbouring pixels, all words of all groups.
 template <class V, class T, bool kMask>
 BOP2ND_INLINE void pack_tile(const PackShape& s, const T* pixel, uint32_t* signs, uint32_t* mask,
@@ -51,6 +55,7 @@ BOP2ND_INLINE void pack_tile(const PackShape& s, const T* pixel, uint32_t* signs
       typename V::I sign = V::set1(0), inside = V::set1(0);
       int n = row.elements_in(w);
       for (int i = 0; i < n; ++i, p += s.length_stride) {
+        __builtin_prefetch(p + kPixelsAhead, 0, 2);
         typename V::F value = V::load(p, n_pixels);
         typename V::I bit = V::set1(1u << i);
         sign = V::select(V::less_zero(value), V::bit_or(sign, bit), sign);
