@@ -204,20 +204,15 @@ def pictures_block(directory: Path, document: Path) -> str:
 
 
 def default_machine(directory: Path) -> str:
-    """The one machine that has CPU results.
+    """The machine whose CPU results are the newest, by the dates of their stamps.
 
     Raises:
-        ReportError: none or several.
+        ReportError: there are none.
     """
     names = sorted({p.parent.name for suite in SUITES for p in directory.glob(f"*/{suite}.jsonl")})
-    if len(names) != 1:
-        have = (
-            f"there are {', '.join(names)}: choose one with --machine"
-            if names
-            else "run benchmarks.run first"
-        )
-        raise ReportError(f"no single machine with results in {directory.name}/: {have}")
-    return names[0]
+    if not names:
+        raise ReportError(f"no results in {directory.name}/: run benchmarks.run first")
+    return max(names, key=lambda name: max(r["stamp"]["date"] for r in results.read_all(directory / name)))
 
 
 def block(name: str, machine: str, directory: Path, document: Path) -> str:
@@ -293,7 +288,7 @@ def differences(documents: Sequence[Path], machine: str, directory: Path) -> lis
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
-    parser.add_argument("--machine", help="directory under benchmarks/results; default: the only one")
+    parser.add_argument("--machine", help="directory under benchmarks/results; default: the one measured last")
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="instead of benchmarks/results")
     parser.add_argument("--check", action="store_true", help="only compare; fail if a table differs")
     parser.add_argument("--pictures-only", action="store_true", help="leave the documents alone")

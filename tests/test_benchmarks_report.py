@@ -282,14 +282,15 @@ def test_every_block_can_be_made(tmp_path, machine, mark):
     assert "Commit" in blocks["machine"]
 
 
-def test_the_machine_must_be_clear(machine):
+def test_the_machine_measured_last_is_the_default(machine, mark):
     assert report.default_machine(machine.parent) == "test-machine"
-    other = machine.parent / "other"
+    other = machine.parent / "a-machine"
     other.mkdir()
     assert report.default_machine(machine.parent) == "test-machine"  # an empty directory does not count
-    (other / "step.jsonl").write_text((machine / "step.jsonl").read_text())
-    with pytest.raises(report.ReportError, match="choose one with --machine"):
-        report.default_machine(machine.parent)
+    for date, newest in (("2000-01-01", "test-machine"), ("2999-01-01", "a-machine")):
+        line = json.dumps(record({**mark, "date": date}, "step", "64 M weights", []))
+        (other / "step.jsonl").write_text(line + "\n")
+        assert report.default_machine(machine.parent) == newest
     with pytest.raises(report.ReportError, match=r"run benchmarks\.run first"):
         report.default_machine(other)
 

@@ -20,7 +20,7 @@
 // Include inside a target region and an anonymous namespace within bop2nd.
 
 // Words 0 .. n_words - 1 of n_pixels pixels, `x_stride` words apart, to 32 n_words bytes each, pixels
-// `byte_stride` apart. `last_word`: which bytes of each pixel's last word hold channels, in the order above.
+// `byte_stride` apart. Bytes that hold no channel become 0.
 template <class T>
 void tile_pixels(const TilePixels& p) {
   int64_t whole = p.n_words - (p.last_channels < kWordBits);

@@ -8,11 +8,12 @@
 #include <cstring>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
-#include "emulated_popcount.h"
+#include "emulated_instructions.h"
 
 #define CHECK(condition, ...)                                                   \
   do {                                                                          \
@@ -92,9 +93,11 @@ void on_every_instruction_set(const Test& test) {
       CHECK(bop2nd_isa_calls(id) > before, "%s was forced but did not run", bop2nd_isa_name(id));
     }
     bop2nd_isa_force(-1);
-    if (const bop2nd::KernelTable* table = emulated_bitalg_table()) {
+    for (auto [name, table] : {std::pair{"emulated bitalg", emulated_bitalg_table()},
+                               std::pair{"emulated amx", emulated_amx_table()}}) {
+      if (!table) continue;
       bop2nd::override_table(table);
-      test("emulated bitalg");
+      test(name);
       bop2nd::override_table(nullptr);
     }
   }
