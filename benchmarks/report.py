@@ -288,7 +288,9 @@ def differences(documents: Sequence[Path], machine: str, directory: Path) -> lis
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
-    parser.add_argument("--machine", help="directory under benchmarks/results; default: the one measured last")
+    parser.add_argument(
+        "--machine", help="directory under benchmarks/results; default: the one measured last"
+    )
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="instead of benchmarks/results")
     parser.add_argument("--check", action="store_true", help="only compare; fail if a table differs")
     parser.add_argument("--pictures-only", action="store_true", help="leave the documents alone")
