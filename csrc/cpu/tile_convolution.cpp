@@ -23,9 +23,9 @@ constexpr int64_t kBandBytes = 512 << 10;
 // Weights of 32 outputs with more chunks of 64 bits than this, 2 KiB each, would crowd the pixels out of the
 // nearest cache: they are turned again for every 32 pixels. bench_core, microseconds for limits of 0, 12, 17:
 // 110, 96, 99 at 64 channels (9 chunks), 93, 92, 91 at 128 (18); linear 1024 by 256 (16 chunks) took 262
-// turned again and 295 not.
+// turned again and 295 not. Timed once with this constant changed by hand; bench_core times what stands here.
 constexpr int64_t kPanelChunks = 12;
-// Fewer products of tiles than this (6 ns each) are not worth a second thread.
+// Fewer products of tiles than this (7 ns each) are not worth a second thread.
 constexpr int64_t kSerialProducts = 2000;
 constexpr int64_t kTasksPerThread = 2;
 
