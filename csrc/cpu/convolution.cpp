@@ -232,7 +232,7 @@ struct Scratch {
   Scratch(int64_t n_pixels, int64_t x_words) {
     static thread_local std::vector<uint32_t> memory;
     constexpr int64_t kWidest = 4;  // steps per word and 16 outputs per block, of 8-bit lanes
-    counts = thread_memory(memory, static_cast<size_t>(kWidest * n_pixels * (x_words + 16) + 16));
+    counts = thread_memory(memory, static_cast<size_t>(kWidest * n_pixels * (x_words + 1 + 16) + 16));
     steps = counts + kWidest * 16 * n_pixels;
   }
 };

@@ -21,13 +21,20 @@ namespace {
 #include "pack.inl"
 #include "matmul.inl"
 #include "yardsticks.inl"
+#include "lookup.inl"
 
 }  // namespace
 
-const KernelTable kAvx2Table = {step<Avx2Lanes>,         pack_rows<Avx2Lanes>,  pack_columns<Avx2Lanes>,
-                                unpack_rows<Avx2Lanes>,  apply_mask<Avx2Lanes>, gather<Avx2Count>,
-                                count<Avx2Count>,        emit<Avx2Count>,       stream<Avx2Lanes>,
-                                register_loop<Avx2Count>};
+const KernelTable kAvx2Table = {step<Avx2Lanes>,
+                                pack_rows<Avx2Lanes>,
+                                pack_columns<Avx2Lanes>,
+                                unpack_rows<Avx2Lanes>,
+                                apply_mask<Avx2Lanes>,
+                                gather_for_lookup<Avx2Lookup, Avx2Count>,
+                                count_by_lookup<Avx2Lookup, Avx2Count>,
+                                emit<Avx2Count>,
+                                stream<Avx2Lanes>,
+                                lookup_loop<Avx2Lookup>};
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

@@ -77,12 +77,12 @@ struct GatherTile {
   const int32_t* run_offset;
   int64_t n_runs, run_words, x_words;
   int lane_bits;
-  uint32_t* steps;  // n_pixels * x_words * 32 / lane_bits, and 64 bytes to spare
+  uint32_t* steps;  // for the instruction set to use: 4 n_pixels (x_words + 1), and 64 bytes to spare
 };
 
 // counts[v][p][i] = sum_k popcount(x[k] ^ w[k]) of pixel p and output 16 v + i of a block of 16, 32 or 64.
-// Pixel p's words start at x + p * x_words * 32 / lane_bits, as gathered. Word k of the weights starts at w +
-// w_offset[k] * 512 / lane_bits; with w_contiguous it is k instead of w_offset[k].
+// x is what the same instruction set gathered. Word k of the weights starts at w + w_offset[k] * 512 /
+// lane_bits; with w_contiguous it is k instead of w_offset[k].
 struct CountTile {
   const uint32_t* x;
   int64_t n_pixels, x_words, n_words;

@@ -226,4 +226,76 @@ struct Avx2Count {
   BOP2ND_INLINE static void keep_in_register(I& a) { asm volatile("" : "+x"(a)); }
 };
 
+// What lookup.inl takes: bytes, 16-bit halves of 32-bit lanes, tables of 16 bytes.
+struct Avx2Lookup {
+  using I = __m256i;
+  using Words = __m128i;
+  static constexpr int kBytes = 32;
+
+  BOP2ND_INLINE static I zero() { return _mm256_setzero_si256(); }
+  BOP2ND_INLINE static I set_halves(int x) { return _mm256_set1_epi16(static_cast<int16_t>(x)); }
+  BOP2ND_INLINE static I load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  BOP2ND_INLINE static void store(void* p, I a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
+  BOP2ND_INLINE static I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
+  BOP2ND_INLINE static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
+  BOP2ND_INLINE static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  BOP2ND_INLINE static I add_halves(I a, I b) { return _mm256_add_epi16(a, b); }
+  BOP2ND_INLINE static I sub_halves(I a, I b) { return _mm256_sub_epi16(a, b); }
+  BOP2ND_INLINE static I add_bytes(I a, I b) { return _mm256_add_epi8(a, b); }
+  BOP2ND_INLINE static I sub_bytes(I a, I b) { return _mm256_sub_epi8(a, b); }
+  // Of halves.
+  template <int n>
+  BOP2ND_INLINE static I shift_left(I a) {
+    return _mm256_slli_epi16(a, n);
+  }
+  template <int n>
+  BOP2ND_INLINE static I shift_right(I a) {
+    return _mm256_srli_epi16(a, n);
+  }
+
+  // The same 16 bytes for all outputs.
+  BOP2ND_INLINE static I load_table(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  // The bytes of the table at 32 indices below 16.
+  BOP2ND_INLINE static I look_up(I table, const uint8_t* indices) {
+    return _mm256_shuffle_epi8(table, load(indices));
+  }
+
+  // The low and the high 4 bits of every byte.
+  BOP2ND_INLINE static I low_groups(I a) { return bit_and(a, _mm256_set1_epi8(15)); }
+  BOP2ND_INLINE static I high_groups(I a) { return low_groups(shift_right<4>(a)); }
+  // The low and the high bytes of the halves of a and b, of either 16 bytes side by side.
+  BOP2ND_INLINE static I low_bytes(I a, I b) {
+    I low = set_halves(0x00FF);
+    return _mm256_packus_epi16(bit_and(a, low), bit_and(b, low));
+  }
+  BOP2ND_INLINE static I high_bytes(I a, I b) {
+    return _mm256_packus_epi16(shift_right<8>(a), shift_right<8>(b));
+  }
+  // The halves of the low or high 8 bytes of either 16 bytes, of even and odd by turns.
+  BOP2ND_INLINE static I unpack_low(I even, I odd) { return _mm256_unpacklo_epi16(even, odd); }
+  BOP2ND_INLINE static I unpack_high(I even, I odd) { return _mm256_unpackhi_epi16(even, odd); }
+  BOP2ND_INLINE static void widen(I halves, I& low, I& high) {
+    low = _mm256_unpacklo_epi16(halves, zero()), high = _mm256_unpackhi_epi16(halves, zero());
+  }
+
+  // The first n words, at most 4, others 0.
+  BOP2ND_INLINE static Words load_words(const uint32_t* p, int n) {
+    if (n == 4) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm_maskload_epi32(reinterpret_cast<const int*>(p),
+                              _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_setr_epi32(0, 1, 2, 3)));
+  }
+  // For every 4 bits of a and b, in order: 2 (a + 16 b).
+  BOP2ND_INLINE static void store_offsets(uint16_t* to, Words a, Words b) {
+    __m128i low = _mm_set1_epi8(15), high = _mm_set1_epi8(static_cast<char>(0xF0));
+    __m128i even = _mm_or_si128(_mm_and_si128(a, low), _mm_and_si128(_mm_slli_epi16(b, 4), high));
+    __m128i odd = _mm_or_si128(_mm_and_si128(_mm_srli_epi16(a, 4), low), _mm_and_si128(b, high));
+    I first = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(even, odd));
+    I second = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(even, odd));
+    store(to, add_halves(first, first)), store(to + 16, add_halves(second, second));
+  }
+  BOP2ND_INLINE static void keep_in_register(I& a) { asm volatile("" : "+x"(a)); }
+};
+
 }  // namespace bop2nd

@@ -136,21 +136,21 @@ void check_conv(const char* isa, const ConvShape& s) {
 }
 
 // Counts that come close to the limits of their registers: every bit differs.
-void check_all_different(const char* isa, int64_t features) {
+void check_all_different(const char* isa, int64_t rows, int64_t features) {
   constexpr int64_t kOutputs = 107;  // lanes of 8, 16 and 32 bits
-  ConvShape s{3, 1, 1, features, 1, kOutputs, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
-  std::vector<uint32_t> x(static_cast<size_t>(3 * s.group_words()), ~0u);
-  for (int64_t m = 0; m < 3; ++m) {
+  ConvShape s{rows, 1, 1, features, 1, kOutputs, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
+  std::vector<uint32_t> x(static_cast<size_t>(rows * s.group_words()), ~0u);
+  for (int64_t m = 0; m < rows; ++m) {
     x[static_cast<size_t>((m + 1) * s.group_words() - 1)] =
         low_bits(BitLayout{features}.elements_in(s.group_words() - 1));
   }
   std::vector<uint32_t> blocked(static_cast<size_t>(s.group_blocks() * s.group_words() * 16), 0);
-  Guarded<float> out(3 * kOutputs);
+  Guarded<float> out(static_cast<size_t>(rows * kOutputs));
   Epilogue to;
   to.values = out.data();
   binary_conv(s, x.data(), blocked.data(), to);
   out.check_guards(isa);
-  for (int64_t i = 0; i < 3 * kOutputs; ++i)
+  for (int64_t i = 0; i < rows * kOutputs; ++i)
     CHECK(out[i] == static_cast<float>(-features), "%s %ld features", isa, (long)features);
 }
 
@@ -172,8 +172,10 @@ int main() {
       check_conv(isa, {1, 3, 3, 32, 1, 16, {4, 4}, {1, 1}, {0, 0}, {1, 1}, pad});
       check_conv(isa, {0, 3, 3, 32, 1, 16, {3, 3}, {1, 1}, {1, 1}, {1, 1}, pad});
     }
-    for (int64_t rounds : {31, 32, 62, 63}) {
-      for (int64_t more : {-1, 0, 1, 77}) check_all_different(isa, 32 * 16 * rounds + more);
+    for (int64_t rows : {3, 5}) {
+      for (int64_t rounds : {31, 32, 62, 63}) {
+        for (int64_t more : {-1, 0, 1, 77}) check_all_different(isa, rows, 32 * 16 * rounds + more);
+      }
     }
   });
 }

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+// Binary dot products by table lookups, for vectors that have neither a popcount nor three-input logic
+// (AVX2): counting in bit planes (matmul.inl) takes 5.5 operations per 256 bits there, lookups 2.7.
+//
+// A group is 4 bits of a sum. The activations of two pixels, a and b, choose a table of 16 bytes: entry w is
+// popcount(a ^ w) + 16 popcount(b ^ w). A shuffle looks up the weights of 32 outputs in it: 256 bits counted.
+// Three groups (a window) are added, 3 * 4 < 16, before the halves of the bytes are told apart.
+//
+// Telling them apart. Two sums are kept of windows v: P of v and Q of v >> 4, a shift of 16-bit lanes, which
+// carries 16 a of the odd byte into the even one. In bytes, modulo 256, with the sums a0, b0 of the even byte
+// and a1, b1 of the odd one, each below 256:
+//   P = (a0 + 16 b0, a1 + 16 b1),  Q = (b0 + 16 a1, b1):  b1, a1, b0 and a0 follow in this order.
+//
+// Operations per window: 3 lookups, 2 and 3 for the sums; 15 more every 21 windows.
+//
+// T is a vocabulary of vectors of 32 bytes (Avx2Lookup), C that of matmul.inl, which counts what does not pay
+// here: single pixels, blocks of 16 outputs. Include inside a target region and an anonymous namespace within
+// bop2nd, after matmul.inl.
+
+constexpr int kGroupsPerWord = 8, kWindow = 3;
+constexpr int kMaxWindows = 21;  // 21 * 12 <= 255: as many as P and Q hold
+// Words of weights that are laid out at a time, whole windows of them: 20 KiB, which stay in the nearest
+// cache.
+constexpr int kPanelWords = 39, kPanelGroups = kPanelWords * kGroupsPerWord;
+static_assert(kPanelGroups % kWindow == 0);
+
+struct PairTables {
+  alignas(64) uint8_t entry[256][16];  // [a + 16 b][w]
+
+  constexpr PairTables() : entry{} {
+    constexpr uint8_t kBits[16] = {0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4};
+    for (int pair = 0; pair < 256; ++pair) {
+      for (int w = 0; w < 16; ++w) {
+        entry[pair][w] = static_cast<uint8_t>(kBits[(pair & 15) ^ w] + 16 * kBits[(pair >> 4) ^ w]);
+      }
+    }
+  }
+};
+constexpr PairTables kPairTables;
+
+inline bool lookups_pay(int64_t n_pixels, int lane_bits) { return n_pixels > 3 && lane_bits < 32; }
+
+// The groups of two pixels, as offsets of their tables in units of 8 bytes, and room to fill a window.
+constexpr int64_t pair_stride(int64_t x_words) { return (x_words + 1) * kGroupsPerWord; }
+
+template <class T>
+void gather_pairs(const GatherTile& t) {
+  uint16_t* to = reinterpret_cast<uint16_t*>(t.steps);
+  for (int64_t p = 0; p < t.n_pixels; p += 2, to += pair_stride(t.x_words)) {
+    const uint32_t* a = t.image + t.first_word[p];
+    const uint32_t* b = p + 1 < t.n_pixels ? t.image + t.first_word[p + 1] : a;
+    uint16_t* group = to;
+    for (int64_t run = 0; run < t.n_runs; ++run) {
+      const uint32_t *from_a = a + t.run_offset[run], *from_b = b + t.run_offset[run];
+      for (int64_t k = 0; k < t.run_words; k += 4) {
+        int n = static_cast<int>(std::min<int64_t>(4, t.run_words - k));
+        T::store_offsets(group + k * kGroupsPerWord, T::load_words(from_a + k, n),
+                         T::load_words(from_b + k, n));
+      }
+      group += t.run_words * kGroupsPerWord;
+    }
+    for (int i = 0; i < kWindow; ++i) group[i] = 0;
+  }
+}
+
+// A word of the weights: for each group one vector of 32 outputs (O = 1) or two (O = 2), a byte an output.
+template <class T, int O>
+BOP2ND_INLINE void lay_groups(const uint32_t* w, uint8_t* to) {
+  constexpr int kSteps = 2 * O;  // of 64 bytes
+  typename T::I step[kSteps][2];
+  for (int s = 0; s < kSteps; ++s) {
+    for (int half = 0; half < 2; ++half) {
+      step[s][half] = T::load(w + 16 * s + 8 * half);
+      if (s % 2) step[s][half] = T::bit_xor(step[s][half], step[s - 1][half]);  // weights_paired
+    }
+  }
+  for (int s = 0; s < kSteps; ++s) {
+    typename T::I first = step[s][0], second = step[s][1];
+    if constexpr (O == 1) {  // 16 bits of an output: their low and high bytes
+      first = T::low_bytes(step[s][0], step[s][1]), second = T::high_bytes(step[s][0], step[s][1]);
+    }
+    uint8_t *to_first = to + 4 * s * T::kBytes, *to_second = to_first + (O == 1 ? 2 : 1) * T::kBytes;
+    T::store(to_first, T::low_groups(first)), T::store(to_first + O * T::kBytes, T::high_groups(first));
+    T::store(to_second, T::low_groups(second)), T::store(to_second + O * T::kBytes, T::high_groups(second));
+  }
+}
+
+template <class T, int O>
+void lay_panel(const CountTile& t, int64_t word, int64_t n_words, uint8_t* to) {
+  for (int64_t k = word; k < word + n_words; ++k, to += kGroupsPerWord * O * T::kBytes) {
+    int64_t from = t.w_contiguous ? k : t.w_offset[k];
+    lay_groups<T, O>(t.w + from * 32 * O, to);
+  }
+  for (int i = 0; i < kWindow * O; ++i) T::store(to + i * T::kBytes, T::zero());  // to fill a window
+}
+
+// Sums of bytes in 16-bit lanes: `both` of even + 256 odd bytes, modulo 65536, and `odd` of the odd ones.
+template <class T>
+struct WideSum {
+  typename T::I both, odd;
+
+  BOP2ND_INLINE void clear() { both = odd = T::zero(); }
+  BOP2ND_INLINE void add(typename T::I bytes) {
+    both = T::add_halves(both, bytes);
+    odd = T::add_halves(odd, T::template shift_right<8>(bytes));
+  }
+  BOP2ND_INLINE typename T::I even() const { return T::sub_halves(both, T::template shift_left<8>(odd)); }
+};
+
+// Counts of two pixels, a and b, of one vector of outputs.
+template <class T>
+struct PairSum {
+  WideSum<T> a, b;
+
+  BOP2ND_INLINE void clear() { a.clear(), b.clear(); }
+  BOP2ND_INLINE void add(typename T::I p, typename T::I q) {
+    typename T::I odd = T::set_halves(0xFF00), nibble = T::set_halves(0x00F0);
+    p = T::sub_halves(p, T::template shift_left<4>(T::bit_and(q, odd)));
+    q = T::sub_bytes(q, T::bit_and(T::template shift_right<4>(p), nibble));
+    p = T::sub_bytes(p, T::bit_and(T::template shift_left<4>(q), nibble));
+    a.add(p), b.add(q);
+  }
+};
+
+// Windows of two pixels in the tables `x` and O vectors of outputs in the panel.
+template <class T, int O>
+BOP2ND_INLINE void look_up(const uint16_t* x, const uint8_t* panel, int64_t n_windows,
+                           PairSum<T> (&sums)[O]) {
+  const uint8_t* tables = kPairTables.entry[0];
+  for (int o = 0; o < O; ++o) sums[o].clear();
+  while (n_windows > 0) {
+    typename T::I p[O], q[O];
+    for (int o = 0; o < O; ++o) p[o] = q[o] = T::zero();
+    int64_t round = std::min<int64_t>(n_windows, kMaxWindows);
+    n_windows -= round;
+#pragma GCC unroll 4
+    for (; round > 0; --round, x += kWindow, panel += kWindow * O * T::kBytes) {
+      typename T::I v[O];
+#pragma GCC unroll 3
+      for (int g = 0; g < kWindow; ++g) {
+        typename T::I table = T::load_table(tables + 8 * static_cast<size_t>(x[g]));
+#pragma GCC unroll 2
+        for (int o = 0; o < O; ++o) {
+          typename T::I found = T::look_up(table, panel + (g * O + o) * T::kBytes);
+          v[o] = g == 0 ? found : T::add_bytes(v[o], found);
+        }
+      }
+#pragma GCC unroll 2
+      for (int o = 0; o < O; ++o) {
+        p[o] = T::add_bytes(p[o], v[o]);
+        q[o] = T::add_bytes(q[o], T::template shift_right<4>(v[o]));
+      }
+    }
+    for (int o = 0; o < O; ++o) sums[o].add(p[o], q[o]);
+  }
+}
+
+// Writes the counts of a pixel, or adds them to those of the words before.
+template <class T, int O>
+BOP2ND_INLINE void store_counts(const CountTile& t, int64_t pixel, bool add, const WideSum<T>& sum, int o) {
+  typename T::I even = sum.even(), counts[4];
+  T::widen(T::unpack_low(even, sum.odd), counts[0], counts[1]);
+  T::widen(T::unpack_high(even, sum.odd), counts[2], counts[3]);
+  for (int i = 0; i < 4; ++i) {
+    // O = 2: 4 outputs of every 16 side by side; O = 1: outputs 0 .. 7 of both 16, then 8 .. 15.
+    int v = O == 2 ? i : i % 2, lane = O == 2 ? 8 * o : 8 * (i / 2);
+    uint32_t* to = t.counts + (v * t.n_pixels + pixel) * 16 + lane;
+    T::store(to, add ? T::add(counts[i], T::load(to)) : counts[i]);
+  }
+}
+
+template <class T, int O>
+void count_pairs(const CountTile& t) {
+  alignas(64) uint8_t panel[(kPanelGroups + kWindow) * O * T::kBytes];
+  int64_t words = std::max<int64_t>(1, t.n_words), n_stretches = (words + kPanelWords - 1) / kPanelWords;
+  int64_t stretch = ((words + n_stretches - 1) / n_stretches + kWindow - 1) / kWindow * kWindow;
+  for (int64_t word = 0; word == 0 || word < t.n_words; word += stretch) {
+    int64_t n = std::min(stretch, t.n_words - word), n_windows = (n * kGroupsPerWord + kWindow - 1) / kWindow;
+    lay_panel<T, O>(t, word, n, panel);
+    const uint16_t* x = reinterpret_cast<const uint16_t*>(t.x) + word * kGroupsPerWord;
+    for (int64_t pixel = 0; pixel < t.n_pixels; pixel += 2, x += pair_stride(t.x_words)) {
+      PairSum<T> sums[O];
+      look_up<T, O>(x, panel, n_windows, sums);
+      for (int o = 0; o < O; ++o) {
+        store_counts<T, O>(t, pixel, word > 0, sums[o].a, o);
+        if (pixel + 1 < t.n_pixels) store_counts<T, O>(t, pixel + 1, word > 0, sums[o].b, o);
+      }
+    }
+  }
+}
+
+template <class T, class C>
+void gather_for_lookup(const GatherTile& t) {
+  lookups_pay(t.n_pixels, t.lane_bits) ? gather_pairs<T>(t) : gather<C>(t);
+}
+
+template <class T, class C>
+void count_by_lookup(const CountTile& t) {
+  if (!lookups_pay(t.n_pixels, t.lane_bits)) return count<C>(t);
+  t.lane_bits == 8 ? count_pairs<T, 2>(t) : count_pairs<T, 1>(t);
+}
+
+// The yardstick of count_pairs (see yardsticks.inl): a whole panel, again and again.
+template <class T>
+double lookup_loop(int64_t iterations) {
+  alignas(64) uint8_t panel[kPanelGroups * 2 * T::kBytes];
+  uint16_t x[kPanelGroups];
+  for (int i = 0; i < kPanelGroups * 2 * T::kBytes; ++i) panel[i] = static_cast<uint8_t>(i * 37 >> 3 & 15);
+  for (int i = 0; i < kPanelGroups; ++i) x[i] = static_cast<uint16_t>(2 * (i * 89 & 255));
+  for (int64_t i = 0; i < iterations; ++i) {
+    PairSum<T> sums[2];
+    look_up<T, 2>(x, panel, kPanelGroups / kWindow, sums);
+    for (PairSum<T>& sum : sums) {
+      T::keep_in_register(sum.a.both), T::keep_in_register(sum.a.odd);
+      T::keep_in_register(sum.b.both), T::keep_in_register(sum.b.odd);
+    }
+  }
+  return static_cast<double>(iterations) * kPanelGroups * 4 * 2 * (2 * T::kBytes);
+}
