@@ -250,9 +250,9 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
   auto s = conv_shape({input.size(0), input.size(2), input.size(3)}, input.size(1), weight, stride, padding,
                       dilation, groups, padding_value);
   auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
-  Ints sizes{s.batch, s.out_channels, s.out_size(0), s.out_size(1)};
-  Tensor out = torch::stable::empty(sizes, input.scalar_type(), std::nullopt, input.device(), std::nullopt,
-                                    torch::headeronly::MemoryFormat::ChannelsLast);
+  int64_t channels = s.out_channels, line = s.out_size(1) * channels;
+  Tensor out = new_strided(input, {s.batch, channels, s.out_size(0), s.out_size(1)},
+                           {s.out_size(0) * line, 1, line, channels}, input.scalar_type());
   compute(s, signs, weight, blocked, values_into(out));
   return {out, signs, mask};
 }

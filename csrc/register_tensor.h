@@ -12,6 +12,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <tuple>
@@ -46,8 +47,23 @@ inline void check_words(const Tensor& t, const char* what) {
 
 inline Tensor compact(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
+// Not by torch::stable::empty or new_empty: they go through the dispatcher, which takes longer than a small
+// product.
+inline Tensor new_strided(const Tensor& like, const Ints& sizes, const Ints& strides, ScalarType dtype) {
+  int32_t device_type, type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), type, device_type, like.get_device_index(),
+                                                  &made));
+  return Tensor(made);
+}
+
+// The last axis is the nearest.
 inline Tensor new_tensor(const Tensor& like, const Ints& sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, sizes, dtype);
+  Ints strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
+  return new_strided(like, sizes, strides, dtype);
 }
 
 inline uint32_t* words_of(const Tensor& t) { return static_cast<uint32_t*>(t.mutable_data_ptr()); }
