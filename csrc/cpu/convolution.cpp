@@ -191,6 +191,7 @@ struct Plan {
   const ConvShape& shape;
   Image image;
   int64_t origin[2];  // input position of output pixel 0, tap 0
+  int64_t out_height, out_width;
   std::vector<Rectangle> rectangles;
   std::vector<WeightBlock> blocks;  // of a group
 };
@@ -245,19 +246,17 @@ struct Places {
     const ConvShape& s = plan.shape;
     const Rectangle& r = *task.rectangle;
     int64_t rows = r.rows.last - r.rows.first, columns = r.columns.last - r.columns.first;
-    int64_t out_height = s.out_size(0), out_width = s.out_size(1);
     int64_t column = task.first_pixel % columns, line = task.first_pixel / columns;
-    int64_t image = line / rows, row = line % rows;
-    for (int64_t p = 0; p < n_pixels; ++p) {
+    int64_t image = line / rows, row = line % rows, step = s.stride[1] * plan.image.pixel_words;
+    for (int64_t p = 0; p < n_pixels; column = 0) {
       int64_t oy = r.rows.first + row, ox = r.columns.first + column;
       int64_t y = image * plan.image.height + oy * s.stride[0] + plan.origin[0];
       int64_t x = ox * s.stride[1] + plan.origin[1];
-      first_word[p] = (y * plan.image.width + x) * plan.image.pixel_words + task.group * s.group_words();
-      out_pixel[p] = (image * out_height + oy) * out_width + ox;
-      if (++column == columns) {
-        column = 0;
-        if (++row == rows) row = 0, ++image;
-      }
+      int64_t word = (y * plan.image.width + x) * plan.image.pixel_words + task.group * s.group_words();
+      int64_t out = (image * plan.out_height + oy) * plan.out_width + ox;
+      for (int64_t stop = std::min(n_pixels, p + columns - column); p < stop; ++p, word += step, ++out)
+        first_word[p] = word, out_pixel[p] = out;
+      if (++row == rows) row = 0, ++image;
     }
   }
 };
@@ -278,6 +277,8 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
   int64_t first_block = task.group * s.group_blocks(), first_output = task.group * outputs;
   int64_t n_taps = (r.rows.tap_last - r.rows.tap_first) * (r.columns.tap_last - r.columns.tap_first);
   int32_t bias = static_cast<int32_t>(n_taps * s.group_channels());
+  const char* values = static_cast<const char*>(to.values);
+  int64_t value_bytes = to.dtype == Dtype::kFloat32 ? 4 : 2;
   for (int64_t i = task.first_block; i < task.last_block; ++i) {
     const WeightBlock& block = plan.blocks[static_cast<size_t>(i)];
     if (block.lane_bits != gather.lane_bits) {
@@ -285,8 +286,10 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
       table.gather(gather);
     }
     const uint32_t* w = blocked + (first_block + block.first) * block_words;
+    int64_t first = first_output + 16 * block.first, last = first_output + std::min(16 * block.last, outputs);
     table.count({scratch.steps, n, x_words, n_words, w, r.w_offset.data(), r.w_contiguous, block.lane_bits,
-                 scratch.counts});
+                 scratch.counts, values ? values + first * value_bytes : nullptr, places.out_pixel,
+                 s.out_channels * value_bytes, (last - first) * value_bytes});
     for (int64_t b = block.first; b < block.last; ++b) {
       MatmulTile t{};
       t.counts = scratch.counts + (b - block.first) * n * 16, t.n_pixels = n;
@@ -305,6 +308,8 @@ void counted_conv(const KernelTable& table, const ConvShape& s, const uint32_t* 
   Plan plan{s,
             {x, s.height, s.width, s.groups * s.group_words()},
             {-s.padding[0], -s.padding[1]},
+            s.out_size(0),
+            s.out_size(1),
             {},
             weight_blocks(s.group_outputs())};
   std::vector<uint32_t> border;

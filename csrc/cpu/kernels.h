@@ -91,6 +91,11 @@ struct CountTile {
   bool w_contiguous;
   int lane_bits;
   uint32_t* counts;
+  // Where the values of the block will go, to be fetched ahead: block_bytes from pixel p's out_pixel[p] *
+  // pixel_bytes on. Null: nowhere.
+  const char* output;
+  const int64_t* out_pixel;
+  int64_t pixel_bytes, block_bytes;
 };
 
 // n_pixels x 16 outputs: dot = bias - 2 * counts[p][i]. They belong to output pixels out_pixel[p] (nobody

@@ -169,6 +169,14 @@ BOP2ND_INLINE void store_counts(const CountTile& t, int64_t pixel, bool add, con
   }
 }
 
+// Writing the values would wait for their lines, all at once: they are asked for while the pairs are counted.
+BOP2ND_INLINE void fetch_output(const CountTile& t, int64_t pixel) {
+  for (int64_t p = pixel; p < std::min(pixel + 2, t.n_pixels); ++p) {
+    const char* to = t.output + t.out_pixel[p] * t.pixel_bytes;
+    for (int64_t i = 0; i < t.block_bytes; i += 64) __builtin_prefetch(to + i, 1);
+  }
+}
+
 template <class T, int O>
 void count_pairs(const CountTile& t) {
   alignas(64) uint8_t panel[(kPanelGroups + kWindow) * O * T::kBytes];
@@ -178,7 +186,9 @@ void count_pairs(const CountTile& t) {
     int64_t n = std::min(stretch, t.n_words - word), n_windows = (n * kGroupsPerWord + kWindow - 1) / kWindow;
     lay_panel<T, O>(t, word, n, panel);
     const uint16_t* x = reinterpret_cast<const uint16_t*>(t.x) + word * kGroupsPerWord;
+    bool last = word + stretch >= t.n_words;
     for (int64_t pixel = 0; pixel < t.n_pixels; pixel += 2, x += pair_stride(t.x_words)) {
+      if (last && t.output) fetch_output(t, pixel);
       PairSum<T> sums[O];
       look_up<T, O>(x, panel, n_windows, sums);
       for (int o = 0; o < O; ++o) {
