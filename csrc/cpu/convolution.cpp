@@ -277,8 +277,6 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
   int64_t first_block = task.group * s.group_blocks(), first_output = task.group * outputs;
   int64_t n_taps = (r.rows.tap_last - r.rows.tap_first) * (r.columns.tap_last - r.columns.tap_first);
   int32_t bias = static_cast<int32_t>(n_taps * s.group_channels());
-  const char* values = static_cast<const char*>(to.values);
-  int64_t value_bytes = to.dtype == Dtype::kFloat32 ? 4 : 2;
   for (int64_t i = task.first_block; i < task.last_block; ++i) {
     const WeightBlock& block = plan.blocks[static_cast<size_t>(i)];
     if (block.lane_bits != gather.lane_bits) {
@@ -286,19 +284,16 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
       table.gather(gather);
     }
     const uint32_t* w = blocked + (first_block + block.first) * block_words;
-    int64_t first = first_output + 16 * block.first, last = first_output + std::min(16 * block.last, outputs);
-    table.count({scratch.steps, n, x_words, n_words, w, r.w_offset.data(), r.w_contiguous, block.lane_bits,
-                 scratch.counts, values ? values + first * value_bytes : nullptr, places.out_pixel,
-                 s.out_channels * value_bytes, (last - first) * value_bytes});
-    for (int64_t b = block.first; b < block.last; ++b) {
-      MatmulTile t{};
-      t.counts = scratch.counts + (b - block.first) * n * 16, t.n_pixels = n;
-      t.bias = bias;
-      t.out_pixel = places.out_pixel;
-      t.first_output = first_output + b * 16, t.all_outputs = s.out_channels;
-      t.n_outputs = static_cast<int>(std::min<int64_t>(16, outputs - b * 16));
-      table.emit(t, to);
-    }
+    CountTile count{scratch.steps, n, x_words, n_words, w, r.w_offset.data(), r.w_contiguous, block.lane_bits,
+                    scratch.counts};
+    MatmulTile tile{scratch.counts,
+                    n,
+                    bias,
+                    places.out_pixel,
+                    first_output + 16 * block.first,
+                    s.out_channels,
+                    static_cast<int>(std::min(16 * block.last, outputs) - 16 * block.first)};
+    table.multiply(count, tile, to);
   }
 }
 

@@ -84,8 +84,7 @@ KernelTable overlay(KernelTable base, const KernelTable& over) {
   if (over.unpack_rows) base.unpack_rows = over.unpack_rows;
   if (over.apply_mask) base.apply_mask = over.apply_mask;
   if (over.gather) base.gather = over.gather;
-  if (over.count) base.count = over.count;
-  if (over.emit) base.emit = over.emit;
+  if (over.multiply) base.multiply = over.multiply;
   if (over.stream) base.stream = over.stream;
   if (over.register_loop) base.register_loop = over.register_loop;
   if (over.tiles) base.tiles = over.tiles;

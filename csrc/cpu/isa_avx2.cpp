@@ -31,8 +31,7 @@ const KernelTable kAvx2Table = {step<Avx2Lanes>,
                                 unpack_rows<Avx2Lanes>,
                                 apply_mask<Avx2Lanes>,
                                 gather_for_lookup<Avx2Lookup, Avx2Count>,
-                                count_by_lookup<Avx2Lookup, Avx2Count>,
-                                emit<Avx2Count>,
+                                multiply_by_lookup<Avx2Lookup, Avx2Count>,
                                 stream<Avx2Lanes>,
                                 lookup_loop<Avx2Lookup>};
 

@@ -25,9 +25,9 @@ namespace {
 }  // namespace
 
 const KernelTable kAvx512Table = {
-    step<Avx512Lanes>,       pack_rows<Avx512Lanes>,    pack_columns<Avx512Lanes>, unpack_rows<Avx512Lanes>,
-    apply_mask<Avx512Lanes>, gather<Avx512Count>,       count<Avx512Count>,        emit<Avx512Count>,
-    stream<Avx512Lanes>,     register_loop<Avx512Count>};
+    step<Avx512Lanes>,        pack_rows<Avx512Lanes>,  pack_columns<Avx512Lanes>,
+    unpack_rows<Avx512Lanes>, apply_mask<Avx512Lanes>, gather<Avx512Count>,
+    multiply<Avx512Count>,    stream<Avx512Lanes>,     register_loop<Avx512Count>};
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

@@ -25,9 +25,9 @@ namespace {
 const TileTable kAmxTiles = {tile_pixels<AmxTiles>, tile_multiply<AmxTiles>};
 
 // The other loops are those of the tables below.
-const KernelTable kAvx512AmxTable = {nullptr,   nullptr, nullptr, nullptr, nullptr,
-                                     nullptr,   nullptr, nullptr, nullptr, tile_register_loop<AmxTiles>,
-                                     &kAmxTiles};
+const KernelTable kAvx512AmxTable = {
+    nullptr,   nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, tile_register_loop<AmxTiles>,
+    &kAmxTiles};
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

@@ -36,8 +36,7 @@ const KernelTable kAvx512BitalgTable = {nullptr,
                                         nullptr,
                                         nullptr,
                                         gather<BitalgCount>,
-                                        count<BitalgCount>,
-                                        emit<BitalgCount>,
+                                        multiply<BitalgCount>,
                                         nullptr,
                                         register_loop<BitalgCount>};
 

@@ -20,8 +20,8 @@ namespace {
 }  // namespace
 
 const KernelTable kScalarTable = {
-    step<ScalarLanes>,       pack_rows<ScalarLanes>,    pack_columns<ScalarLanes>, unpack_rows<ScalarLanes>,
-    apply_mask<ScalarLanes>, gather<ScalarCount>,       count<ScalarCount>,        emit<ScalarCount>,
-    stream<ScalarLanes>,     register_loop<ScalarCount>};
+    step<ScalarLanes>,        pack_rows<ScalarLanes>,  pack_columns<ScalarLanes>,
+    unpack_rows<ScalarLanes>, apply_mask<ScalarLanes>, gather<ScalarCount>,
+    multiply<ScalarCount>,    stream<ScalarLanes>,     register_loop<ScalarCount>};
 
 }  // namespace bop2nd

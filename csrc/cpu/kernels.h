@@ -91,16 +91,11 @@ struct CountTile {
   bool w_contiguous;
   int lane_bits;
   uint32_t* counts;
-  // Where the values of the block will go, to be fetched ahead: block_bytes from pixel p's out_pixel[p] *
-  // pixel_bytes on. Null: nowhere.
-  const char* output;
-  const int64_t* out_pixel;
-  int64_t pixel_bytes, block_bytes;
 };
 
-// n_pixels x 16 outputs: dot = bias - 2 * counts[p][i]. They belong to output pixels out_pixel[p] (nobody
-// wants a negative one) and outputs first_output ... + n_outputs - 1 (1..16 of them, first_output a multiple
-// of 16 where signs are wanted).
+// n_pixels by n_outputs, at most 64 (`emit`: 16): dot = bias - 2 * counts[v][p][i]. They belong to output
+// pixels out_pixel[p] (nobody wants a negative one) and outputs first_output ... + n_outputs - 1
+// (first_output a multiple of 16 where signs are wanted).
 struct MatmulTile {
   const uint32_t* counts;
   int64_t n_pixels;
@@ -170,12 +165,13 @@ struct KernelTable {
   void (*apply_mask)(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin,
                      int64_t end);
   void (*gather)(const GatherTile&);
-  void (*count)(const CountTile&);
-  void (*emit)(const MatmulTile&, const Epilogue&);
+  // Counts a tile and does with the counts, which it need not leave in memory, what the epilogue says.
+  void (*multiply)(const CountTile&, const MatmulTile&, const Epilogue&);
   // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.
   void (*stream)(const float* grad, float* m, float* v, uint32_t* words, int element_bytes,
                  int64_t first_word, int64_t n_words);
-  // The instructions of `count` without its memory accesses; returns the multiply-accumulates it stands for.
+  // The instructions that `multiply` counts with, without memory accesses; returns the multiply-accumulates
+  // it stands for.
   double (*register_loop)(int64_t iterations);
   const TileTable* tiles = nullptr;  // where the processor has them
 };

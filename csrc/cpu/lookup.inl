@@ -155,48 +155,114 @@ BOP2ND_INLINE void look_up(const uint16_t* x, const uint8_t* panel, int64_t n_wi
   }
 }
 
-// Writes the counts of a pixel, or adds them to those of the words before.
+// The counts of a pixel with one vector of outputs: vector i is that of outputs first_of(i) .. + 7.
 template <class T, int O>
-BOP2ND_INLINE void store_counts(const CountTile& t, int64_t pixel, bool add, const WideSum<T>& sum, int o) {
-  typename T::I even = sum.even(), counts[4];
-  T::widen(T::unpack_low(even, sum.odd), counts[0], counts[1]);
-  T::widen(T::unpack_high(even, sum.odd), counts[2], counts[3]);
-  for (int i = 0; i < 4; ++i) {
-    // O = 2: 4 outputs of every 16 side by side; O = 1: outputs 0 .. 7 of both 16, then 8 .. 15.
-    int v = O == 2 ? i : i % 2, lane = O == 2 ? 8 * o : 8 * (i / 2);
-    uint32_t* to = t.counts + (v * t.n_pixels + pixel) * 16 + lane;
-    T::store(to, add ? T::add(counts[i], T::load(to)) : counts[i]);
-  }
-}
+struct PixelCounts {
+  typename T::I counts[4];
 
-// Writing the values would wait for their lines, all at once: they are asked for while the pairs are counted.
-BOP2ND_INLINE void fetch_output(const CountTile& t, int64_t pixel) {
-  for (int64_t p = pixel; p < std::min(pixel + 2, t.n_pixels); ++p) {
-    const char* to = t.output + t.out_pixel[p] * t.pixel_bytes;
-    for (int64_t i = 0; i < t.block_bytes; i += 64) __builtin_prefetch(to + i, 1);
+  BOP2ND_INLINE explicit PixelCounts(const WideSum<T>& sum) {
+    typename T::I even = sum.even();
+    T::widen(T::unpack_low(even, sum.odd), counts[0], counts[1]);
+    T::widen(T::unpack_high(even, sum.odd), counts[2], counts[3]);
   }
-}
+  // O = 2: half of every 16 outputs; O = 1: the first half of both 16, then the second.
+  static constexpr int first_of(int i, int o) { return O == 2 ? 16 * i + 8 * o : 16 * (i % 2) + 8 * (i / 2); }
+};
 
-template <class T, int O>
-void count_pairs(const CountTile& t) {
-  alignas(64) uint8_t panel[(kPanelGroups + kWindow) * O * T::kBytes];
-  int64_t words = std::max<int64_t>(1, t.n_words), n_stretches = (words + kPanelWords - 1) / kPanelWords;
-  int64_t stretch = ((words + n_stretches - 1) / n_stretches + kWindow - 1) / kWindow * kWindow;
-  for (int64_t word = 0; word == 0 || word < t.n_words; word += stretch) {
-    int64_t n = std::min(stretch, t.n_words - word), n_windows = (n * kGroupsPerWord + kWindow - 1) / kWindow;
-    lay_panel<T, O>(t, word, n, panel);
-    const uint16_t* x = reinterpret_cast<const uint16_t*>(t.x) + word * kGroupsPerWord;
-    bool last = word + stretch >= t.n_words;
-    for (int64_t pixel = 0; pixel < t.n_pixels; pixel += 2, x += pair_stride(t.x_words)) {
-      if (last && t.output) fetch_output(t, pixel);
-      PairSum<T> sums[O];
-      look_up<T, O>(x, panel, n_windows, sums);
-      for (int o = 0; o < O; ++o) {
-        store_counts<T, O>(t, pixel, word > 0, sums[o].a, o);
-        if (pixel + 1 < t.n_pixels) store_counts<T, O>(t, pixel + 1, word > 0, sums[o].b, o);
+// Where a tile's counts go. Copied out of the tiles: what lies in memory would be read again after every
+// store.
+enum class Sink { kCounts, kValues, kAllValues };  // kAllValues: none of the vectors is cut short
+
+template <class T, class C, int O, Sink kSink>
+struct PairSink {
+  uint32_t* counts;
+  float* values;
+  const int64_t* out_pixel;
+  int64_t n_pixels, all_outputs;
+  int n_outputs;
+  typename C::I bias;
+  bool add;  // the counts of the words before
+
+  BOP2ND_INLINE PairSink(const CountTile& t, const MatmulTile& block, const Epilogue& e, bool add_before)
+      : counts(t.counts),
+        values(static_cast<float*>(e.values) + block.first_output),
+        out_pixel(block.out_pixel),
+        n_pixels(t.n_pixels),
+        all_outputs(block.all_outputs),
+        n_outputs(block.n_outputs),
+        bias(C::set1(static_cast<uint32_t>(block.bias))),
+        add(add_before) {}
+
+  BOP2ND_INLINE float* values_of(int64_t pixel) const { return values + out_pixel[pixel] * all_outputs; }
+
+  // Writing values would wait for their lines, all at once: they are asked for before the pixels are counted.
+  BOP2ND_INLINE void fetch(int64_t pixel) const {
+    if constexpr (kSink != Sink::kCounts) {
+      const float* to = values_of(pixel);
+#pragma GCC unroll 4
+      for (int i = 0; i < 32 * O; i += 16) __builtin_prefetch(to + i, 1);
+    }
+  }
+
+  // The counts of a pixel with vector o of outputs become values right away, or counts in memory.
+  BOP2ND_INLINE void finish(int64_t pixel, const WideSum<T>& sum, int o) const {
+    typename T::I even = sum.even(), count[4];
+    T::widen(T::unpack_low(even, sum.odd), count[0], count[1]);
+    T::widen(T::unpack_high(even, sum.odd), count[2], count[3]);
+    float* to_values = values_of(pixel);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      // O = 2: half of every 16 outputs; O = 1: the first half of both 16, then the second.
+      int v = O == 2 ? i : i % 2, lane = 8 * (O == 2 ? o : i / 2);
+      if constexpr (kSink == Sink::kCounts) {
+        uint32_t* to = counts + (v * n_pixels + pixel) * 16 + lane;
+        T::store(to, add ? T::add(count[i], T::load(to)) : count[i]);
+      } else {
+        if (add) count[i] = T::add(count[i], T::load(counts + (v * n_pixels + pixel) * 16 + lane));
+        int n = kSink == Sink::kAllValues ? C::kLanes : n_outputs - 16 * v - lane;
+        C::Lanes::store(to_values + 16 * v + lane, C::real(C::dot(bias, count[i])), n);
       }
     }
   }
+};
+
+// All pixels by one panel, from word number `word` on.
+template <class T, class C, int O, Sink kSink>
+void multiply_panel(const CountTile& t, const MatmulTile& block, const Epilogue& e, int64_t word,
+                    int64_t n_words, const uint8_t* panel) {
+  PairSink<T, C, O, kSink> sink(t, block, e, word > 0);
+  int64_t n_windows = (n_words * kGroupsPerWord + kWindow - 1) / kWindow, stride = pair_stride(t.x_words);
+  const uint16_t* x = reinterpret_cast<const uint16_t*>(t.x) + word * kGroupsPerWord;
+  for (int64_t pixel = 0; pixel < sink.n_pixels; pixel += 2, x += stride) {
+    bool two = pixel + 1 < sink.n_pixels;
+    sink.fetch(pixel), sink.fetch(pixel + two);
+    PairSum<T> sums[O];
+    look_up<T, O>(x, panel, n_windows, sums);
+#pragma GCC unroll 2
+    for (int o = 0; o < O; ++o) sink.finish(pixel, sums[o].a, o);
+    if (!two) return;
+#pragma GCC unroll 2
+    for (int o = 0; o < O; ++o) sink.finish(pixel + 1, sums[o].b, o);
+  }
+}
+
+template <class T, class C, int O>
+void multiply_pairs(const CountTile& t, const MatmulTile& block, const Epilogue& e) {
+  alignas(64) uint8_t panel[(kPanelGroups + kWindow) * O * T::kBytes];
+  bool values = e.only_values() && e.dtype == Dtype::kFloat32;
+  int64_t words = std::max<int64_t>(1, t.n_words), n_stretches = (words + kPanelWords - 1) / kPanelWords;
+  int64_t stretch = ((words + n_stretches - 1) / n_stretches + kWindow - 1) / kWindow * kWindow;
+  for (int64_t word = 0; word == 0 || word < t.n_words; word += stretch) {
+    int64_t n = std::min(stretch, t.n_words - word);
+    lay_panel<T, O>(t, word, n, panel);
+    if (!values || word + stretch < t.n_words)
+      multiply_panel<T, C, O, Sink::kCounts>(t, block, e, word, n, panel);
+    else if (block.n_outputs == 32 * O)
+      multiply_panel<T, C, O, Sink::kAllValues>(t, block, e, word, n, panel);
+    else
+      multiply_panel<T, C, O, Sink::kValues>(t, block, e, word, n, panel);
+  }
+  if (!values) emit_block<C>(block, e);
 }
 
 template <class T, class C>
@@ -205,12 +271,12 @@ void gather_for_lookup(const GatherTile& t) {
 }
 
 template <class T, class C>
-void count_by_lookup(const CountTile& t) {
-  if (!lookups_pay(t.n_pixels, t.lane_bits)) return count<C>(t);
-  t.lane_bits == 8 ? count_pairs<T, 2>(t) : count_pairs<T, 1>(t);
+void multiply_by_lookup(const CountTile& t, const MatmulTile& block, const Epilogue& e) {
+  if (!lookups_pay(t.n_pixels, t.lane_bits)) return multiply<C>(t, block, e);
+  t.lane_bits == 8 ? multiply_pairs<T, C, 2>(t, block, e) : multiply_pairs<T, C, 1>(t, block, e);
 }
 
-// The yardstick of count_pairs (see yardsticks.inl): a whole panel, again and again.
+// The yardstick of multiply_pairs (see yardsticks.inl): a whole panel, again and again.
 template <class T>
 double lookup_loop(int64_t iterations) {
   alignas(64) uint8_t panel[kPanelGroups * 2 * T::kBytes];

@@ -282,3 +282,18 @@ void emit(const MatmulTile& t, const Epilogue& e) {
       return emit_tile<C, float>(t, e, t.counts);
   }
 }
+
+// A block of counts, 16 outputs after 16.
+template <class C>
+void emit_block(MatmulTile t, const Epilogue& e) {
+  for (int left = t.n_outputs; left > 0; left -= 16, t.first_output += 16, t.counts += 16 * t.n_pixels) {
+    t.n_outputs = std::min(left, 16);
+    emit<C>(t, e);
+  }
+}
+
+template <class C>
+void multiply(const CountTile& t, const MatmulTile& block, const Epilogue& e) {
+  count<C>(t);
+  emit_block<C>(block, e);
+}

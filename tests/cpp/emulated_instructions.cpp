@@ -28,7 +28,9 @@ struct EmulatedCount : Avx512Count {
   }
 };
 
-void emulated_count(const CountTile& t) { count<EmulatedCount>(t); }
+void emulated_multiply(const CountTile& t, const MatmulTile& block, const Epilogue& e) {
+  multiply<EmulatedCount>(t, block, e);
+}
 
 // Tile registers in memory, in plain arithmetic. They exist between configure and release only.
 struct EmulatedTiles : Avx512Tiles {
@@ -111,7 +113,7 @@ const bop2nd::KernelTable* emulated_bitalg_table() {
   const bop2nd::KernelTable* base = bop2nd::table_of(kAvx512);
   if (!base) return nullptr;
   static bop2nd::KernelTable table = *base;
-  table.count = bop2nd::emulated_count;
+  table.multiply = bop2nd::emulated_multiply;
   return &table;
 }
 #else
