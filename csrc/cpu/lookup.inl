@@ -155,24 +155,10 @@ BOP2ND_INLINE void look_up(const uint16_t* x, const uint8_t* panel, int64_t n_wi
   }
 }
 
-// The counts of a pixel with one vector of outputs: vector i is that of outputs first_of(i) .. + 7.
-template <class T, int O>
-struct PixelCounts {
-  typename T::I counts[4];
+enum class Sink { kCounts, kValues, kAllValues };  // kAllValues: no vector of outputs is cut short
 
-  BOP2ND_INLINE explicit PixelCounts(const WideSum<T>& sum) {
-    typename T::I even = sum.even();
-    T::widen(T::unpack_low(even, sum.odd), counts[0], counts[1]);
-    T::widen(T::unpack_high(even, sum.odd), counts[2], counts[3]);
-  }
-  // O = 2: half of every 16 outputs; O = 1: the first half of both 16, then the second.
-  static constexpr int first_of(int i, int o) { return O == 2 ? 16 * i + 8 * o : 16 * (i % 2) + 8 * (i / 2); }
-};
-
-// Where a tile's counts go. Copied out of the tiles: what lies in memory would be read again after every
-// store.
-enum class Sink { kCounts, kValues, kAllValues };  // kAllValues: none of the vectors is cut short
-
+// Where the counts of pixels go: to memory, or to fp32 values at once. A copy of what the tiles say: fields
+// in memory would be read again after every store.
 template <class T, class C, int O, Sink kSink>
 struct PairSink {
   uint32_t* counts;
@@ -185,7 +171,7 @@ struct PairSink {
 
   BOP2ND_INLINE PairSink(const CountTile& t, const MatmulTile& block, const Epilogue& e, bool add_before)
       : counts(t.counts),
-        values(static_cast<float*>(e.values) + block.first_output),
+        values(kSink == Sink::kCounts ? nullptr : static_cast<float*>(e.values) + block.first_output),
         out_pixel(block.out_pixel),
         n_pixels(t.n_pixels),
         all_outputs(block.all_outputs),
@@ -198,9 +184,10 @@ struct PairSink {
   // Writing values would wait for their lines, all at once: they are asked for before the pixels are counted.
   BOP2ND_INLINE void fetch(int64_t pixel) const {
     if constexpr (kSink != Sink::kCounts) {
-      const float* to = values_of(pixel);
+      uintptr_t to = reinterpret_cast<uintptr_t>(values_of(pixel));  // lines past the end do no harm
 #pragma GCC unroll 4
-      for (int i = 0; i < 32 * O; i += 16) __builtin_prefetch(to + i, 1);
+      for (uintptr_t i = 0; i < 4 * 32 * O; i += 64)
+        __builtin_prefetch(reinterpret_cast<const void*>(to + i), 1);
     }
   }
 
@@ -209,7 +196,7 @@ struct PairSink {
     typename T::I even = sum.even(), count[4];
     T::widen(T::unpack_low(even, sum.odd), count[0], count[1]);
     T::widen(T::unpack_high(even, sum.odd), count[2], count[3]);
-    float* to_values = values_of(pixel);
+    float* to_values = kSink == Sink::kCounts ? nullptr : values_of(pixel);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       // O = 2: half of every 16 outputs; O = 1: the first half of both 16, then the second.
