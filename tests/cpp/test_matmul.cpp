@@ -161,6 +161,10 @@ int main() {
         check_conv(isa, {rows, 1, 1, features, 1, rows % 2 ? 16 : 107, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
       }
     }
+    for (int64_t outputs : {27, 64, 91}) {  // blocks of 32 and 64 that are full and that are not
+      for (int64_t features : {96, 1300})
+        check_conv(isa, {7, 1, 1, features, 1, outputs, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
+    }
     for (int pad : {0, 1, -1}) {
       check_conv(isa, {2, 5, 6, 64, 1, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, pad});
       check_conv(isa, {1, 9, 8, 70, 2, 20, {3, 3}, {2, 1}, {1, 2}, {1, 1}, pad});
