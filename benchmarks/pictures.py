@@ -284,7 +284,7 @@ def _roofline_layers(axes: Axes, records: Records) -> None:
     axes.set_title("Binary layers, one thread, float in to float out", fontsize=10.5, loc="left")
     axes.set_xlabel("multiply-accumulates per byte of input, weight and output", fontsize=9)
     axes.set_ylabel("GMAC/s", fontsize=9)
-    axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+    axes.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
 
 
 def _step_bandwidths(axes: Axes, records: Records) -> None:
