@@ -191,7 +191,6 @@ struct Plan {
   const ConvShape& shape;
   Image image;
   int64_t origin[2];  // input position of output pixel 0, tap 0
-  int64_t out_height, out_width;
   std::vector<Rectangle> rectangles;
   std::vector<WeightBlock> blocks;  // of a group
 };
@@ -246,6 +245,7 @@ struct Places {
     const ConvShape& s = plan.shape;
     const Rectangle& r = *task.rectangle;
     int64_t rows = r.rows.last - r.rows.first, columns = r.columns.last - r.columns.first;
+    int64_t out_height = s.out_size(0), out_width = s.out_size(1);
     int64_t column = task.first_pixel % columns, line = task.first_pixel / columns;
     int64_t image = line / rows, row = line % rows, step = s.stride[1] * plan.image.pixel_words;
     for (int64_t p = 0; p < n_pixels; column = 0) {
@@ -253,7 +253,7 @@ struct Places {
       int64_t y = image * plan.image.height + oy * s.stride[0] + plan.origin[0];
       int64_t x = ox * s.stride[1] + plan.origin[1];
       int64_t word = (y * plan.image.width + x) * plan.image.pixel_words + task.group * s.group_words();
-      int64_t out = (image * plan.out_height + oy) * plan.out_width + ox;
+      int64_t out = (image * out_height + oy) * out_width + ox;
       for (int64_t stop = std::min(n_pixels, p + columns - column); p < stop; ++p, word += step, ++out)
         first_word[p] = word, out_pixel[p] = out;
       if (++row == rows) row = 0, ++image;
@@ -303,8 +303,6 @@ void counted_conv(const KernelTable& table, const ConvShape& s, const uint32_t* 
   Plan plan{s,
             {x, s.height, s.width, s.groups * s.group_words()},
             {-s.padding[0], -s.padding[1]},
-            s.out_size(0),
-            s.out_size(1),
             {},
             weight_blocks(s.group_outputs())};
   std::vector<uint32_t> border;

@@ -30,8 +30,8 @@ const KernelTable kAvx2Table = {step<Avx2Lanes>,
                                 pack_columns<Avx2Lanes>,
                                 unpack_rows<Avx2Lanes>,
                                 apply_mask<Avx2Lanes>,
-                                gather_for_lookup<Avx2Lookup, Avx2Count>,
-                                multiply_by_lookup<Avx2Lookup, Avx2Count>,
+                                gather_for_lookup<Avx2Lookup>,
+                                multiply_by_lookup<Avx2Lookup>,
                                 stream<Avx2Lanes>,
                                 lookup_loop<Avx2Lookup>};
 

@@ -13,9 +13,9 @@
 //
 // Operations per window: 3 lookups, 2 and 3 for the sums; 15 more every 21 windows.
 //
-// T is a vocabulary of vectors of 32 bytes (Avx2Lookup), C that of matmul.inl, which counts what does not pay
-// here: single pixels, blocks of 16 outputs. Include inside a target region and an anonymous namespace within
-// bop2nd, after matmul.inl.
+// T is a vocabulary of vectors of 32 bytes (Avx2Lookup) on top of one of matmul.inl, which counts what does
+// not pay here: fewer than 4 pixels, blocks of 16 outputs. Include inside a target region and an anonymous
+// namespace within bop2nd, after matmul.inl.
 
 constexpr int kGroupsPerWord = 8, kWindow = 3;
 constexpr int kMaxWindows = 21;  // 21 * 12 <= 255: as many as P and Q hold
@@ -159,14 +159,14 @@ enum class Sink { kCounts, kValues, kAllValues };  // kAllValues: no vector of o
 
 // Where the counts of pixels go: to memory, or to fp32 values at once. A copy of what the tiles say: fields
 // in memory would be read again after every store.
-template <class T, class C, int O, Sink kSink>
+template <class T, int O, Sink kSink>
 struct PairSink {
   uint32_t* counts;
   float* values;
   const int64_t* out_pixel;
   int64_t n_pixels, all_outputs;
   int n_outputs;
-  typename C::I bias;
+  typename T::I bias;
   bool add;  // the counts of the words before
 
   BOP2ND_INLINE PairSink(const CountTile& t, const MatmulTile& block, const Epilogue& e, bool add_before)
@@ -176,7 +176,7 @@ struct PairSink {
         n_pixels(t.n_pixels),
         all_outputs(block.all_outputs),
         n_outputs(block.n_outputs),
-        bias(C::set1(static_cast<uint32_t>(block.bias))),
+        bias(T::set1(static_cast<uint32_t>(block.bias))),
         add(add_before) {}
 
   BOP2ND_INLINE float* values_of(int64_t pixel) const { return values + out_pixel[pixel] * all_outputs; }
@@ -201,23 +201,23 @@ struct PairSink {
     for (int i = 0; i < 4; ++i) {
       // O = 2: half of every 16 outputs; O = 1: the first half of both 16, then the second.
       int v = O == 2 ? i : i % 2, lane = 8 * (O == 2 ? o : i / 2);
+      uint32_t* in_memory = counts + (v * n_pixels + pixel) * 16 + lane;
+      if (add) count[i] = T::add(count[i], T::load(in_memory));
       if constexpr (kSink == Sink::kCounts) {
-        uint32_t* to = counts + (v * n_pixels + pixel) * 16 + lane;
-        T::store(to, add ? T::add(count[i], T::load(to)) : count[i]);
+        T::store(in_memory, count[i]);
       } else {
-        if (add) count[i] = T::add(count[i], T::load(counts + (v * n_pixels + pixel) * 16 + lane));
-        int n = kSink == Sink::kAllValues ? C::kLanes : n_outputs - 16 * v - lane;
-        C::Lanes::store(to_values + 16 * v + lane, C::real(C::dot(bias, count[i])), n);
+        int n = kSink == Sink::kAllValues ? T::kLanes : n_outputs - 16 * v - lane;
+        T::Lanes::store(to_values + 16 * v + lane, T::real(T::dot(bias, count[i])), n);
       }
     }
   }
 };
 
 // All pixels by one panel, from word number `word` on.
-template <class T, class C, int O, Sink kSink>
+template <class T, int O, Sink kSink>
 void multiply_panel(const CountTile& t, const MatmulTile& block, const Epilogue& e, int64_t word,
                     int64_t n_words, const uint8_t* panel) {
-  PairSink<T, C, O, kSink> sink(t, block, e, word > 0);
+  PairSink<T, O, kSink> sink(t, block, e, word > 0);
   int64_t n_windows = (n_words * kGroupsPerWord + kWindow - 1) / kWindow, stride = pair_stride(t.x_words);
   const uint16_t* x = reinterpret_cast<const uint16_t*>(t.x) + word * kGroupsPerWord;
   for (int64_t pixel = 0; pixel < sink.n_pixels; pixel += 2, x += stride) {
@@ -233,7 +233,7 @@ void multiply_panel(const CountTile& t, const MatmulTile& block, const Epilogue&
   }
 }
 
-template <class T, class C, int O>
+template <class T, int O>
 void multiply_pairs(const CountTile& t, const MatmulTile& block, const Epilogue& e) {
   alignas(64) uint8_t panel[(kPanelGroups + kWindow) * O * T::kBytes];
   bool values = e.only_values() && e.dtype == Dtype::kFloat32;
@@ -243,24 +243,24 @@ void multiply_pairs(const CountTile& t, const MatmulTile& block, const Epilogue&
     int64_t n = std::min(stretch, t.n_words - word);
     lay_panel<T, O>(t, word, n, panel);
     if (!values || word + stretch < t.n_words)
-      multiply_panel<T, C, O, Sink::kCounts>(t, block, e, word, n, panel);
+      multiply_panel<T, O, Sink::kCounts>(t, block, e, word, n, panel);
     else if (block.n_outputs == 32 * O)
-      multiply_panel<T, C, O, Sink::kAllValues>(t, block, e, word, n, panel);
+      multiply_panel<T, O, Sink::kAllValues>(t, block, e, word, n, panel);
     else
-      multiply_panel<T, C, O, Sink::kValues>(t, block, e, word, n, panel);
+      multiply_panel<T, O, Sink::kValues>(t, block, e, word, n, panel);
   }
-  if (!values) emit_block<C>(block, e);
+  if (!values) emit_block<T>(block, e);
 }
 
-template <class T, class C>
+template <class T>
 void gather_for_lookup(const GatherTile& t) {
-  lookups_pay(t.n_pixels, t.lane_bits) ? gather_pairs<T>(t) : gather<C>(t);
+  lookups_pay(t.n_pixels, t.lane_bits) ? gather_pairs<T>(t) : gather<T>(t);
 }
 
-template <class T, class C>
+template <class T>
 void multiply_by_lookup(const CountTile& t, const MatmulTile& block, const Epilogue& e) {
-  if (!lookups_pay(t.n_pixels, t.lane_bits)) return multiply<C>(t, block, e);
-  t.lane_bits == 8 ? multiply_pairs<T, C, 2>(t, block, e) : multiply_pairs<T, C, 1>(t, block, e);
+  if (!lookups_pay(t.n_pixels, t.lane_bits)) return multiply<T>(t, block, e);
+  t.lane_bits == 8 ? multiply_pairs<T, 2>(t, block, e) : multiply_pairs<T, 1>(t, block, e);
 }
 
 // The yardstick of multiply_pairs (see yardsticks.inl): a whole panel, again and again.

@@ -226,9 +226,8 @@ struct Avx2Count {
   BOP2ND_INLINE static void keep_in_register(I& a) { asm volatile("" : "+x"(a)); }
 };
 
-// What lookup.inl takes: bytes, 16-bit halves of 32-bit lanes, tables of 16 bytes.
-struct Avx2Lookup {
-  using I = __m256i;
+// What lookup.inl takes besides: bytes, 16-bit halves of 32-bit lanes, tables of 16 bytes.
+struct Avx2Lookup : Avx2Count {
   using Words = __m128i;
   static constexpr int kBytes = 32;
 
@@ -236,12 +235,8 @@ struct Avx2Lookup {
   BOP2ND_INLINE static I set_halves(int x) { return _mm256_set1_epi16(static_cast<int16_t>(x)); }
   BOP2ND_INLINE static I load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   BOP2ND_INLINE static void store(void* p, I a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
-  BOP2ND_INLINE static I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
-  BOP2ND_INLINE static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
-  BOP2ND_INLINE static I add(I a, I b) { return _mm256_add_epi32(a, b); }
   BOP2ND_INLINE static I add_halves(I a, I b) { return _mm256_add_epi16(a, b); }
   BOP2ND_INLINE static I sub_halves(I a, I b) { return _mm256_sub_epi16(a, b); }
-  BOP2ND_INLINE static I add_bytes(I a, I b) { return _mm256_add_epi8(a, b); }
   BOP2ND_INLINE static I sub_bytes(I a, I b) { return _mm256_sub_epi8(a, b); }
   // Of halves.
   template <int n>
@@ -295,7 +290,6 @@ struct Avx2Lookup {
     I second = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(even, odd));
     store(to, add_halves(first, first)), store(to + 16, add_halves(second, second));
   }
-  BOP2ND_INLINE static void keep_in_register(I& a) { asm volatile("" : "+x"(a)); }
 };
 
 }  // namespace bop2nd

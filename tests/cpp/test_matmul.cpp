@@ -2,6 +2,7 @@
 // Binary convolutions and linear layers against a plain loop over bits.
 #include "check.h"
 #include "core/bit_layout.h"
+#include "cpu/dispatch.h"
 #include "cpu/half_float.h"
 #include "cpu/operators.h"
 
@@ -154,7 +155,27 @@ void check_all_different(const char* isa, int64_t rows, int64_t features) {
     CHECK(out[i] == static_cast<float>(-features), "%s %ld features", isa, (long)features);
 }
 
+// From 4 pixels on AVX2 looks up: gathered are offsets of tables, here of the one for two pixels of only
+// ones.
+void check_lookups_run() {
+  const KernelTable* table = table_of(1);
+  if (!table) return;
+  std::vector<uint32_t> image(4, ~0u);
+  int64_t first_word[4] = {0, 1, 2, 3};
+  int32_t run_offset = 0;
+  for (int64_t n : {3, 4}) {
+    for (int lane_bits : {8, 16, 32}) {
+      std::vector<uint32_t> steps(4 * 4 * (2 + 1) + 16, 0);
+      table->gather({image.data(), first_word, n, &run_offset, 1, 1, 2, lane_bits, steps.data()});
+      bool looked_up = n == 4 && lane_bits < 32;
+      CHECK((steps[0] == 0x01FE01FEu) == looked_up, "%ld pixels, lanes of %d bits: %x", (long)n, lane_bits,
+            steps[0]);
+    }
+  }
+}
+
 int main() {
+  check_lookups_run();
   on_every_instruction_set([](const char* isa) {
     for (int64_t features : {0, 1, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1031, 4096}) {
       for (int64_t rows : {1, 2, 3, 5, 70}) {
