@@ -34,14 +34,8 @@ STEPS = 3
 # What an operator does, by the first of these that its name contains.
 GROUPS = {
     "convolution and product, backward (torch)": ("convolution_backward", "aten::mm", "aten::addmm"),
-    "unpacking, masks, weight blocks": (
-        "unpack_bits",
-        "apply_mask_",
-        "block_weight",
-        "binary_conv2d_backward",
-        "binary_linear_backward",
-    ),
-    "binary layers, forward": ("bop2nd::binary_conv2d", "bop2nd::binary_linear"),
+    "binary layers, backward": ("binary_conv2d_backward", "binary_linear_backward"),
+    "binary layers, forward": ("bop2nd::binary_conv2d", "bop2nd::binary_linear", "block_weight"),
     "convolution and product, forward (torch)": ("convolution", "conv2d", "linear", "matmul"),
     "batch norm": ("batch_norm",),
     "pooling": ("max_pool",),

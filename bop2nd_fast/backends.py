@@ -390,7 +390,7 @@ def explain(
 def _chosen(op: str, device: str) -> tuple[str, str]:
     """The backend that serves ``op`` on ``device`` now, and why."""
     chosen = active(device)
-    if op in tuning.BACKWARD and chosen != "reference":
+    if op in tuning.BACKWARD and chosen in ("triton", "cuda"):
         if chosen != "triton":
             return "torch", "its libraries multiply operands that our kernels unpack tile by tile"
         choice = tuning.BACKWARD[op]

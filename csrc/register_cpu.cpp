@@ -143,7 +143,7 @@ Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType d
   int64_t n_rows = n_words > 0 ? w.numel() / n_words : 0;
   bop2nd::unpack(const_words_of(w), n_rows, length, real_dtype(out, "dtype"), out.mutable_data_ptr());
   if (!direct) out = torch::stable::to(out, dtype);
-  return normal_dim(dim, out.dim()) == out.dim() - 1 ? out : move_last_axis_to(out, dim);
+  return normal_dim(dim, out.dim()) == out.dim() - 1 ? out : move_axis(out, -1, dim);
 }
 
 void apply_mask_(const Tensor grad, const Tensor mask) {
@@ -250,9 +250,8 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
   auto s = conv_shape({input.size(0), input.size(2), input.size(3)}, input.size(1), weight, stride, padding,
                       dilation, groups, padding_value);
   auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
-  int64_t channels = s.out_channels, line = s.out_size(1) * channels;
-  Tensor out = new_strided(input, {s.batch, channels, s.out_size(0), s.out_size(1)},
-                           {s.out_size(0) * line, 1, line, channels}, input.scalar_type());
+  Tensor out =
+      new_channels_last(input, {s.batch, s.out_channels, s.out_size(0), s.out_size(1)}, input.scalar_type());
   compute(s, signs, weight, blocked, values_into(out));
   return {out, signs, mask};
 }
@@ -325,6 +324,64 @@ std::tuple<Tensor, Tensor> binary_conv2d_packed(const Tensor input, const Tensor
                        values, signs, threshold, scale, shift, residual, dtype, blocked);
 }
 
+// ----------------------------------------------------------------------------------------- gradients
+
+// Into grad_input and grad_weight, in walk order, whichever is needed.
+void gradients(const bop2nd::ConvShape& s, const Tensor& grad, const Tensor& signs, const Tensor& mask,
+               const Tensor& weight, const Tensor& grad_input, const Tensor& grad_weight, bool need_input,
+               bool need_weight) {
+  Dtype dtype = real_dtype(grad, "grad_output");
+  check_words(signs, "signs");
+  check_words(mask, "mask");
+  int64_t n_words = s.batch * s.height * s.width * s.groups * s.group_words();
+  STD_TORCH_CHECK(signs.numel() == n_words && (mask.numel() == 0 || mask.numel() == n_words),
+                  "signs or mask do not fit the input");
+  STD_TORCH_CHECK(grad.numel() == s.batch * s.out_size(0) * s.out_size(1) * s.out_channels,
+                  "grad_output does not fit the other operands");
+  Tensor g = compact(grad), x = compact(signs), inside = compact(mask), w = compact(weight);
+  if (need_input)
+    bop2nd::conv_input_gradient(s, dtype, g.const_data_ptr(), const_words_of(w),
+                                inside.numel() > 0 ? const_words_of(inside) : nullptr,
+                                grad_input.mutable_data_ptr());
+  if (need_weight)
+    bop2nd::conv_weight_gradient(s, dtype, g.const_data_ptr(), const_words_of(x),
+                                 static_cast<float*>(grad_weight.mutable_data_ptr()));
+}
+
+std::tuple<Tensor, Tensor> binary_linear_backward(const Tensor grad_output, const Tensor signs,
+                                                  const Tensor mask, const Tensor weight, int64_t in_features,
+                                                  bool need_input, bool need_weight) {
+  STD_TORCH_CHECK(grad_output.dim() > 0, "grad_output needs at least one axis");
+  Ints sizes = sizes_of(grad_output);
+  auto s = linear_shape(product(sizes, 0, sizes.size() - 1), in_features, weight);
+  sizes.back() = in_features;
+  Tensor grad_input =
+      new_tensor(grad_output, need_input ? sizes : Ints{0, in_features}, grad_output.scalar_type());
+  Tensor grad_weight =
+      new_tensor(grad_output, {need_weight ? s.out_channels : 0, in_features}, ScalarType::Float);
+  gradients(s, grad_output, signs, mask, weight, grad_input, grad_weight, need_input, need_weight);
+  return {grad_input, grad_weight};
+}
+
+std::tuple<Tensor, Tensor> binary_conv2d_backward(const Tensor grad_output, const Tensor signs,
+                                                  const Tensor mask, const Tensor weight, int64_t in_channels,
+                                                  const Ints stride, const Ints padding, const Ints dilation,
+                                                  int64_t groups, int64_t padding_value, bool need_input,
+                                                  bool need_weight) {
+  STD_TORCH_CHECK(grad_output.dim() == 4 && signs.dim() == 4,
+                  "grad_output must be [N, O, Ho, Wo] and signs [N, H, W, words]");
+  auto s = conv_shape({signs.size(0), signs.size(1), signs.size(2)}, in_channels, weight, stride, padding,
+                      dilation, groups, padding_value);
+  Tensor grad_input = new_channels_last(
+      grad_output, {need_input ? s.batch : 0, s.channels, s.height, s.width}, grad_output.scalar_type());
+  Tensor grad_weight = new_channels_last(
+      grad_output, {need_weight ? s.out_channels : 0, s.group_channels(), s.kernel[0], s.kernel[1]},
+      ScalarType::Float);
+  gradients(s, move_axis(grad_output, 1, -1), signs, mask, weight, grad_input, grad_weight, need_input,
+            need_weight);
+  return {grad_input, grad_weight};
+}
+
 // --------------------------------------------------------------------------------------- torch's threads
 
 void torch_parallel_for(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
@@ -344,6 +401,8 @@ STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
   m.impl("block_weight", TORCH_BOX(&block_weight));
   m.impl("binary_linear", TORCH_BOX(&binary_linear));
   m.impl("binary_conv2d", TORCH_BOX(&binary_conv2d));
+  m.impl("binary_linear_backward", TORCH_BOX(&binary_linear_backward));
+  m.impl("binary_conv2d_backward", TORCH_BOX(&binary_conv2d_backward));
   m.impl("binary_linear_packed", TORCH_BOX(&binary_linear_packed));
   m.impl("binary_conv2d_packed", TORCH_BOX(&binary_conv2d_packed));
 }

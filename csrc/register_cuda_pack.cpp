@@ -74,7 +74,7 @@ Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType d
   STD_TORCH_CHECK(p.n_blocks() <= kMax32, "too many elements to unpack at once");
   if (out.numel() > 0) check(launch_unpack(p, place.stream), "unpack_bits");
   if (!direct) out = torch::stable::to(out, dtype);
-  return normal_dim(dim, out.dim()) == out.dim() - 1 ? out : move_last_axis_to(out, dim);
+  return normal_dim(dim, out.dim()) == out.dim() - 1 ? out : move_axis(out, -1, dim);
 }
 
 void apply_mask_(const Tensor grad, const Tensor mask) {

@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
   Tensor out =
       new_tensor(input, {s.n_images, s.vertical.out, s.horizontal.out, s.n_outputs()}, input.scalar_type());
   compute(s, padding_value, signs, weight, values_into(out));
-  return {move_last_axis_to(out, 1), signs, mask};
+  return {move_axis(out, -1, 1), signs, mask};
 }
 
 // An operand of the epilogue with one number per output (or per value), or null.

@@ -66,6 +66,12 @@ inline Tensor new_tensor(const Tensor& like, const Ints& sizes, ScalarType dtype
   return new_strided(like, sizes, strides, dtype);
 }
 
+// [N, C, H, W] with C nearest.
+inline Tensor new_channels_last(const Tensor& like, const Ints& sizes, ScalarType dtype) {
+  int64_t line = sizes[3] * sizes[1];
+  return new_strided(like, sizes, {sizes[2] * line, 1, line, sizes[1]}, dtype);
+}
+
 inline uint32_t* words_of(const Tensor& t) { return static_cast<uint32_t*>(t.mutable_data_ptr()); }
 inline const uint32_t* const_words_of(const Tensor& t) {
   return static_cast<const uint32_t*>(t.const_data_ptr());
@@ -88,9 +94,9 @@ inline int64_t normal_dim(int64_t dim, int64_t n_dims) {
   return dim < 0 ? dim + n_dims : dim;
 }
 
-inline Tensor move_last_axis_to(const Tensor& t, int64_t dim) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(t), torch::stable::detail::from(int64_t{-1}),
-                                    torch::stable::detail::from(dim)};
+inline Tensor move_axis(const Tensor& t, int64_t from, int64_t to) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(t), torch::stable::detail::from(from),
+                                    torch::stable::detail::from(to)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::movedim", "int", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }

@@ -33,7 +33,7 @@ def test_the_parts_of_a_convolution_add_up():
     ("operator", "group"),
     [
         ("aten::convolution_backward", "convolution and product, backward (torch)"),
-        ("bop2nd::binary_conv2d_backward", "unpacking, masks, weight blocks"),
+        ("bop2nd::binary_conv2d_backward", "binary layers, backward"),
         ("bop2nd::binary_conv2d", "binary layers, forward"),
         ("aten::mkldnn_convolution", "convolution and product, forward (torch)"),
         ("bop2nd::bop_step_", "optimizer step"),

@@ -14,6 +14,8 @@ from torch import Tensor
 import bop2nd_fast  # noqa: F401  (defines the operators)
 from bop2nd_fast import reference
 from bop2nd_fast.ops import block_weight
+from bop2nd_fast.ops.binary_conv2d import _backward as specified_conv_gradients
+from bop2nd_fast.ops.binary_linear import _backward as specified_linear_gradients
 from tests.epilogues import epilogues, refused_epilogues
 
 _C = pytest.importorskip("bop2nd_fast._C", reason="the package was installed without a C++ compiler")
@@ -367,6 +369,55 @@ def test_conv_does_not_depend_on_threads(isa: int) -> None:
     assert equal_all(results[0], results[1]) and equal_all(results[0], results[2])
 
 
+def whole_gradient(like: Tensor) -> Tensor:
+    """Whole numbers, whose sums are exact in any order, of the shape and strides of ``like``."""
+    return torch.randint(-4, 5, like.shape, generator=torch.Generator().manual_seed(5)).to(like)
+
+
+@pytest.mark.parametrize("padding_value", [0, 1, -1])
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_conv_gradients(isa: int, case: Any, padding_value: int) -> None:
+    x, w, (*geometry, groups) = conv_case(case)
+    out, signs, mask = reference.binary_conv2d(x, w, *geometry, groups, padding_value, True)
+    grad = whole_gradient(out)
+    for saved in (mask, mask.new_empty(0)):
+        rest = (w, x.shape[1], *geometry, groups, padding_value)
+        want = specified_conv_gradients(grad, signs, saved, *rest, True, True)
+        for dtype in REALS:
+            for g in (grad.to(dtype), grad.to(dtype).contiguous()):
+                poison()
+                got = ops.binary_conv2d_backward(g, signs, saved, *rest, True, True)
+                assert equal_all(got, (want[0].to(dtype), want[1]))
+                assert all(t.is_contiguous(memory_format=torch.channels_last) for t in got)
+    grad_input, grad_weight = ops.binary_conv2d_backward(grad, signs, mask, *rest, False, False)
+    assert grad_input.numel() == grad_weight.numel() == 0
+
+
+def test_linear_gradients(isa: int) -> None:
+    for k, n, m in itertools.product([1, 33, 513], [1, 17, 70], [0, 1, 6, 300]):
+        x, w = values(m, k), words_of(n, k)
+        out, signs, mask = reference.binary_linear(x, w, True)
+        grad = whole_gradient(out)
+        want = specified_linear_gradients(grad, signs, mask, w, k, True, True)
+        poison()
+        assert equal_all(ops.binary_linear_backward(grad, signs, mask, w, k, True, True), want)
+    grad = whole_gradient(torch.empty(1, 70)).expand(300, 70)  # as a sum's gradient comes
+    want = specified_linear_gradients(grad, signs, mask, w, k, True, True)
+    assert equal_all(ops.binary_linear_backward(grad, signs, mask, w, k, True, True), want)
+
+
+def test_gradients_do_not_depend_on_threads(isa: int) -> None:
+    x, w, (*geometry, groups) = conv_case((3, 128, 20, 21, 72, (3, 3), (1, 1), (1, 1), (1, 1), 1))
+    out, signs, mask = reference.binary_conv2d(x, w, *geometry, groups, 0, True)
+    n_threads, grad, results = torch.get_num_threads(), torch.randn(out.shape), []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        rest = (w, x.shape[1], *geometry, groups, 0)
+        results.append(ops.binary_conv2d_backward(grad, signs, mask, *rest, True, True))
+    torch.set_num_threads(n_threads)
+    assert equal_all(results[0], results[1]) and equal_all(results[0], results[2])
+
+
 def test_block_weight(isa: int) -> None:
     for outputs, groups in [(36, 2), (1, 1), (16, 1), (17, 1), (48, 1), (49, 1), (64, 2), (171, 1), (342, 2)]:
         w = words_of(outputs, 3, 2, 70)
@@ -405,6 +456,14 @@ def test_memory_is_guarded(isa: int) -> None:
         ops.binary_linear(x, words_of(4, 64), False, words_of(4, 64))
     with pytest.raises(RuntimeError, match="float32, bfloat16 or float16"):
         ops.pack_bits(x.double(), 0)
+    signs, w = words_of(2, 64), words_of(4, 64)
+    for grad, mask in ((torch.ones(3, 4), signs), (torch.ones(2, 4), words_of(2, 32))):
+        with pytest.raises(RuntimeError, match="signs or mask do not fit"):
+            ops.binary_linear_backward(grad, signs, mask, w, 64, True, True)
+    image, kernel = words_of(1, 5, 5, 64), words_of(4, 3, 3, 64)
+    with pytest.raises(RuntimeError, match="grad_output does not fit"):
+        rest = (kernel, 64, [1, 1], [1, 1], [1, 1], 1, 0)
+        ops.binary_conv2d_backward(torch.ones(1, 4, 5, 4), image, image, *rest, True, True)
     with pytest.raises(RuntimeError, match="need a seed"):
         m = torch.zeros(64, dtype=torch.bfloat16)
         ops.bop_step_([words_of(64)], [x[0]], [m], [], HYPER, torch.zeros(1, 2, dtype=torch.int64))

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from bop2nd_fast import reference as ref
+from bop2nd_fast.ops.binary_conv2d import _backward as specified_gradients
 from bop2nd_fast.ops.binary_conv2d import output_size
 from tests.epilogues import epilogues
 
@@ -65,6 +66,10 @@ def check_convolution(c: dict[str, Any]) -> None:
     for asked in epilogues(tuple(dots.shape)):
         ours = ops.binary_conv2d_packed(expected[1], w, channels, *args, **asked, blocked=blocked)
         assert all(map(torch.equal, ours, ref.epilogue(dots, **asked))), sorted(asked)
+    grad = torch.randint(-4, 5, expected[0].shape).to(expected[0])  # sums of whole numbers are exact
+    saved = (*expected[1:], w, channels, *args, True, True)
+    ours, theirs = ops.binary_conv2d_backward(grad, *saved), specified_gradients(grad.float(), *saved)
+    assert torch.equal(ours[0], theirs[0].to(c["dtype"])) and torch.equal(ours[1], theirs[1])
 
 
 @SHORT

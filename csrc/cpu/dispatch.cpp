@@ -87,6 +87,7 @@ KernelTable overlay(KernelTable base, const KernelTable& over) {
   if (over.multiply) base.multiply = over.multiply;
   if (over.stream) base.stream = over.stream;
   if (over.register_loop) base.register_loop = over.register_loop;
+  if (over.sums) base.sums = over.sums;
   if (over.tiles) base.tiles = over.tiles;
   return base;
 }

@@ -22,6 +22,7 @@ namespace {
 #include "matmul.inl"
 #include "yardsticks.inl"
 #include "lookup.inl"
+#include "signed_sums.inl"
 
 }  // namespace
 
@@ -33,7 +34,8 @@ const KernelTable kAvx2Table = {step<Avx2Lanes>,
                                 gather_for_lookup<Avx2Lookup>,
                                 multiply_by_lookup<Avx2Lookup>,
                                 stream<Avx2Lanes>,
-                                lookup_loop<Avx2Lookup>};
+                                lookup_loop<Avx2Lookup>,
+                                &kSumTable<Avx2Lanes>};
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

@@ -21,13 +21,14 @@ namespace {
 #include "pack.inl"
 #include "matmul.inl"
 #include "yardsticks.inl"
+#include "signed_sums.inl"
 
 }  // namespace
 
 const KernelTable kAvx512Table = {
-    step<Avx512Lanes>,        pack_rows<Avx512Lanes>,  pack_columns<Avx512Lanes>,
-    unpack_rows<Avx512Lanes>, apply_mask<Avx512Lanes>, gather<Avx512Count>,
-    multiply<Avx512Count>,    stream<Avx512Lanes>,     register_loop<Avx512Count>};
+    step<Avx512Lanes>,          pack_rows<Avx512Lanes>, pack_columns<Avx512Lanes>, unpack_rows<Avx512Lanes>,
+    apply_mask<Avx512Lanes>,    gather<Avx512Count>,    multiply<Avx512Count>,     stream<Avx512Lanes>,
+    register_loop<Avx512Count>, &kSumTable<Avx512Lanes>};
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

@@ -26,8 +26,8 @@ const TileTable kAmxTiles = {tile_pixels<AmxTiles>, tile_multiply<AmxTiles>};
 
 // The other loops are those of the tables below.
 const KernelTable kAvx512AmxTable = {
-    nullptr,   nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, tile_register_loop<AmxTiles>,
-    &kAmxTiles};
+    nullptr, nullptr,   nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, tile_register_loop<AmxTiles>,
+    nullptr, &kAmxTiles};
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

@@ -16,12 +16,13 @@ namespace {
 #include "pack.inl"
 #include "matmul.inl"
 #include "yardsticks.inl"
+#include "signed_sums.inl"
 
 }  // namespace
 
 const KernelTable kScalarTable = {
-    step<ScalarLanes>,        pack_rows<ScalarLanes>,  pack_columns<ScalarLanes>,
-    unpack_rows<ScalarLanes>, apply_mask<ScalarLanes>, gather<ScalarCount>,
-    multiply<ScalarCount>,    stream<ScalarLanes>,     register_loop<ScalarCount>};
+    step<ScalarLanes>,          pack_rows<ScalarLanes>, pack_columns<ScalarLanes>, unpack_rows<ScalarLanes>,
+    apply_mask<ScalarLanes>,    gather<ScalarCount>,    multiply<ScalarCount>,     stream<ScalarLanes>,
+    register_loop<ScalarCount>, &kSumTable<ScalarLanes>};
 
 }  // namespace bop2nd

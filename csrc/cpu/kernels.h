@@ -149,6 +149,33 @@ struct TileTable {
   void (*multiply)(const TileWork&);
 };
 
+// ---- Sums of real numbers with signs, for gradients (signed_sums.inl).
+// sums[segment][i][lane] += sum_k +-a[k][lane], negative where bit k % 32 of signs[k / 32][segment][i] is
+// set; k runs to 32 n_chunks, lane to SumTable::lanes.
+struct SignedSums {
+  const float* a;
+  int64_t a_stride, n_chunks;
+  const uint32_t* signs;
+  int64_t chunk_stride, n_segments, segment_stride, n;
+  float* sums;
+  bool fresh;
+};
+
+struct SumTable {
+  int lanes;
+  void (*signed_sums)(const SignedSums&);
+  // to[i] += `lanes` numbers of from[i].
+  void (*add_sums)(const float* from, int64_t n, float* to, int64_t to_stride);
+  // to[32 w + i]: bit i of the w-th word of 32 rows, one bit for each row.
+  void (*transpose_bits)(const uint32_t* const* rows, int64_t n_words, uint32_t* to);
+  // to[column][row] = from[row][column].
+  void (*transpose)(const float* from, int64_t from_stride, int64_t n_rows, int64_t n_columns, float* to,
+                    int64_t to_stride);
+  void (*load_reals)(Dtype dtype, const void* from, int64_t n, float* to);
+  // With a mask, those whose bit is 0 become 0.
+  void (*store_reals)(const float* from, int64_t n, const uint32_t* mask, Dtype dtype, void* to);
+};
+
 struct KernelTable {
   // Words [first_word, first_word + n_words) of one tensor (dense: blocks of 32 elements); adds to `counts`.
   void (*step)(const StepTensor&, const StepHyper&, int64_t first_word, int64_t n_words, StepCounts* counts);
@@ -173,6 +200,7 @@ struct KernelTable {
   // The instructions that `multiply` counts with, without memory accesses; returns the multiply-accumulates
   // it stands for.
   double (*register_loop)(int64_t iterations);
+  const SumTable* sums = nullptr;
   const TileTable* tiles = nullptr;  // where the processor has them
 };
 

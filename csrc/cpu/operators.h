@@ -44,4 +44,13 @@ void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, i
 // x: [batch, height, width, groups * group_words]; the pixels of `to` are [batch, out height, out width].
 void binary_conv(const ConvShape& shape, const uint32_t* x, const uint32_t* blocked, const Epilogue& to);
 
+// Gradients from grad, [batch, out height, out width, out_channels]: of the weights as fp32
+// [out_channels, taps, group_channels] from the words x that binary_conv saw; of the input as grad's dtype
+// [batch, height, width, channels] from the words w [out_channels, taps, group_words], cleared where `mask`
+// (laid out like x, may be null) has a 0.
+void conv_weight_gradient(const ConvShape& shape, Dtype dtype, const void* grad, const uint32_t* x,
+                          float* to);
+void conv_input_gradient(const ConvShape& shape, Dtype dtype, const void* grad, const uint32_t* w,
+                         const uint32_t* mask, void* to);
+
 }  // namespace bop2nd

@@ -91,6 +91,25 @@ struct ScalarLanes {
     if (n >= kLanes) n = kLanes;
     for (int i = 0; i < n; ++i) p[i].bits = static_cast<uint16_t>(a[i]);
   }
+  // to[i]: bit i of 32 words. Halves of ever smaller squares change places.
+  static void transpose_words(const uint32_t* words, uint32_t* to) {
+    std::memcpy(to, words, 32 * sizeof *to);
+    uint32_t low = 0x0000FFFFu;
+    for (int width = 16; width > 0; width /= 2, low ^= low << width) {
+      for (int i = 0; i < 32; i = (i + width + 1) & ~width) {
+        uint32_t swapped = (to[i] >> width ^ to[i + width]) & low;
+        to[i] ^= swapped << width, to[i + width] ^= swapped;
+      }
+    }
+  }
+  static constexpr int kBlock = 4;
+  BOP2ND_INLINE static void transpose_block(const float* from, int64_t from_stride, float* to,
+                                            int64_t to_stride) {
+    for (int row = 0; row < kBlock; ++row) {
+      for (int column = 0; column < kBlock; ++column)
+        to[column * to_stride + row] = from[row * from_stride + column];
+    }
+  }
 
  private:
   BOP2ND_INLINE static F as_float(I a) { return reinterpret_cast<F>(a); }
