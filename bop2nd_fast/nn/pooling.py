@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
 
 class _Positions(torch.autograd.Function):
     """Max-pool of windows that lie side by side; keeps each maximum's position in its window as a byte."""
@@ -23,13 +25,10 @@ class _Positions(torch.autograd.Function):
         width = input.shape[3]
         first = torch.arange(output.shape[2], device=input.device)[:, None] * (rows * width)
         first = first + torch.arange(output.shape[3], device=input.device) * columns
-        offset = index.sub_(first)  # of the maximum from its window's first element, in the image
-        position = torch.zeros_like(offset, dtype=torch.uint8)
-        for _ in range(1, rows):
-            below = offset >= width
-            position += below * columns
-            offset -= below * width
-        position += offset
+        position = torch.zeros_like(index, dtype=torch.uint8)
+        for k in range(1, rows * columns):
+            here = index == first + (k // columns * width + k % columns)
+            position.add_(here.view(torch.uint8), alpha=k)
         ctx.window, ctx.shape = (rows, columns), input.shape
         ctx.save_for_backward(position)
         return output
@@ -44,11 +43,12 @@ class _Positions(torch.autograd.Function):
         result = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
         result[:, :, height:].zero_()  # what no window covers
         result[:, :, :, width:].zero_()
-        zero = grad.new_zeros(())
+        # As integers, all bits of which are kept or none: several times as fast as torch.where on CPUs.
+        bits, result_bits = (t.view(_INTEGERS[grad.element_size()]) for t in (grad, result))
         for i in range(rows):
             for j in range(columns):
-                chosen = position == i * columns + j
-                result[:, :, i:height:rows, j:width:columns] = torch.where(chosen, grad, zero)
+                chosen = (position == i * columns + j).to(bits.dtype).neg_()
+                result_bits[:, :, i:height:rows, j:width:columns] = chosen.bitwise_and_(bits)
         return result, None, None
 
 
