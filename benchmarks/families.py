@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .results import contender
-from .suites import conv, inference, linear, pack, step, train_step
+from .suites import backward, conv, inference, linear, pack, step, train_step
 
 # suite -> class -> contenders; the order is that of the pictures.
 FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -19,6 +19,7 @@ FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
     "conv": {"fp32": conv.FP32, "bf16": conv.BF16, "int8": conv.INT8, "Larq": (conv.LARQ,)},
     "linear": {"fp32": (linear.FP32,), "bf16": (linear.BF16,), "int8": linear.INT8},
     "pack": {"eager torch": (pack.EAGER,), "numpy.packbits": (pack.NUMPY,), "torch.sign": (pack.SIGN,)},
+    "backward": {"torch, signs as fp32": backward.TORCH, "torch, unpacked tiles": (backward.TILES,)},
     "train_step": {
         "latent weights, Adam": (train_step.LATENT,),
         "latent weights, fused Adam": (train_step.LATENT_FUSED,),

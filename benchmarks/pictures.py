@@ -42,6 +42,11 @@ def draw_all(records: Records, directory: Path) -> list[Path]:
         ("conv_networks", "Convolutions of BinaryNet, XNOR-Net, Bi-Real-Net and others", others),
         ("linear", "Linear layers: time of others over bop2nd's", _of(records, "linear")),
         ("pack", "Packing: time of others over bop2nd's", _of(records, "pack")),
+        (
+            "backward",
+            "Both gradients of a convolution: time of others over bop2nd's",
+            _of(records, "backward"),
+        ),
         ("inference", "Inference: time of others over the packed network's", _of(records, "inference")),
     ]
     for name, title, chosen in rows:

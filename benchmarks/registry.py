@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SUITES = ("step", "conv", "linear", "pack", "train_step", "inference")
+SUITES = ("step", "conv", "linear", "pack", "backward", "train_step", "inference")
 
 OURS, VARIANT, BASELINE, BOUND = "ours", "variant", "baseline", "bound"
 ROLES = (OURS, VARIANT, BASELINE, BOUND)

@@ -201,8 +201,10 @@ struct Task {
 };
 
 // Every task is one tile of pixels times some blocks of one group; with several threads, tiles that hold much
-// of the work (the interior of a small image) are cut into so many parts that about 8 tasks a thread are
-// left.
+// of the work (the interior of a small image) are cut into so many parts that some tasks a thread are left.
+// Not more: each gathers the tile's pixels again.
+constexpr int64_t kTasksPerThread = 3;
+
 std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
   int64_t group_work = 0;
   for (const Rectangle& r : plan.rectangles) group_work += r.n_pixels * r.n_words();
@@ -213,7 +215,7 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
   for (const Rectangle& r : plan.rectangles) {
     int64_t tile_work = std::min(kTilePixels, r.n_pixels) * r.n_words(), parts = 1;
     if (n_threads > 1)
-      parts = std::clamp<int64_t>(8 * n_threads * tile_work / (group_work * groups), 1, blocks);
+      parts = std::clamp<int64_t>(kTasksPerThread * n_threads * tile_work / (group_work * groups), 1, blocks);
     for (int64_t p = 0; p < r.n_pixels; p += kTilePixels) {
       for (int64_t g = 0; g < groups; ++g) {
         for (int64_t i = 0; i < parts; ++i) {

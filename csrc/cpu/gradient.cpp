@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kSumBytes = 1 << 17, kPlaneBytes = 1 << 20;
 constexpr int64_t kTasksPerThread = 3;
 // Below this many multiply-accumulates the work is not worth a second thread.
-constexpr int64_t kSerialProducts = 1 << 18;
+constexpr int64_t kSerialProducts = 1 << 20;
 // A convolution that looks at one pixel at a time is cut into pieces of so many.
 constexpr int64_t kPiece = 256;
 

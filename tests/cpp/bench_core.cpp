@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // How close the loops come to their yardsticks, on one thread; best of many short runs. Not a test.
 // usage: bench_core [seconds per table] [first instruction set] [part of a product's name: only those
-// products]
+// products; or "threads": what a second thread gains]
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "core/bit_layout.h"
 #include "cpu/dispatch.h"
 #include "cpu/operators.h"
+#include "cpu/parallel.h"
 
 using namespace bop2nd;
 using Clock = std::chrono::steady_clock;
@@ -95,6 +99,124 @@ void bench_matmul(int id, double seconds, const std::string& wanted) {
   report(cases, 1e-9, "GMAC/s");
 }
 
+// A second thread that waits for work without ever sleeping, to see what the work itself gains from it.
+class SecondThread {
+ public:
+  SecondThread() : thread_([this] { serve(); }) { me() = this; }
+  ~SecondThread() {
+    body_ = nullptr;
+    asked_.fetch_add(1);
+    thread_.join();
+  }
+  void use(bool both) {
+    install_pool(both ? ThreadPool{halves, [] { return 2; }} : ThreadPool{whole, [] { return 1; }});
+  }
+  static void halves(int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
+    SecondThread& second = *me();
+    int64_t half = (n + 1) / 2;
+    second.body_ = body, second.context_ = context, second.begin_ = half, second.end_ = n;
+    second.done_.store(false);
+    second.asked_.fetch_add(1);
+    body(0, half, context);
+    while (!second.done_.load()) {
+    }
+  }
+
+ private:
+  static void whole(int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
+    body(0, n, context);
+  }
+  static SecondThread*& me() {
+    static SecondThread* second;
+    return second;
+  }
+  void serve() {
+    for (int seen = 0;; ++seen) {
+      while (asked_.load() == seen) {
+      }
+      if (!body_) return;
+      body_(begin_, end_, context_);
+      done_.store(true);
+    }
+  }
+
+  std::atomic<int> asked_{0};
+  std::atomic<bool> done_{false};
+  void (*body_)(int64_t, int64_t, void*) = nullptr;
+  void* context_ = nullptr;
+  int64_t begin_ = 0, end_ = 0;
+  std::thread thread_;
+};
+
+// One convolution alone, two of them at once that share nothing, and one on both threads.
+void bench_threads(double seconds) {
+  SecondThread second;
+  for (int64_t c : {64, 128, 256, 512}) {
+    int64_t size = 56 * 64 / c;
+    ConvShape s{1, size, size, c, 1, c, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
+    size_t pixels = static_cast<size_t>(size * size), channels = static_cast<size_t>(c);
+    struct Operands {
+      OnLines<uint32_t> x, w;
+      OnLines<float> out;
+    };
+    std::vector<Operands> operands(
+        2,
+        {{pixels * channels / 32, 0x55u}, {channels * channels * 9 / 32, 0x33u}, {pixels * channels, 0.0f}});
+    auto run = [&](size_t i) {
+      Epilogue to;
+      to.values = operands[i].out.data();
+      binary_conv(s, operands[i].x.data(), operands[i].w.data(), to);
+    };
+    auto run_each = [](int64_t begin, int64_t end, void* context) {
+      for (; begin < end; ++begin) (*static_cast<decltype(run)*>(context))(static_cast<size_t>(begin));
+    };
+    std::vector<Case> cases = {
+        {"alone", 1.0, [&] { second.use(false), run(0); }},
+        {"two", 2.0, [&] { second.use(false), SecondThread::halves(2, 1, run_each, &run); }},
+        {"one on both", 1.0, [&] { second.use(true), run(0); }}};
+    run_interleaved(cases, seconds / 4);
+    second.use(false);
+    std::printf("  conv 3x3 %3lld: alone %.1f us; two at once %.2fx its rate, one on both threads %.2fx\n",
+                static_cast<long long>(c), cases[0].best * 1e6, 2 * cases[0].best / cases[1].best,
+                cases[0].best / cases[2].best);
+  }
+}
+
+// Both gradients of convolutions against sums of operands in the nearest cache: 256 rows of 32 signs.
+void bench_gradients(int id, double seconds) {
+  const SumTable& table = *table_of(id)->sums;
+  constexpr int64_t kRows = 256, kRepeats = 200;
+  OnLines<float> reals(static_cast<size_t>(kWordBits * table.lanes), 0.1f);
+  OnLines<float> sums(static_cast<size_t>(kRows * table.lanes), 0.0f);
+  OnLines<uint32_t> signs(kRows, 0x2B7E1516u);
+  std::vector<Case> cases;
+  cases.push_back(
+      {"sums from the nearest cache", static_cast<double>(kRepeats * kRows * kWordBits * table.lanes), [&] {
+         for (int64_t i = 0; i < kRepeats; ++i)
+           table.signed_sums({reals.data(), table.lanes, 1, signs.data(), 0, 1, 0, kRows, sums.data(), true});
+       }});
+  auto add = [&](const std::string& name, const ConvShape& s) {
+    size_t pixels = static_cast<size_t>(s.batch * s.height * s.width);
+    size_t n_weights = static_cast<size_t>(s.out_channels * s.taps() * s.channels);
+    OnLines<float> grad(pixels * static_cast<size_t>(s.out_channels), 0.1f), grad_w(n_weights, 0.0f);
+    OnLines<float> grad_x(pixels * static_cast<size_t>(s.channels), 0.0f);
+    OnLines<uint32_t> x(grad_x.memory.size() / 32 + 1, 0x2B7E1516u), w(n_weights / 32 + 1, 0x28AED2A6u);
+    double products = static_cast<double>(n_weights * pixels);
+    cases.push_back({name + ", input", products, [=]() mutable {
+                       conv_input_gradient(s, Dtype::kFloat32, grad.data(), w.data(), x.data(),
+                                           grad_x.data());
+                     }});
+    cases.push_back({name + ", weight", products, [=]() mutable {
+                       conv_weight_gradient(s, Dtype::kFloat32, grad.data(), x.data(), grad_w.data());
+                     }});
+  };
+  add("conv 3x3 128 @ 30", {4, 30, 30, 128, 1, 128, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0});
+  add("conv 3x3 512 @ 7", {16, 7, 7, 512, 1, 512, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0});
+  add("linear 1024, batch 256", {256, 1, 1, 1024, 1, 1024, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
+  run_interleaved(cases, seconds);
+  report(cases, 1e-9, "GMAC/s");
+}
+
 // The step with gradients and moments of type T against the loop that only reads and writes as many bytes.
 template <class T>
 void bench_step_of(const char* name, Dtype dtype, T grad, int64_t n_weights, double seconds) {
@@ -137,7 +259,13 @@ int main(int argc, char** argv) {
   for (int id = argc > 2 ? std::atoi(argv[2]) : 0; id < bop2nd_isa_count(); ++id) {
     if (bop2nd_isa_force(id) != 0) continue;
     std::printf("%s\n", bop2nd_isa_name(id));
+    if (argc > 3 && std::string(argv[3]) == "threads") {
+      bench_threads(seconds);
+      continue;
+    }
     bench_matmul(id, seconds, argc > 3 ? argv[3] : "");
-    if (argc <= 3) bench_step(seconds);
+    if (argc > 3) continue;
+    bench_gradients(id, seconds);
+    bench_step(seconds);
   }
 }
