@@ -305,7 +305,7 @@ def active(device: str = "cpu") -> str:
 def wants_blocked(words: Tensor) -> bool:
     """Whether the kernel that would run on these words makes use of re-laid weights."""
     compiled = _extension.symbols is not None and _forced not in ("reference", "triton")
-    return compiled and type(words) is Tensor and words.device.type == "cpu"
+    return compiled and type(words) is Tensor and words.is_cpu
 
 
 def calls() -> dict[str, int]:

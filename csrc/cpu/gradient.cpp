@@ -291,7 +291,7 @@ void sum_planes(const SumTable& table, const InputPlan& plan, const InputTask& t
   const ConvShape& s = plan.s;
   const Image& image = task.image;
   int64_t n = task.channels.n, width = plan.output_chunks * kWordBits, n_lanes = table.lanes;
-  int64_t first_output = task.group * s.group_outputs(), n_sums = s.taps() * n;
+  int64_t first_output = task.group * s.group_outputs();
   int64_t end = image.out_height > 0 ? (image.out_height - 1) * plan.pitch + image.out_width : 0;
   std::fill(planes, planes + plan.phases * n * plan.plane, 0.0f);
   std::fill(rows, rows + n_lanes * width, 0.0f);
