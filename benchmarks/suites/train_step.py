@@ -131,22 +131,24 @@ def _make(name: str, width: int, batch: int, image: int, quick: bool) -> Prepare
 
 
 def _check_packed(name: str) -> str:
-    """A small network, two steps on the backend in use and on the reference: same losses, same words."""
+    """A small network, one step on the backend in use and on the reference: same loss, same sign bits.
+
+    Not all of them: many gradients are sums that would be 0 in exact arithmetic (a channel of one sign, under
+    batch norm), so that rounding decides. A second step would start from other signs and say nothing.
+    """
     results = []
     before = bf.backends.forced() or "auto"
     for backend in (before, "reference"):
         with bf.backends.use(backend):
             it = training(name, 16, 6, 16)
-            losses = [it.step().item() for _ in range(2)]
-            words = [p.words for p in it.model.parameters() if isinstance(p, bf.BinaryTensor)]
-            results.append((losses, words))
-    (losses, words), (want_losses, want_words) = results
-    total = sum(w.numel() for w in words)
-    differ = sum(int((a != b).sum()) for a, b in zip(words, want_words, strict=True))
-    worst = max(abs(a - b) for a, b in zip(losses, want_losses, strict=True))
-    if worst > 1e-3 or differ > 0.02 * total:
-        raise GateError(f"losses {losses}, reference {want_losses}; {differ} of {total} words differ")
-    return f"losses within {worst:.1e} of the reference's, {differ} of {total} words differ (order of sums)"
+            loss = it.step().item()
+            packed = [p for p in it.model.parameters() if isinstance(p, bf.BinaryTensor)]
+            results.append((loss, torch.cat([p.unpack().detach().flatten() for p in packed])))
+    (loss, signs), (want_loss, want_signs) = results
+    total, differ = signs.numel(), int((signs != want_signs).sum())
+    if abs(loss - want_loss) > 1e-3 or differ > 0.01 * total:
+        raise GateError(f"loss {loss}, reference {want_loss}; {differ} of {total} signs differ")
+    return f"the reference's loss; {differ} of {total} signs differ (order of sums)"
 
 
 def _check_latent(name: str) -> str:
