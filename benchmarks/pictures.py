@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from bop2nd_fast.atomic_write import atomic_write
 
@@ -118,6 +118,8 @@ def _speedups(title: str, records: Records) -> Figure:
     axes.set_xscale("log")
     values = [v for group in bars for _, v in group]
     axes.set_xlim(min(0.8, *(0.85 * v for v in values)), 1.7 * max(values))
+    if max(values) < 20:  # powers of ten would leave most of the axis without a number
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{significant(x)}x"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
     axes.axvline(1, color=DARK, linewidth=1.2)
