@@ -24,12 +24,13 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
     def pair(low: int, high: int) -> list[int]:
         return [draw(st.integers(low, high)), draw(st.integers(low, high))]
 
-    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3, 19]))
+    depthwise = groups == 19
     case = {
         "seed": draw(st.integers(0, 2**31)),
         "batch": draw(st.integers(0, 3)),
-        "per_group": draw(st.integers(1, 80)),
-        "outputs": groups * draw(st.integers(1, 36)),
+        "per_group": 1 if depthwise else draw(st.integers(1, 80)),
+        "outputs": groups if depthwise else groups * draw(st.integers(1, 36)),
         "groups": groups,
         "kernel": pair(1, 5),
         "stride": pair(1, 3),

@@ -369,6 +369,35 @@ std::vector<Image> images_of(const ConvShape& s) {
   return images;
 }
 
+// --------------------------------------------------------------------------- depthwise convolutions
+
+void depthwise_weight_gradient(const SumTable& table, const ConvShape& s, Dtype dtype, const void* grad,
+                               const uint32_t* x, float* to) {
+  int64_t width = table.lanes;
+  parallel_tasks(ceil_div(s.channels, width), wanted_tasks(s) == 1, [&](int64_t i) {
+    int64_t first = i * width, n = std::min(width, s.channels - first);
+    Arena arena{s.taps() * width};
+    float* sums = arena.take(s.taps() * width);
+    table.depthwise_weights(s, dtype, grad, x, first, static_cast<int>(n), sums);
+    table.transpose(sums, width, s.taps(), n, to + first * s.taps(), s.taps());
+  });
+}
+
+void depthwise_input_gradient(const SumTable& table, const ConvShape& s, Dtype dtype, const void* grad,
+                              const uint32_t* w, const uint32_t* mask, void* to) {
+  std::vector<uint32_t> signs(static_cast<size_t>(s.taps() * s.channels));
+  for (int64_t c = 0; c < s.channels; ++c) {
+    for (int64_t tap = 0; tap < s.taps(); ++tap)
+      signs[static_cast<size_t>(tap * s.channels + c)] = w[c * s.taps() + tap];
+  }
+  int64_t line_products = std::max<int64_t>(1, products(s) / (s.batch * s.height));
+  parallel_ranges(s.batch * s.height, ceil_div(kSerialProducts, line_products),
+                  [&](int64_t begin, int64_t end) {
+                    std::vector<int64_t> seen(static_cast<size_t>(2 * s.taps()));
+                    table.depthwise_inputs(s, dtype, grad, signs.data(), mask, to, seen.data(), begin, end);
+                  });
+}
+
 }  // namespace
 
 void conv_weight_gradient(const ConvShape& s, Dtype dtype, const void* grad, const uint32_t* x, float* to) {
@@ -377,6 +406,7 @@ void conv_weight_gradient(const ConvShape& s, Dtype dtype, const void* grad, con
     std::fill(to, to + s.out_channels * s.taps() * s.group_channels(), 0.0f);
     return;
   }
+  if (s.depthwise()) return depthwise_weight_gradient(table, s, dtype, grad, x, to);
   // As many sums as stay in the cache, but some tasks for each thread: first with fewer outputs, then with
   // fewer taps, as both have the same signs transposed again.
   int64_t taps = s.taps(), words = s.group_words(), outputs = std::min<int64_t>(128, s.group_outputs());
@@ -415,6 +445,7 @@ void conv_input_gradient(const ConvShape& s, Dtype dtype, const void* grad, cons
     std::memset(to, 0, static_cast<size_t>(s.batch * s.height * s.width * s.channels * size_of(dtype)));
     return;
   }
+  if (s.depthwise()) return depthwise_input_gradient(table, s, dtype, grad, w, mask, to);
   std::vector<Image> images = images_of(s);
   ConvShape planned = s;
   if (images[0].height == 1) planned.height = 1, planned.width = images[0].width;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fetch_ahead.h"
 #include "isa_tables.h"
+#include "operators.h"
 #include "target.h"
 
 #if BOP2ND_X86
@@ -23,6 +24,7 @@ namespace {
 #include "yardsticks.inl"
 #include "lookup.inl"
 #include "signed_sums.inl"
+#include "depthwise.inl"
 
 }  // namespace
 

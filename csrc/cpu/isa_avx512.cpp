@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fetch_ahead.h"
 #include "isa_tables.h"
+#include "operators.h"
 #include "target.h"
 
 #if BOP2ND_X86
@@ -22,6 +23,7 @@ namespace {
 #include "matmul.inl"
 #include "yardsticks.inl"
 #include "signed_sums.inl"
+#include "depthwise.inl"
 
 }  // namespace
 

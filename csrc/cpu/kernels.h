@@ -161,6 +161,8 @@ struct SignedSums {
   bool fresh;
 };
 
+struct ConvShape;
+
 struct SumTable {
   int lanes;
   void (*signed_sums)(const SignedSums&);
@@ -174,6 +176,13 @@ struct SumTable {
   void (*load_reals)(Dtype dtype, const void* from, int64_t n, float* to);
   // With a mask, those whose bit is 0 become 0.
   void (*store_reals)(const float* from, int64_t n, const uint32_t* mask, Dtype dtype, void* to);
+  // Convolutions whose groups have one channel and one output. Gradients of the weights of n <= lanes
+  // channels from `first` on, sums[tap][lanes]; of lines [begin, end) of batch * height of the input, from
+  // signs[tap][channel], with `seen` as memory for 2 taps.
+  void (*depthwise_weights)(const ConvShape&, Dtype, const void* grad, const uint32_t* x, int64_t first,
+                            int n, float* sums);
+  void (*depthwise_inputs)(const ConvShape&, Dtype, const void* grad, const uint32_t* signs,
+                           const uint32_t* mask, void* to, int64_t* seen, int64_t begin, int64_t end);
 };
 
 struct KernelTable {

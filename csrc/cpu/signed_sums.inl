@@ -149,8 +149,3 @@ void store_reals(const float* from, int64_t n, const uint32_t* mask, Dtype dtype
   if (dtype == Dtype::kBFloat16) return store_reals_of<V>(from, n, mask, static_cast<BFloat16*>(to));
   store_reals_of<V>(from, n, mask, static_cast<Float16*>(to));
 }
-
-template <class V>
-constexpr SumTable kSumTable = {kSumVectors * V::kLanes, signed_sums<V>, add_sums<V>,
-                                transpose_bits<V>,       transpose<V>,   load_reals<V>,
-                                store_reals<V>};
