@@ -253,6 +253,25 @@ def test_conv2d_gradients(cpu_backend: str, groups: int, padding_value: int, cli
     assert weight.grad.stride() == weight.stride(), "gradient and words are walked in one order"
 
 
+@pytest.mark.parametrize("stride", [(3, 1), (1, 3), (2, 2)])
+def test_gradients_where_a_stride_leaves_pixels_over(cpu_backend: str, stride: tuple[int, int]) -> None:
+    x = torch.randn(2, 4, 16, 18, requires_grad=True)
+    weight = torch.nn.Parameter(bf.pack(torch.randn(4, 4, 1, 1), 1))
+    for _ in range(20):  # what lies beside the memory differs from call to call
+        x.grad = weight.grad = None
+        out = bf.ops.binary_conv2d(x, weight, stride)
+        grad = torch.randint(-4, 5, out.shape).float()
+        out.backward(grad)
+        want_x, want_w = dense_gradients(
+            x.detach(),
+            weight.unpack().detach(),
+            lambda signs, w: torch.nn.functional.conv2d(signs, w, stride=stride),
+            grad,
+            True,
+        )
+        assert torch.equal(x.grad.double(), want_x) and torch.equal(weight.grad.double(), want_w)
+
+
 def test_gradients_over_several_tiles() -> None:
     rows = TILE_ELEMENTS // 4096 * 2 + 5
     x = torch.randn(rows, 4096, requires_grad=True)

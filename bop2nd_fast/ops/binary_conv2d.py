@@ -117,9 +117,14 @@ def _backward(
     """Gradients by torch's convolution on activations unpacked a few images at a time.
 
     Both are channels-last, so that gradient, moments and words are walked in one order; the weight
-    gradient is summed in fp32.
+    gradient is summed in fp32. Rows and columns that a stride leaves over at the end are cut off first:
+    oneDNN's 1x1 convolutions read beside their memory there (torch 2.13, AVX2; wrong sums, not an error).
     """
     n, h, w, _ = signs.shape
+    reach = [
+        (grad_output.shape[2 + i] - 1) * stride[i] + dilation[i] * (weight.shape[1 + i] - 1) + 1
+        for i in (0, 1)
+    ]
     per_group = in_channels // groups
     dtype = grad_output.dtype
     last = torch.channels_last
@@ -132,6 +137,9 @@ def _backward(
         x = _unpack_grouped(signs[images], in_channels, groups, dtype)
         if explicit:
             x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(padding_value))
+        height, width = x.shape[2:]
+        if explicit or not any(padding):
+            x = x[:, :, : reach[0], : reach[1]]
         grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
             grad_output[images].contiguous(memory_format=last),
             x.contiguous(memory_format=last),
@@ -149,6 +157,8 @@ def _backward(
             grad_w = grad_w.float() if grad_weight is None else grad_weight.add_(grad_w)
             grad_weight = grad_w.contiguous(memory_format=last)
         if need_input:
+            if x.shape[2:] != (height, width):
+                grad_x = F.pad(grad_x, (0, width - x.shape[3], 0, height - x.shape[2]))
             if explicit:
                 grad_x = grad_x[:, :, padding[0] : padding[0] + h, padding[1] : padding[1] + w]
             grad_x = grad_x.contiguous(memory_format=last)
