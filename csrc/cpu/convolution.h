@@ -11,6 +11,8 @@
 
 namespace bop2nd {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Memory of a thread that starts on a cache line and keeps what it has grown to.
 template <class T>
 T* thread_memory(std::vector<T>& memory, size_t n) {

@@ -23,7 +23,6 @@ constexpr int64_t kSerialProducts = 1 << 20;
 // A convolution that looks at one pixel at a time is cut into pieces of so many.
 constexpr int64_t kPiece = 256;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 int64_t products(const ConvShape& s) {
@@ -292,7 +291,7 @@ void sum_planes(const SumTable& table, const InputPlan& plan, const InputTask& t
   const Image& image = task.image;
   int64_t n = task.channels.n, width = plan.output_chunks * kWordBits, n_lanes = table.lanes;
   int64_t first_output = task.group * s.group_outputs();
-  int64_t end = image.out_height > 0 ? (image.out_height - 1) * plan.pitch + image.out_width : 0;
+  int64_t end = (image.out_height - 1) * plan.pitch + image.out_width;
   std::fill(planes, planes + plan.phases * n * plan.plane, 0.0f);
   std::fill(rows, rows + n_lanes * width, 0.0f);
   for (int64_t first = 0, row = 0, column = 0; first < end; first += n_lanes) {
@@ -355,9 +354,8 @@ void run_input_task(const SumTable& table, const InputPlan& plan, const InputTas
 
 std::vector<Image> images_of(const ConvShape& s) {
   std::vector<Image> images;
-  bool pointwise = s.taps() == 1 && s.stride[0] * s.stride[1] == 1 && s.padding[0] + s.padding[1] == 0;
   int64_t n_pixels = s.height * s.width, n_outputs = s.out_size(0) * s.out_size(1);
-  if (pointwise) {
+  if (s.pointwise()) {
     for (int64_t first = 0, all = s.batch * n_pixels; first < all; first += kPiece) {
       int64_t n = std::min(kPiece, all - first);
       images.push_back({first, first, 1, n, 1, n});
@@ -448,7 +446,7 @@ void conv_input_gradient(const ConvShape& s, Dtype dtype, const void* grad, cons
   if (s.depthwise()) return depthwise_input_gradient(table, s, dtype, grad, w, mask, to);
   std::vector<Image> images = images_of(s);
   ConvShape planned = s;
-  if (images[0].height == 1) planned.height = 1, planned.width = images[0].width;
+  if (s.pointwise()) planned.height = 1, planned.width = images[0].width;
   InputPlan plan = input_plan(planned, table.lanes);
   transpose_weights(table, w, plan);
   // As many channels as stay in the cache; fewer where threads would be left without a task.

@@ -32,6 +32,8 @@ struct ConvShape {
   int64_t group_words() const { return (group_channels() + 31) / 32; }
   int64_t group_outputs() const { return out_channels / groups; }
   int64_t group_blocks() const { return (group_outputs() + 15) / 16; }
+  // Every output pixel sees just the input pixel at its place.
+  bool pointwise() const { return taps() == 1 && stride[0] * stride[1] == 1 && padding[0] + padding[1] == 0; }
   bool depthwise() const { return groups == channels && groups == out_channels; }
   int64_t taps() const { return kernel[0] * kernel[1]; }
   int64_t out_size(int axis) const;  // 0 height, 1 width

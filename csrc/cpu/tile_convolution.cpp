@@ -29,8 +29,6 @@ constexpr int64_t kPanelChunks = 12;
 constexpr int64_t kSerialProducts = 2000;
 constexpr int64_t kTasksPerThread = 2;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The input pixels that a band needs, as bytes: planes of phases [rows, columns, pixel_bytes].
 struct Band {
   int64_t out_rows;       // of the output
@@ -204,8 +202,7 @@ std::vector<int8_t> padded_pixel(const ConvShape& s) {
 
 // A convolution that looks at one pixel at a time is one of a single column, in which no position is lost.
 ConvShape straightened(ConvShape s) {
-  bool pointwise = s.taps() == 1 && s.stride[0] * s.stride[1] == 1 && s.padding[0] + s.padding[1] == 0;
-  if (pointwise) s.height *= s.batch * s.width, s.batch = s.width = 1;
+  if (s.pointwise()) s.height *= s.batch * s.width, s.batch = s.width = 1;
   return s;
 }
 

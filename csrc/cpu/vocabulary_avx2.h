@@ -9,7 +9,7 @@
 
 namespace bop2nd {
 
-struct Avx2Lanes {
+struct Avx2Lanes : Avx2Transposes {
   static constexpr int kLanes = 8;
   static constexpr bool kPairs = true;  // see load_pairs
   using F = __m256;
@@ -119,16 +119,6 @@ struct Avx2Lanes {
   // Whether no lane is infinite or NaN.
   BOP2ND_INLINE static bool all_finite(F a) {
     return _mm256_movemask_ps(_mm256_cmp_ps(abs(a), setf(__builtin_inff()), _CMP_NLT_UQ)) == 0;
-  }
-
-  // to[i]: bit i of 32 words.
-  BOP2ND_INLINE static void transpose_words(const uint32_t* words, uint32_t* to) {
-    transpose_words_avx2(words, to);
-  }
-  static constexpr int kBlock = 8;
-  BOP2ND_INLINE static void transpose_block(const float* from, int64_t from_stride, float* to,
-                                            int64_t to_stride) {
-    transpose_block_avx2(from, from_stride, to, to_stride);
   }
 
  private:

@@ -9,7 +9,7 @@
 
 namespace bop2nd {
 
-struct Avx512Lanes {
+struct Avx512Lanes : Avx2Transposes {
   static constexpr int kLanes = 16;
   static constexpr bool kPairs = true;  // see load_pairs
   using F = __m512;
@@ -103,16 +103,6 @@ struct Avx512Lanes {
   }
   // Whether no lane is infinite or NaN.
   BOP2ND_INLINE static bool all_finite(F a) { return _mm512_fpclass_ps_mask(a, 0x99) == 0; }
-
-  // to[i]: bit i of 32 words.
-  BOP2ND_INLINE static void transpose_words(const uint32_t* words, uint32_t* to) {
-    transpose_words_avx2(words, to);
-  }
-  static constexpr int kBlock = 8;
-  BOP2ND_INLINE static void transpose_block(const float* from, int64_t from_stride, float* to,
-                                            int64_t to_stride) {
-    transpose_block_avx2(from, from_stride, to, to_stride);
-  }
 
  private:
   BOP2ND_INLINE static __mmask16 first(int n) {
