@@ -256,16 +256,6 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
   return {out, signs, mask};
 }
 
-// An operand of the epilogue with one number per output (or per value), or null.
-const void* operand(const MaybeTensor& given, MaybeTensor& keep, int64_t n, ScalarType dtype,
-                    const char* what) {
-  if (!given) return nullptr;
-  STD_TORCH_CHECK(given->numel() == n && given->scalar_type() == dtype, what,
-                  " must have one value per output, of the right dtype");
-  keep = compact(*given);
-  return keep->const_data_ptr();
-}
-
 // Values and sign words as asked for, the other one empty. `sizes` are those of the values.
 std::tuple<Tensor, Tensor> packed_result(const bop2nd::ConvShape& s, Ints sizes, const Tensor& x,
                                          const Tensor& weight, bool with_values, bool with_signs,
@@ -274,20 +264,20 @@ std::tuple<Tensor, Tensor> packed_result(const bop2nd::ConvShape& s, Ints sizes,
                                          ScalarType dtype, const MaybeTensor& blocked) {
   STD_TORCH_CHECK((with_values || with_signs) && (with_signs || !threshold),
                   "values or signs: one is needed, and thresholds belong to signs");
-  int64_t n_values = s.batch * s.out_size(0) * s.out_size(1) * s.out_channels;
   Tensor values = new_tensor(x, with_values ? sizes : Ints{0}, dtype);
-  sizes.back() = bop2nd::words_for(s.out_channels);
-  Tensor signs = new_tensor(x, with_signs ? sizes : Ints{0}, ScalarType::Int);
   bop2nd::Epilogue to;
   std::array<MaybeTensor, 4> keep;
+  Ints outputs{s.out_channels};
+  to.threshold =
+      static_cast<const int32_t*>(operand(threshold, keep[0], outputs, ScalarType::Int, "threshold"));
+  to.scale = static_cast<const float*>(operand(scale, keep[1], outputs, ScalarType::Float, "scale"));
+  to.shift = static_cast<const float*>(operand(shift, keep[2], outputs, ScalarType::Float, "shift"));
+  to.residual = operand(residual, keep[3], sizes, dtype, "residual");
+  sizes.back() = bop2nd::words_for(s.out_channels);
+  Tensor signs = new_tensor(x, with_signs ? sizes : Ints{0}, ScalarType::Int);
   to.dtype = real_dtype(values, "dtype");
   to.values = with_values ? values.mutable_data_ptr() : nullptr;
   to.signs = with_signs ? static_cast<uint16_t*>(signs.mutable_data_ptr()) : nullptr;
-  to.threshold =
-      static_cast<const int32_t*>(operand(threshold, keep[0], s.out_channels, ScalarType::Int, "threshold"));
-  to.scale = static_cast<const float*>(operand(scale, keep[1], s.out_channels, ScalarType::Float, "scale"));
-  to.shift = static_cast<const float*>(operand(shift, keep[2], s.out_channels, ScalarType::Float, "shift"));
-  to.residual = operand(residual, keep[3], n_values, dtype, "residual");
   compute(s, x, weight, blocked, to);
   return {values, signs};
 }

@@ -107,15 +107,11 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
   return {move_axis(out, -1, 1), signs, mask};
 }
 
-// An operand of the epilogue with one number per output (or per value), or null.
-const void* operand(const Tensor& x, const MaybeTensor& given, MaybeTensor& keep, int64_t n, ScalarType dtype,
-                    const char* what) {
-  if (!given) return nullptr;
-  STD_TORCH_CHECK(given->numel() == n && given->scalar_type() == dtype, what,
-                  " must have one value per output, of the right dtype");
-  check_beside(x, *given, what);
-  keep = compact(*given);
-  return keep->const_data_ptr();
+// An operand of the epilogue, on the device of the others, or null.
+const void* operand_beside(const Tensor& x, const MaybeTensor& given, MaybeTensor& keep, const Ints& sizes,
+                           ScalarType dtype, const char* what) {
+  if (given) check_beside(x, *given, what);
+  return operand(given, keep, sizes, dtype, what);
 }
 
 // Values and sign words as asked for, the other one empty. `sizes` are those of the values.
@@ -126,21 +122,21 @@ std::tuple<Tensor, Tensor> packed_result(const ConvShape& s, int64_t padding_val
                                          const MaybeTensor& residual, ScalarType dtype) {
   STD_TORCH_CHECK((with_values || with_signs) && (with_signs || !threshold),
                   "values or signs: one is needed, and thresholds belong to signs");
-  int64_t n_outputs = s.n_outputs(), n_values = product(sizes, 0, sizes.size());
   Tensor values = new_tensor(x, with_values ? sizes : Ints{0}, dtype);
-  sizes.back() = words_for(n_outputs);
-  Tensor signs = new_tensor(x, with_signs ? sizes : Ints{0}, ScalarType::Int);
   Epilogue e;
   std::array<MaybeTensor, 4> keep;
+  Ints outputs{s.n_outputs()};
+  e.threshold = static_cast<const int32_t*>(
+      operand_beside(x, threshold, keep[0], outputs, ScalarType::Int, "threshold"));
+  e.scale = static_cast<const float*>(operand_beside(x, scale, keep[1], outputs, ScalarType::Float, "scale"));
+  e.shift = static_cast<const float*>(operand_beside(x, shift, keep[2], outputs, ScalarType::Float, "shift"));
+  e.residual = operand_beside(x, residual, keep[3], sizes, dtype, "residual");
+  sizes.back() = words_for(s.n_outputs());
+  Tensor signs = new_tensor(x, with_signs ? sizes : Ints{0}, ScalarType::Int);
   e.value_type = real_type<Value>(dtype, "dtype");
   e.values = with_values ? values.mutable_data_ptr() : nullptr;
   e.bits = with_signs ? static_cast<uint32_t*>(signs.mutable_data_ptr()) : nullptr;
   e.bit_row_words = static_cast<int>(sizes.back());
-  e.threshold =
-      static_cast<const int32_t*>(operand(x, threshold, keep[0], n_outputs, ScalarType::Int, "threshold"));
-  e.scale = static_cast<const float*>(operand(x, scale, keep[1], n_outputs, ScalarType::Float, "scale"));
-  e.shift = static_cast<const float*>(operand(x, shift, keep[2], n_outputs, ScalarType::Float, "shift"));
-  e.residual = operand(x, residual, keep[3], n_values, dtype, "residual");
   compute(s, padding_value, x, weight, e);
   return {values, signs};
 }

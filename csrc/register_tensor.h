@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -86,6 +87,24 @@ inline int64_t product(const Ints& sizes, size_t begin, size_t end) {
   int64_t n = 1;
   for (size_t i = begin; i < end; ++i) n *= sizes[i];
   return n;
+}
+
+inline std::string text_of(const Ints& sizes) {
+  std::string text;
+  for (int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + text + "]";
+}
+
+// An operand of the epilogue, or null. `keep` holds its memory.
+inline const void* operand(const MaybeTensor& given, MaybeTensor& keep, const Ints& sizes, ScalarType dtype,
+                           const char* what) {
+  if (!given) return nullptr;
+  Ints found = sizes_of(*given);
+  STD_TORCH_CHECK(found == sizes && given->scalar_type() == dtype, what, " must be ", text_of(sizes), " of ",
+                  torch::headeronly::toString(dtype), ", got ", text_of(found), " of ",
+                  torch::headeronly::toString(given->scalar_type()));
+  keep = compact(*given);
+  return keep->const_data_ptr();
 }
 
 inline int64_t normal_dim(int64_t dim, int64_t n_dims) {

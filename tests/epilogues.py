@@ -18,6 +18,7 @@ def epilogues(shape: tuple[int, ...], device: str = "cpu") -> Iterator[Asked]:
     threshold = torch.randint(-9, 10, (n,), generator=generator, dtype=torch.int32).to(device)
     yield {}
     yield {"values": False, "signs": True, "threshold": threshold}
+    yield {"values": False, "signs": True, "threshold": threshold, "dtype": torch.bfloat16}
     yield {"shift": shift, "dtype": torch.float16}
     yield {"scale": scale, "values": False, "signs": True}
     yield {"signs": True}
@@ -37,3 +38,4 @@ def refused_epilogues(shape: tuple[int, ...], device: str = "cpu") -> Iterator[t
     yield {"scale": torch.ones(n + 1, device=device)}, "scale must be"
     yield {"shift": torch.ones(n, dtype=torch.float64, device=device)}, "shift must be"
     yield {"residual": torch.ones(shape, device=device), "dtype": torch.bfloat16}, "residual must be"
+    yield {"residual": torch.ones(shape[::-1], device=device)}, "residual must be"

@@ -300,8 +300,8 @@ def test_linear_packed(isa: int) -> None:
 def test_packed_outputs_are_checked(isa: int) -> None:
     x, w = words_of(4, 64, seed=3), words_of(17, 64)
     ops.binary_linear_packed(x, w, 64)
-    for asked, _ in refused_epilogues((4, 17)):
-        with pytest.raises(RuntimeError, match=r"thresholds belong to signs|one value per output"):
+    for asked, message in refused_epilogues((4, 17)):
+        with pytest.raises(RuntimeError, match=message):
             ops.binary_linear_packed(x, w, 64, **asked)
 
 

@@ -155,69 +155,114 @@ BOP2ND_INLINE void look_up(const uint16_t* x, const uint8_t* panel, int64_t n_wi
   }
 }
 
-enum class Sink { kCounts, kValues, kAllValues };  // kAllValues: no vector of outputs is cut short
+// What becomes of the counts of pixels: counts in memory, the dots as fp32 values, or all that an epilogue
+// can say with values in fp32.
+enum class Sink { kCounts, kDots, kComputed };
 
-// Where the counts of pixels go: to memory, or to fp32 values at once. A copy of what the tiles say: fields
-// in memory would be read again after every store.
-template <class T, int O, Sink kSink>
+// A copy of what tile and epilogue say: fields in memory would be read again after every store. kWhole: no
+// vector of outputs is cut short.
+template <class T, int O, Sink kSink, bool kWhole>
 struct PairSink {
+  using L = typename T::Lanes;
   uint32_t* counts;
-  float* values;
+  Epilogue e;
   const int64_t* out_pixel;
-  int64_t n_pixels, all_outputs;
+  int64_t n_pixels, first_output, all_outputs;
   int n_outputs;
   typename T::I bias;
   bool add;  // the counts of the words before
 
-  BOP2ND_INLINE PairSink(const CountTile& t, const MatmulTile& block, const Epilogue& e, bool add_before)
+  BOP2ND_INLINE PairSink(const CountTile& t, const MatmulTile& block, const Epilogue& epilogue,
+                         bool add_before)
       : counts(t.counts),
-        values(kSink == Sink::kCounts ? nullptr : static_cast<float*>(e.values) + block.first_output),
+        e(epilogue),
         out_pixel(block.out_pixel),
         n_pixels(t.n_pixels),
+        first_output(block.first_output),
         all_outputs(block.all_outputs),
         n_outputs(block.n_outputs),
         bias(T::set1(static_cast<uint32_t>(block.bias))),
         add(add_before) {}
 
-  BOP2ND_INLINE float* values_of(int64_t pixel) const { return values + out_pixel[pixel] * all_outputs; }
-
-  // Writing values would wait for their lines, all at once: they are asked for before the pixels are counted.
-  BOP2ND_INLINE void fetch(int64_t pixel) const {
-    if constexpr (kSink != Sink::kCounts) {
-      uintptr_t to = reinterpret_cast<uintptr_t>(values_of(pixel));  // lines past the end do no harm
-#pragma GCC unroll 4
-      for (uintptr_t i = 0; i < 4 * 32 * O; i += 64)
-        __builtin_prefetch(reinterpret_cast<const void*>(to + i), 1);
-    }
+  // The first of a pixel's values in an array of all.
+  template <class P>
+  BOP2ND_INLINE P* of_pixel(P* values, int64_t pixel) const {
+    return values + out_pixel[pixel] * all_outputs + first_output;
   }
 
-  // The counts of a pixel with vector o of outputs become values right away, or counts in memory.
-  BOP2ND_INLINE void finish(int64_t pixel, const WideSum<T>& sum, int o) const {
-    typename T::I even = sum.even(), count[4];
-    T::widen(T::unpack_low(even, sum.odd), count[0], count[1]);
-    T::widen(T::unpack_high(even, sum.odd), count[2], count[3]);
-    float* to_values = kSink == Sink::kCounts ? nullptr : values_of(pixel);
+  // Values and residual would be waited for, all lines at once: they are asked for before the pixels are
+  // counted.
+  BOP2ND_INLINE void fetch(int64_t pixel) const {
+    if constexpr (kSink == Sink::kCounts) return;
+    if (e.values) fetch_lines<1>(of_pixel(static_cast<float*>(e.values), pixel));
+    if constexpr (kSink == Sink::kComputed) {
+      if (e.residual) fetch_lines<0>(of_pixel(static_cast<const float*>(e.residual), pixel));
+    }
+  }
+  template <int kToWrite>
+  BOP2ND_INLINE static void fetch_lines(const float* values) {
+    uintptr_t at = reinterpret_cast<uintptr_t>(values);  // lines past the end do no harm
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      // O = 2: half of every 16 outputs; O = 1: the first half of both 16, then the second.
-      int v = O == 2 ? i : i % 2, lane = 8 * (O == 2 ? o : i / 2);
-      uint32_t* in_memory = counts + (v * n_pixels + pixel) * 16 + lane;
-      if (add) count[i] = T::add(count[i], T::load(in_memory));
-      if constexpr (kSink == Sink::kCounts) {
-        T::store(in_memory, count[i]);
-      } else {
-        int n = kSink == Sink::kAllValues ? T::kLanes : n_outputs - 16 * v - lane;
-        T::Lanes::store(to_values + 16 * v + lane, T::real(T::dot(bias, count[i])), n);
+    for (uintptr_t i = 0; i < 4 * 32 * O; i += 64)
+      __builtin_prefetch(reinterpret_cast<const void*>(at + i), kToWrite);
+  }
+
+  // Output number `o` of the block, and those that follow in a vector. Returns their sign bits.
+  BOP2ND_INLINE uint32_t emit(int64_t pixel, int o, typename T::I count) const {
+    int n = kWhole ? T::kLanes : n_outputs - o;
+    typename T::I dot = T::dot(bias, count);
+    typename L::F x = T::real(dot);
+    float* values = of_pixel(static_cast<float*>(e.values), pixel) + o;
+    if constexpr (kSink == Sink::kDots) {
+      L::store(values, x, n);
+      return 0;
+    }
+    int64_t channel = first_output + o;
+    if (e.scale) x = L::mul(x, L::load(e.scale + channel, n));
+    if (e.shift) x = L::add(x, L::load(e.shift + channel, n));
+    if (e.residual) x = L::add(x, L::load(of_pixel(static_cast<const float*>(e.residual), pixel) + o, n));
+    if (e.values) L::store(values, x, n);
+    if (!e.signs) return 0;
+    return e.threshold ? T::less(dot, e.threshold + channel, n) : L::bits(L::less_zero(x));
+  }
+
+  // The counts of the first or second pixel of a pair.
+  template <WideSum<T> PairSum<T>::* kOf>
+  BOP2ND_INLINE void finish(int64_t pixel, const PairSum<T> (&sums)[O]) const {
+    uint32_t bits[2 * O] = {};  // of 16 outputs
+#pragma GCC unroll 2
+    for (int o = 0; o < O; ++o) {
+      const WideSum<T>& sum = sums[o].*kOf;
+      typename T::I even = sum.even(), count[4];
+      T::widen(T::unpack_low(even, sum.odd), count[0], count[1]);
+      T::widen(T::unpack_high(even, sum.odd), count[2], count[3]);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        // O = 2: half of every 16 outputs; O = 1: the first half of both 16, then the second.
+        int v = O == 2 ? i : i % 2, lane = 8 * (O == 2 ? o : i / 2);
+        uint32_t* in_memory = counts + (v * n_pixels + pixel) * 16 + lane;
+        if (add) count[i] = T::add(count[i], T::load(in_memory));
+        if constexpr (kSink == Sink::kCounts) {
+          T::store(in_memory, count[i]);
+        } else {
+          bits[v] |= emit(pixel, 16 * v + lane, count[i]) << lane;
+        }
       }
+    }
+    if (kSink != Sink::kComputed || !e.signs) return;
+#pragma GCC unroll 4
+    for (int v = 0; v < 2 * O; ++v) {
+      int n = kWhole ? 16 : n_outputs - 16 * v;
+      if (n > 0) store_signs(e, out_pixel[pixel], first_output + 16 * v, n, all_outputs, bits[v]);
     }
   }
 };
 
 // All pixels by one panel, from word number `word` on.
-template <class T, int O, Sink kSink>
+template <class T, int O, Sink kSink, bool kWhole>
 void multiply_panel(const CountTile& t, const MatmulTile& block, const Epilogue& e, int64_t word,
                     int64_t n_words, const uint8_t* panel) {
-  PairSink<T, O, kSink> sink(t, block, e, word > 0);
+  PairSink<T, O, kSink, kWhole> sink(t, block, e, word > 0);
   int64_t n_windows = (n_words * kGroupsPerWord + kWindow - 1) / kWindow, stride = pair_stride(t.x_words);
   const uint16_t* x = reinterpret_cast<const uint16_t*>(t.x) + word * kGroupsPerWord;
   for (int64_t pixel = 0; pixel < sink.n_pixels; pixel += 2, x += stride) {
@@ -225,31 +270,30 @@ void multiply_panel(const CountTile& t, const MatmulTile& block, const Epilogue&
     sink.fetch(pixel), sink.fetch(pixel + two);
     PairSum<T> sums[O];
     look_up<T, O>(x, panel, n_windows, sums);
-#pragma GCC unroll 2
-    for (int o = 0; o < O; ++o) sink.finish(pixel, sums[o].a, o);
-    if (!two) return;
-#pragma GCC unroll 2
-    for (int o = 0; o < O; ++o) sink.finish(pixel + 1, sums[o].b, o);
+    sink.template finish<&PairSum<T>::a>(pixel, sums);
+    if (two) sink.template finish<&PairSum<T>::b>(pixel + 1, sums);
   }
 }
 
 template <class T, int O>
 void multiply_pairs(const CountTile& t, const MatmulTile& block, const Epilogue& e) {
   alignas(64) uint8_t panel[(kPanelGroups + kWindow) * O * T::kBytes];
-  bool values = e.only_values() && e.dtype == Dtype::kFloat32;
+  bool in_memory = e.dtype != Dtype::kFloat32 && (e.values || e.residual), whole = block.n_outputs == 32 * O;
+  auto last_panel =
+      in_memory ? multiply_panel<T, O, Sink::kCounts, true>
+      : e.only_values()
+          ? (whole ? multiply_panel<T, O, Sink::kDots, true> : multiply_panel<T, O, Sink::kDots, false>)
+      : whole ? multiply_panel<T, O, Sink::kComputed, true>
+              : multiply_panel<T, O, Sink::kComputed, false>;
   int64_t words = std::max<int64_t>(1, t.n_words), n_stretches = (words + kPanelWords - 1) / kPanelWords;
   int64_t stretch = ((words + n_stretches - 1) / n_stretches + kWindow - 1) / kWindow * kWindow;
   for (int64_t word = 0; word == 0 || word < t.n_words; word += stretch) {
     int64_t n = std::min(stretch, t.n_words - word);
     lay_panel<T, O>(t, word, n, panel);
-    if (!values || word + stretch < t.n_words)
-      multiply_panel<T, O, Sink::kCounts>(t, block, e, word, n, panel);
-    else if (block.n_outputs == 32 * O)
-      multiply_panel<T, O, Sink::kAllValues>(t, block, e, word, n, panel);
-    else
-      multiply_panel<T, O, Sink::kValues>(t, block, e, word, n, panel);
+    auto multiply = word + stretch < t.n_words ? multiply_panel<T, O, Sink::kCounts, true> : last_panel;
+    multiply(t, block, e, word, n, panel);
   }
-  if (!values) emit_block<T>(block, e);
+  if (in_memory) emit_block<T>(block, e);
 }
 
 template <class T>

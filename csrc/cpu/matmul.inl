@@ -219,11 +219,13 @@ BOP2ND_INLINE void emit_dots(const MatmulTile& t, const Epilogue& e, const uint3
   }
 }
 
-BOP2ND_INLINE void store_signs(const MatmulTile& t, const Epilogue& e, int64_t pixel, uint32_t bits) {
-  int64_t half = t.first_output / 16, halves = (t.all_outputs + 31) / 32 * 2;
+// Sign bits of a pixel's outputs from `first` on, 16 or the n that are left.
+BOP2ND_INLINE void store_signs(const Epilogue& e, int64_t pixel, int64_t first, int n, int64_t all_outputs,
+                               uint32_t bits) {
+  int64_t half = first / 16, halves = (all_outputs + 31) / 32 * 2;
   uint16_t* to = e.signs + pixel * halves + half;
-  to[0] = static_cast<uint16_t>(bits & ((1u << t.n_outputs) - 1u));
-  if (half % 2 == 0 && t.first_output + 16 >= t.all_outputs) to[1] = 0;
+  to[0] = static_cast<uint16_t>(n < 16 ? bits & ((1u << n) - 1u) : bits);
+  if (half % 2 == 0 && first + 16 >= all_outputs) to[1] = 0;
 }
 
 template <class C>
@@ -236,13 +238,14 @@ void emit_threshold_bits(const MatmulTile& t, const Epilogue& e, const uint32_t*
       typename C::I dot = C::dot(bias, C::load(counts + p * 16 + lane));
       bits |= C::less(dot, e.threshold + t.first_output + lane, t.n_outputs - lane) << lane;
     }
-    store_signs(t, e, t.out_pixel[p], bits);
+    store_signs(e, t.out_pixel[p], t.first_output, t.n_outputs, t.all_outputs, bits);
   }
 }
 
-// Everything else: values of type T, or sign words, or both, from scaled, shifted, added values.
+// Everything else: values of type T, or sign words, or both, from scaled, shifted, added values. Takes
+// copies: fields in memory would be read again after every store.
 template <class C, class T>
-void emit_computed(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
+void emit_computed(MatmulTile t, Epilogue e, const uint32_t* counts) {
   using L = typename C::Lanes;
   typename C::I bias = C::set1(static_cast<uint32_t>(t.bias));
   for (int64_t p = 0; p < t.n_pixels; ++p) {
@@ -260,7 +263,7 @@ void emit_computed(const MatmulTile& t, const Epilogue& e, const uint32_t* count
       if (e.values) L::store(static_cast<T*>(e.values) + at + lane, x, n);
       bits |= (e.threshold ? C::less(dot, e.threshold + o, n) : L::bits(L::less_zero(x))) << lane;
     }
-    if (e.signs) store_signs(t, e, t.out_pixel[p], bits);
+    if (e.signs) store_signs(e, t.out_pixel[p], t.first_output, t.n_outputs, t.all_outputs, bits);
   }
 }
 

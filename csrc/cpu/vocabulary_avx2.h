@@ -220,6 +220,8 @@ struct Avx2Count {
   BOP2ND_INLINE static I dot(I bias, I count) { return _mm256_sub_epi32(bias, add(count, count)); }
   BOP2ND_INLINE static Lanes::F real(I a) { return _mm256_cvtepi32_ps(a); }
   BOP2ND_INLINE static uint32_t less(I a, const int32_t* threshold, int n) {
+    const __m256i* all = reinterpret_cast<const __m256i*>(threshold);
+    if (n >= kLanes) return Avx2Lanes::bits(_mm256_cmpgt_epi32(_mm256_loadu_si256(all), a));
     I lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), Avx2Lanes::iota());
     I below = _mm256_cmpgt_epi32(_mm256_maskload_epi32(threshold, lanes), a);
     return Avx2Lanes::bits(_mm256_and_si256(below, lanes));

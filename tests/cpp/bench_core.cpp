@@ -66,6 +66,22 @@ void report(const std::vector<Case>& cases, double scale, const char* unit) {
   }
 }
 
+// A convolution of a residual network, whose values are scaled, shifted and added, and leave signs as well.
+void add_residual(std::vector<Case>& cases, const std::string& wanted) {
+  std::string name = "conv 3x3 64 @ 56, residual";
+  if (name.find(wanted) == std::string::npos) return;
+  ConvShape s{1, 56, 56, 64, 1, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
+  OnLines<uint32_t> x(56 * 56 * 2, 0x55u), w(64 * 9 * 2, 0x33u);
+  OnLines<float> out(56 * 56 * 64, 0.0f), residual = out, scale(64, 0.1f), shift(64, 0.1f);
+  OnLines<uint16_t> signs(56 * 56 * 4, 0);
+  cases.push_back({name, 166.0 * 166.0 * 64 * 64, [=]() mutable {
+                     Epilogue to;
+                     to.values = out.data(), to.signs = signs.data(), to.residual = residual.data();
+                     to.scale = scale.data(), to.shift = shift.data();
+                     binary_conv(s, x.data(), w.data(), to);
+                   }});
+}
+
 void bench_matmul(int id, double seconds, const std::string& wanted) {
   std::vector<Case> cases;
   cases.push_back({"register loop", bop2nd_register_loop(id, 100), [=] { bop2nd_register_loop(id, 100); }});
@@ -95,6 +111,7 @@ void bench_matmul(int id, double seconds, const std::string& wanted) {
     add("linear 1024, batch " + std::to_string(m),
         {m, 1, 1, 1024, 1, 1024, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0}, static_cast<double>(m << 20));
   }
+  add_residual(cases, wanted);
   run_interleaved(cases, seconds);
   report(cases, 1e-9, "GMAC/s");
 }
