@@ -155,9 +155,9 @@ BOP2ND_INLINE void look_up(const uint16_t* x, const uint8_t* panel, int64_t n_wi
   }
 }
 
-// What becomes of the counts of pixels: counts in memory, the dots as fp32 values, or all that an epilogue
-// can say with values in fp32.
-enum class Sink { kCounts, kDots, kComputed };
+// What becomes of the counts of pixels: counts in memory, the dots as fp32 values, their bits by thresholds,
+// or all that an epilogue can say with values in fp32.
+enum class Sink { kCounts, kDots, kBits, kComputed };
 
 // A copy of what tile and epilogue say: fields in memory would be read again after every store. kWhole: no
 // vector of outputs is cut short.
@@ -193,7 +193,7 @@ struct PairSink {
   // Values and residual would be waited for, all lines at once: they are asked for before the pixels are
   // counted.
   BOP2ND_INLINE void fetch(int64_t pixel) const {
-    if constexpr (kSink == Sink::kCounts) return;
+    if constexpr (kSink == Sink::kCounts || kSink == Sink::kBits) return;
     if (e.values) fetch_lines<1>(of_pixel(static_cast<float*>(e.values), pixel));
     if constexpr (kSink == Sink::kComputed) {
       if (e.residual) fetch_lines<0>(of_pixel(static_cast<const float*>(e.residual), pixel));
@@ -211,13 +211,14 @@ struct PairSink {
   BOP2ND_INLINE uint32_t emit(int64_t pixel, int o, typename T::I count) const {
     int n = kWhole ? T::kLanes : n_outputs - o;
     typename T::I dot = T::dot(bias, count);
+    int64_t channel = first_output + o;
+    if constexpr (kSink == Sink::kBits) return T::less(dot, e.threshold + channel, n);
     typename L::F x = T::real(dot);
     float* values = of_pixel(static_cast<float*>(e.values), pixel) + o;
     if constexpr (kSink == Sink::kDots) {
       L::store(values, x, n);
       return 0;
     }
-    int64_t channel = first_output + o;
     if (e.scale) x = L::mul(x, L::load(e.scale + channel, n));
     if (e.shift) x = L::add(x, L::load(e.shift + channel, n));
     if (e.residual) x = L::add(x, L::load(of_pixel(static_cast<const float*>(e.residual), pixel) + o, n));
@@ -249,7 +250,7 @@ struct PairSink {
         }
       }
     }
-    if (kSink != Sink::kComputed || !e.signs) return;
+    if (kSink == Sink::kCounts || kSink == Sink::kDots || !e.signs) return;
 #pragma GCC unroll 4
     for (int v = 0; v < 2 * O; ++v) {
       int n = kWhole ? 16 : n_outputs - 16 * v;
@@ -275,16 +276,20 @@ void multiply_panel(const CountTile& t, const MatmulTile& block, const Epilogue&
   }
 }
 
+template <class T, int O, Sink kSink>
+auto panel_loop(bool whole) {
+  return whole ? multiply_panel<T, O, kSink, true> : multiply_panel<T, O, kSink, false>;
+}
+
 template <class T, int O>
 void multiply_pairs(const CountTile& t, const MatmulTile& block, const Epilogue& e) {
   alignas(64) uint8_t panel[(kPanelGroups + kWindow) * O * T::kBytes];
-  bool in_memory = e.dtype != Dtype::kFloat32 && (e.values || e.residual), whole = block.n_outputs == 32 * O;
-  auto last_panel =
-      in_memory ? multiply_panel<T, O, Sink::kCounts, true>
-      : e.only_values()
-          ? (whole ? multiply_panel<T, O, Sink::kDots, true> : multiply_panel<T, O, Sink::kDots, false>)
-      : whole ? multiply_panel<T, O, Sink::kComputed, true>
-              : multiply_panel<T, O, Sink::kComputed, false>;
+  bool only_bits = e.threshold && !e.values, whole = block.n_outputs == 32 * O;
+  bool in_memory = !only_bits && e.dtype != Dtype::kFloat32 && (e.values || e.residual);
+  auto last_panel = in_memory         ? multiply_panel<T, O, Sink::kCounts, true>
+                    : only_bits       ? panel_loop<T, O, Sink::kBits>(whole)
+                    : e.only_values() ? panel_loop<T, O, Sink::kDots>(whole)
+                                      : panel_loop<T, O, Sink::kComputed>(whole);
   int64_t words = std::max<int64_t>(1, t.n_words), n_stretches = (words + kPanelWords - 1) / kPanelWords;
   int64_t stretch = ((words + n_stretches - 1) / n_stretches + kWindow - 1) / kWindow * kWindow;
   for (int64_t word = 0; word == 0 || word < t.n_words; word += stretch) {
