@@ -95,6 +95,7 @@ def test_bi_real_net_is_close_and_all_of_it_is_taken() -> None:
     assert emitted(packed) == ["both"] * 15 + ["values"]
     left = [s.name for s in packed.steps if "norm" in s.name or s.name.endswith("_pack")]
     assert left == ["_1_conv_pack"], "batch norms, additions and packing live in the kernels"
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in packed.layers.values())
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-4
     exact = bf.inference.convert(model, x[:1])
     with torch.no_grad():
@@ -136,3 +137,59 @@ def test_low_precision_models_have_no_tails() -> None:
     assert emitted(packed) == []
     with torch.no_grad():
         assert torch.equal(packed(x), model(x))
+
+
+class Stem(nn.Module):
+    """Real convolutions before a binary one; ``reader`` also reads the first, so it keeps its batch norm."""
+
+    def __init__(self, reader: bool = False) -> None:
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(3, 8, 3, bias=False), norm(8)
+        self.second, self.norm2 = nn.Conv2d(8, 8, 2), norm(8)
+        self.binary, self.reader = bf.nn.BinaryConv2d(8, 4, 1), reader
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.norm2(self.second(self.norm1(y)))
+        result = self.binary(z).flatten(1) + z.view(x.size(0), 2, -1).sum((1, 2))[:, None]
+        return result + y.mean() if self.reader else result
+
+
+@pytest.mark.parametrize("reader", [False, True])
+def test_real_convolutions_take_in_batch_norm(reader: bool, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    model, x = Stem(reader).eval(), torch.randint(-4, 5, (2, 3, 6, 6)).float()
+    with torch.no_grad():
+        for conv in (model.first, model.second):
+            conv.weight.copy_(torch.randint(-2, 3, conv.weight.shape))  # whole numbers: no rounding
+        assert model.second.bias is not None
+        model.second.bias.fill_(0.5)
+        expected = model(x)
+    packed = bf.inference.convert(model, x, exact=False)
+    norms = [name for name, layer in packed.layers.items() if isinstance(layer, nn.BatchNorm2d)]
+    assert norms == (["norm1"] if reader else [])
+    assert torch.equal(packed(x), expected)
+    assert "norm1" in bf.inference.convert(model, x).layers, "exact models keep every batch norm"
+    packed.save(tmp_path / "stem.safetensors")
+    loaded = bf.inference.load(tmp_path / "stem.safetensors")
+    assert torch.equal(loaded(x), expected)
+    assert loaded.steps == packed.steps
+
+
+def test_real_images_stay_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing between the input and the first words turns an image around."""
+    torch.manual_seed(5)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.MaxPool2d(2), bf.nn.BinaryConv2d(8, 4, 1)
+    ).eval()
+    x, seen = torch.randn(2, 3, 8, 8), []
+    packed = bf.inference.convert(model, x, exact=False)
+    original = torch.ops.bop2nd.pack_bits
+
+    def pack_bits(image: Tensor, *rest: Any) -> Tensor:
+        seen.append(image.is_contiguous(memory_format=torch.channels_last))
+        return original(image, *rest)
+
+    monkeypatch.setattr(torch.ops.bop2nd, "pack_bits", pack_bits)
+    packed(x)
+    assert seen == [True]

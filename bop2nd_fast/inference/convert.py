@@ -29,6 +29,7 @@ from .layers import (
 )
 from .packed_model import InputSpec, PackedModel, Ref, Step, fp32_bytes, map_leaves
 from .pooling import MaxPool, PoolBits
+from .real_convolutions import real_convolution, take_in_norm
 from .tails import Tail, find_tail
 
 
@@ -57,8 +58,9 @@ def convert(
             on. Batch and image size may differ later.
         leaves: more module classes not to look into (say, because their control flow cannot be traced).
         exact: False lets a layer whose real values are needed (in residual networks: every layer) compute
-            batch norm, residual addition and the next signs in its own kernel. That is faster, and rounds
-            differently: a value near 0 may take the other sign.
+            batch norm, residual addition and the next signs in its own kernel, and real convolutions take in
+            batch norm and run on channels-last images. That is faster, and rounds differently: a value near
+            0 may take the other sign.
 
     Raises:
         ConversionError: the model cannot be traced, or (a defect of this package) the packed model's
@@ -224,6 +226,8 @@ class _Writer:
         else:
             kind: Any = {"call_function": "function", "call_method": "method", "output": "output"}[node.op]
             target = "" if kind == "output" else node.target
+            if not self.exact and kind == "method" and target == "view":
+                target = "reshape"  # of channels-last images, which no view can flatten
             self.steps.append(Step(node.name, kind, target, *self._arguments(node)))
 
     def _ref(self, node: fx.Node) -> Ref:
@@ -248,6 +252,11 @@ class _Writer:
             self._binary(node)
         elif self.traced.binary(node, quantized=False) is not None:
             self._real_input(node)
+        elif not self.exact and (convolution := real_convolution(self.traced, node)) is not None:
+            end, folded = take_in_norm(self.traced, node, convolution)
+            self._layer(node.name, folded, (self._image(node),))
+            self.names[end] = node.name
+            self.fused.add(end)
         else:
             args, kwargs = self._arguments(node)
             self._layer(node.name, layer, args, **kwargs)
@@ -261,7 +270,18 @@ class _Writer:
             cls = RealConv2d
             config |= _geometry(layer)
         packed = cls(_weight(layer), bias=_detached(layer.bias), **config)
-        self._layer(node.name, packed, (self._ref(node.all_input_nodes[0]),))
+        self._layer(node.name, packed, (self._image(node),))
+
+    def _image(self, node: fx.Node) -> Ref:
+        """What a layer of real inputs reads: where rounding is free, channels-last images."""
+        value = node.all_input_nodes[0]
+        if self.exact or self.traced.info[value].form != "pixel":
+            return self._ref(value)
+        last = f"{node.name}_last"
+        self.steps.append(
+            Step(last, "method", "contiguous", (self._ref(value),), {"memory_format": torch.channels_last})
+        )
+        return Ref(last)
 
     def _binary(self, node: fx.Node) -> None:
         layer = self.traced.binary(node)

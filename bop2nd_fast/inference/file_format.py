@@ -184,6 +184,8 @@ def _encode(tree: Any, what: str) -> Any:
         return {"ref": tree.name}
     if isinstance(tree, torch.dtype):
         return {"dtype": dtype_name(tree)}
+    if isinstance(tree, torch.memory_format):
+        return {"memory_format": str(tree).removeprefix("torch.")}
     if isinstance(tree, slice):
         return {"slice": [_encode(v, what) for v in (tree.start, tree.stop, tree.step)]}
     if tree is Ellipsis:
@@ -318,6 +320,11 @@ def _decode(tree: Any) -> Any:
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"{value!r} is not a dtype")
         return dtype
+    if key == "memory_format":
+        memory_format = getattr(torch, value)
+        if not isinstance(memory_format, torch.memory_format):
+            raise ValueError(f"{value!r} is not a memory format")
+        return memory_format
     if key == "slice":
         return slice(*(_decode(v) for v in value))
     if key == "ellipsis":
