@@ -107,6 +107,8 @@ struct MatmulTile {
 
 // ---- Processors that multiply tiles of bytes (tiles.inl): 16 rows of 64 bytes, +1, -1, or 0 for nothing.
 constexpr int64_t kTileRows = 16, kTileBytes = kTileRows * 64;
+// Weights of so many chunks are bytes at a time where they are multiplied only once.
+constexpr int64_t kTileRing = 4;
 
 // Words of pixels, x_stride words apart, as 32 n_words bytes each, byte_stride apart. The last word of a
 // pixel holds last_channels channels.
@@ -140,7 +142,7 @@ struct TileWork {
   int64_t first_column, last_column;
   int64_t first_output, all_outputs;  // of the group, in the output
   bool ring;      // turn weights again for every 32 pixels, right before they are multiplied
-  int8_t* tiles;  // for weights, 2 n_chunks (with `ring` 8); on a cache line
+  int8_t* tiles;  // for weights, 2 n_chunks (with `ring` 2 kTileRing); on a cache line
   const Epilogue* to;
 };
 

@@ -185,8 +185,8 @@ void run_tile_task(const TilePlan& plan, const TileTask& task) {
   work.first_column = task.first_column, work.last_column = task.last_column;
   work.first_output = task.group * work.outputs, work.all_outputs = s.out_channels;
   work.ring = work.n_chunks > kPanelChunks;
-  work.tiles =
-      thread_memory(tile_memory, static_cast<size_t>(2 * std::max<int64_t>(4, work.n_chunks) * kTileBytes));
+  int64_t chunks_at_once = work.ring ? kTileRing : work.n_chunks;
+  work.tiles = thread_memory(tile_memory, static_cast<size_t>(2 * chunks_at_once * kTileBytes));
   work.to = &plan.to;
   plan.table.multiply(work);
 }

@@ -115,9 +115,6 @@ struct FetchOutput {
   }
 };
 
-// Weights of so many chunks are bytes at a time where they are multiplied only once.
-constexpr int64_t kTileRing = 4;
-
 // kRows tiles of pixels, from number t on, by kColumns of outputs; dots: [kColumns, 16 kRows, 16]. Tile
 // registers: sums in 0..3, column by column, pixels in 4 and 5, weights in 6 and 7. kRing: weights are turned
 // into bytes kTileRing - 1 chunks before they are multiplied; else all of them have been.
@@ -187,27 +184,25 @@ inline void emit_tiles(const TileColumns& p, int64_t t, int64_t rows, int column
   }
 }
 
-// A product, and its dots emitted. `rows` tiles of pixels, up to 2 for two columns and 4 for one.
+// A product, and its dots emitted. `rows` tiles of pixels, up to 4 for one column without the ring, else up
+// to 2.
 template <class T, int L, int kColumns, bool kRing>
 void multiply_and_emit(const TileColumns& p, int64_t t, int64_t rows) {
   alignas(64) int32_t dots[kTileBytes];
   if (rows == 1) tile_products<T, L, 1, kColumns, kRing>(p, t, dots);
   if (rows == 2) tile_products<T, L, 2, kColumns, kRing>(p, t, dots);
-  if constexpr (kColumns == 1) {
+  if constexpr (kColumns == 1 && !kRing) {
     if (rows == 3) tile_products<T, L, 3, 1, kRing>(p, t, dots);
     if (rows == 4) tile_products<T, L, 4, 1, kRing>(p, t, dots);
   }
   emit_tiles(p, t, rows, kColumns, dots);
 }
 
-// Tiles t up to `end` of pixels. Without the ring the weights are turned once for all of them.
+// Tiles t up to `end` of pixels: with the ring at most 2, without it the weights are turned once for all.
 template <class T, int L, int kColumns>
 void tile_columns(const TileColumns& p, int64_t t, int64_t end) {
   constexpr int64_t kMost = kColumns == 2 ? 2 : 4;
-  if (p.work.ring) {
-    for (; t < end; t += kMost) multiply_and_emit<T, L, kColumns, true>(p, t, std::min(kMost, end - t));
-    return;
-  }
+  if (p.work.ring) return multiply_and_emit<T, L, kColumns, true>(p, t, end - t);
   for (int64_t c = 0; c < p.work.n_chunks; ++c)
     tile_weights<T, L, kColumns>(p, c, p.work.tiles + c * kColumns * kTileBytes);
   for (; t < end; t += kMost) multiply_and_emit<T, L, kColumns, false>(p, t, std::min(kMost, end - t));
