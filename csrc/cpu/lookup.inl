@@ -186,20 +186,13 @@ struct PairSink {
         bias(T::set1(static_cast<uint32_t>(block.bias))),
         add(add_before) {}
 
-  // The first of a pixel's values in an array of all.
-  template <class P>
-  BOP2ND_INLINE P* of_pixel(P* values, int64_t pixel) const {
-    return values + out_pixel[pixel] * all_outputs + first_output;
-  }
-
   // Values and residual would be waited for, all lines at once: they are asked for before the pixels are
   // counted.
   BOP2ND_INLINE void fetch(int64_t pixel) const {
     if constexpr (kSink == Sink::kCounts || kSink == Sink::kBits) return;
-    if (e.values) fetch_lines<1>(of_pixel(static_cast<float*>(e.values), pixel));
-    if constexpr (kSink == Sink::kComputed) {
-      if (e.residual) fetch_lines<0>(of_pixel(static_cast<const float*>(e.residual), pixel));
-    }
+    int64_t at = out_pixel[pixel] * all_outputs + first_output;
+    if (e.values) fetch_lines<1>(static_cast<const float*>(e.values) + at);
+    if (kSink == Sink::kComputed && e.residual) fetch_lines<0>(static_cast<const float*>(e.residual) + at);
   }
   template <int kToWrite>
   BOP2ND_INLINE static void fetch_lines(const float* values) {
@@ -216,15 +209,15 @@ struct PairSink {
     int64_t channel = first_output + o;
     if constexpr (kSink == Sink::kBits) return T::less(dot, e.threshold + channel, n);
     typename L::F x = T::real(dot);
-    float* values = of_pixel(static_cast<float*>(e.values), pixel) + o;
+    int64_t at = out_pixel[pixel] * all_outputs + channel;
     if constexpr (kSink == Sink::kDots) {
-      L::store(values, x, n);
+      L::store(static_cast<float*>(e.values) + at, x, n);
       return 0;
     }
     if (e.scale) x = L::mul(x, L::load(e.scale + channel, n));
     if (e.shift) x = L::add(x, L::load(e.shift + channel, n));
-    if (e.residual) x = L::add(x, L::load(of_pixel(static_cast<const float*>(e.residual), pixel) + o, n));
-    if (e.values) L::store(values, x, n);
+    if (e.residual) x = L::add(x, L::load(static_cast<const float*>(e.residual) + at, n));
+    if (e.values) L::store(static_cast<float*>(e.values) + at, x, n);
     if (!e.signs) return 0;
     return e.threshold ? T::less(dot, e.threshold + channel, n) : L::bits(L::less_zero(x));
   }
