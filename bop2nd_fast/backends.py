@@ -61,8 +61,7 @@ def _bumping_versions(op: Any) -> Callable[..., Any]:
 
     def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         for i in written:  # lists of tensors, or tensors; always positional
-            for tensor in args[i] if isinstance(args[i], (list, tuple)) else (args[i],):
-                torch.autograd.graph.increment_version(tensor)
+            torch.autograd.graph.increment_version(args[i])
         with torch._C._AutoDispatchBelowADInplaceOrView():
             return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
 
