@@ -209,9 +209,10 @@ class BopBase(Optimizer):
                     plan.run(batch, self._hyper, grad_scale, found_inf)
                 elif not alone:
                     plan.last[batch.rows].zero_()
+            torch.autograd.graph.increment_version(
+                [p for p in params if isinstance(local_tensor(p), BinaryTensor)]
+            )
             for p in params:
-                if isinstance(local_tensor(p), BinaryTensor):
-                    torch.autograd.graph.increment_version(p)
                 self._weight_versions[p] = p._version
             for observer in self._observers:
                 observer.after(params)
@@ -334,11 +335,10 @@ def _fits(p: Tensor, moment: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _check_one_device(params: list[Tensor]) -> None:
-    devices = sorted({str(p.device) for p in params})
+    devices = {p.device for p in params}
     if len(devices) > 1:
-        raise ValueError(
-            f"a group's parameters must share a device, got {', '.join(devices)}: use a group for each"
-        )
+        names = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"a group's parameters must share a device, got {names}: use a group for each")
 
 
 def _check_knobs(group: HyperGroup, ranges: dict[str, Range], params: list[Tensor]) -> None:

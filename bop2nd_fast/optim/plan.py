@@ -28,7 +28,8 @@ State = dict[Tensor, dict[str, Any]]
 def _in_walk_order(p: Tensor, x: Tensor) -> Tensor:
     """A view of ``x`` (shaped like ``p``) whose axes are in the order in which ``p`` lies in memory."""
     if isinstance(p, BinaryTensor):
-        return x.movedim(p.bit_layout.dim, -1)
+        dim = p.bit_layout.dim
+        return x if dim == x.dim() - 1 else x.movedim(dim, -1)
     strides = p.stride()
     return x.permute(sorted(range(p.dim()), key=lambda d: (-strides[d], d)))
 
@@ -91,12 +92,13 @@ class Plan:
 
     def is_stale(self, state: State) -> bool:
         """Whether somebody moved or replaced a parameter's memory or its state since the plan was made."""
+        device = self.last.device
         return any(
-            state[p].get("exp_avg") is not batch.exp_avgs[i]
-            or (batch.exp_avg_sqs and state[p]["exp_avg_sq"] is not batch.exp_avg_sqs[i])
-            or state[p]["step"] is not batch.step
+            (own := state[p]).get("exp_avg") is not batch.exp_avgs[i]
+            or (batch.exp_avg_sqs and own["exp_avg_sq"] is not batch.exp_avg_sqs[i])
+            or own["step"] is not batch.step
             or p.stride() != batch.strides[i]
-            or p.device != self.last.device
+            or p.device != device
             for batch in self.batches
             for i, p in enumerate(batch.params)
         )
