@@ -151,7 +151,7 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
         z = self.norm2(self.second(self.norm1(y)))
-        result = self.binary(z).flatten(1) + z.view(x.size(0), 2, -1).sum((1, 2))[:, None]
+        result = self.binary(z).flatten(1) + z.view(x.shape[0], 2, -1).sum((1, 2))[:, None]
         return result + y.mean() if self.reader else result
 
 

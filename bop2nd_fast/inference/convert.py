@@ -223,6 +223,8 @@ class _Writer:
             self._layer(node.name, MaxPool(**pool), (self._ref(node.all_input_nodes[0]),))
         elif node.op == "call_module":
             self._module(node)
+        elif node.target is getattr and node.args[1] == "shape":  # a file holds methods, not attributes
+            self.steps.append(Step(node.name, "method", "size", (self._ref(node.all_input_nodes[0]),)))
         else:
             kind: Any = {"call_function": "function", "call_method": "method", "output": "output"}[node.op]
             target = "" if kind == "output" else node.target
