@@ -193,3 +193,20 @@ def test_real_images_stay_channels_last(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.ops.bop2nd, "pack_bits", pack_bits)
     packed(x)
     assert seen == [True]
+
+
+class Bits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).view(torch.int32) & 1
+
+
+def test_views_as_another_dtype_stay_views() -> None:
+    torch.manual_seed(5)
+    model, x = Bits().eval(), torch.randn(2, 3, 6, 6)
+    packed = bf.inference.convert(model, x, exact=False)
+    assert [s.target for s in packed.steps if s.name == "view"] == ["view"]
+    assert packed(x).dtype == torch.int32

@@ -228,9 +228,11 @@ class _Writer:
         else:
             kind: Any = {"call_function": "function", "call_method": "method", "output": "output"}[node.op]
             target = "" if kind == "output" else node.target
-            if not self.exact and kind == "method" and target == "view":
+            args, kwargs = self._arguments(node)
+            of_sizes = not any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values()))
+            if not self.exact and kind == "method" and target == "view" and of_sizes:
                 target = "reshape"  # of channels-last images, which no view can flatten
-            self.steps.append(Step(node.name, kind, target, *self._arguments(node)))
+            self.steps.append(Step(node.name, kind, target, args, kwargs))
 
     def _ref(self, node: fx.Node) -> Ref:
         return Ref(self.names[node])
@@ -272,10 +274,12 @@ class _Writer:
             cls = RealConv2d
             config |= _geometry(layer)
         packed = cls(_weight(layer), bias=_detached(layer.bias), **config)
-        self._layer(node.name, packed, (self._image(node),))
+        image = isinstance(layer, BinaryConv2d)
+        value = self._image(node) if image else self._ref(node.all_input_nodes[0])
+        self._layer(node.name, packed, (value,))
 
     def _image(self, node: fx.Node) -> Ref:
-        """What a layer of real inputs reads: where rounding is free, channels-last images."""
+        """What a convolution of real inputs reads: where rounding is free, channels-last images."""
         value = node.all_input_nodes[0]
         if self.exact or self.traced.info[value].form != "pixel":
             return self._ref(value)

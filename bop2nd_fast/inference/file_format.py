@@ -91,6 +91,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 _FUNCTION_NAMES: dict[Any, str] = {function: name for name, function in FUNCTIONS.items()}
 METHODS = frozenset(_OF_TENSORS.split())
 
+# Arguments that are constants of torch, by the key that names their kind in a file.
+_CONSTANTS: dict[str, type] = {"dtype": torch.dtype, "memory_format": torch.memory_format}
+
 
 class PackedFileError(ValueError):
     """The file is not a packed model, is damaged, or is of a format version this package does not read."""
@@ -182,10 +185,9 @@ def _encode(tree: Any, what: str) -> Any:
         return tree
     if isinstance(tree, Ref):
         return {"ref": tree.name}
-    if isinstance(tree, torch.dtype):
-        return {"dtype": dtype_name(tree)}
-    if isinstance(tree, torch.memory_format):
-        return {"memory_format": str(tree).removeprefix("torch.")}
+    for key, kind in _CONSTANTS.items():
+        if isinstance(tree, kind):
+            return {key: str(tree).removeprefix("torch.")}
     if isinstance(tree, slice):
         return {"slice": [_encode(v, what) for v in (tree.start, tree.stop, tree.step)]}
     if tree is Ellipsis:
@@ -315,16 +317,11 @@ def _decode(tree: Any) -> Any:
     ((key, value),) = tree.items()
     if key == "ref":
         return Ref(value)
-    if key == "dtype":
-        dtype = getattr(torch, value)
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"{value!r} is not a dtype")
-        return dtype
-    if key == "memory_format":
-        memory_format = getattr(torch, value)
-        if not isinstance(memory_format, torch.memory_format):
-            raise ValueError(f"{value!r} is not a memory format")
-        return memory_format
+    if key in _CONSTANTS:
+        constant = getattr(torch, value)
+        if not isinstance(constant, _CONSTANTS[key]):
+            raise ValueError(f"{value!r} is not a {key.replace('_', ' ')}")
+        return constant
     if key == "slice":
         return slice(*(_decode(v) for v in value))
     if key == "ellipsis":

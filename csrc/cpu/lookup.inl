@@ -165,7 +165,6 @@ enum class Sink { kCounts, kDots, kBits, kComputed };
 // vector of outputs is cut short.
 template <class T, int O, Sink kSink, bool kWhole>
 struct PairSink {
-  using L = typename T::Lanes;
   uint32_t* counts;
   Epilogue e;
   const int64_t* out_pixel;
@@ -208,18 +207,10 @@ struct PairSink {
     typename T::I dot = T::dot(bias, count);
     int64_t channel = first_output + o;
     if constexpr (kSink == Sink::kBits) return T::less(dot, e.threshold + channel, n);
-    typename L::F x = T::real(dot);
     int64_t at = out_pixel[pixel] * all_outputs + channel;
-    if constexpr (kSink == Sink::kDots) {
-      L::store(static_cast<float*>(e.values) + at, x, n);
-      return 0;
-    }
-    if (e.scale) x = L::mul(x, L::load(e.scale + channel, n));
-    if (e.shift) x = L::add(x, L::load(e.shift + channel, n));
-    if (e.residual) x = L::add(x, L::load(static_cast<const float*>(e.residual) + at, n));
-    if (e.values) L::store(static_cast<float*>(e.values) + at, x, n);
-    if (!e.signs) return 0;
-    return e.threshold ? T::less(dot, e.threshold + channel, n) : L::bits(L::less_zero(x));
+    if constexpr (kSink == Sink::kComputed) return compute_lanes<T, float>(e, dot, at, channel, n);
+    T::Lanes::store(static_cast<float*>(e.values) + at, T::real(dot), n);
+    return 0;
   }
 
   // The counts of the first or second pixel of a pair.

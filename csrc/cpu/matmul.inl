@@ -242,26 +242,33 @@ void emit_threshold_bits(const MatmulTile& t, const Epilogue& e, const uint32_t*
   }
 }
 
+// Some outputs of a pixel, from `channel` on, whose values lie at `at`: what the epilogue makes of their
+// dots. Returns their sign bits.
+template <class C, class T>
+BOP2ND_INLINE uint32_t compute_lanes(const Epilogue& e, typename C::I dot, int64_t at, int64_t channel,
+                                     int n) {
+  using L = typename C::Lanes;
+  typename L::F x = C::real(dot);
+  if (e.scale) x = L::mul(x, L::load(e.scale + channel, n));
+  if (e.shift) x = L::add(x, L::load(e.shift + channel, n));
+  if (e.residual) x = L::add(x, L::load(static_cast<const T*>(e.residual) + at, n));
+  if (e.values) L::store(static_cast<T*>(e.values) + at, x, n);
+  if (!e.signs) return 0;
+  return e.threshold ? C::less(dot, e.threshold + channel, n) : L::bits(L::less_zero(x));
+}
+
 // Everything else: values of type T, or sign words, or both, from scaled, shifted, added values. Takes
 // copies: fields in memory would be read again after every store.
 template <class C, class T>
 void emit_computed(MatmulTile t, Epilogue e, const uint32_t* counts) {
-  using L = typename C::Lanes;
   typename C::I bias = C::set1(static_cast<uint32_t>(t.bias));
   for (int64_t p = 0; p < t.n_pixels; ++p) {
     if (t.out_pixel[p] < 0) continue;
     int64_t at = t.out_pixel[p] * t.all_outputs + t.first_output;
     uint32_t bits = 0;
     for (int lane = 0; lane < 16 && lane < t.n_outputs; lane += C::kLanes) {
-      int n = t.n_outputs - lane;
-      int64_t o = t.first_output + lane;
       typename C::I dot = C::dot(bias, C::load(counts + p * 16 + lane));
-      typename L::F x = C::real(dot);
-      if (e.scale) x = L::mul(x, L::load(e.scale + o, n));
-      if (e.shift) x = L::add(x, L::load(e.shift + o, n));
-      if (e.residual) x = L::add(x, L::load(static_cast<const T*>(e.residual) + at + lane, n));
-      if (e.values) L::store(static_cast<T*>(e.values) + at + lane, x, n);
-      bits |= (e.threshold ? C::less(dot, e.threshold + o, n) : L::bits(L::less_zero(x))) << lane;
+      bits |= compute_lanes<C, T>(e, dot, at + lane, t.first_output + lane, t.n_outputs - lane) << lane;
     }
     if (e.signs) store_signs(e, t.out_pixel[p], t.first_output, t.n_outputs, t.all_outputs, bits);
   }
