@@ -1,0 +1,55 @@
+"""An old commit against this tree: who goes first, the interval of a median, and the run as a whole."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import compare
+from benchmarks.stamp import ROOT
+
+
+def test_the_interval_of_a_median_is_the_tables():
+    # n, and the 1-based ranks that textbooks give for 95 %
+    for n, low, high in ((6, 1, 6), (9, 2, 8), (15, 4, 12), (21, 6, 16)):
+        values = [float(v) for v in range(1, n + 1)]
+        assert compare.median_interval(values) == ((n + 1) / 2, low, high)
+
+
+def test_the_two_trees_take_turns_at_going_first():
+    calls = []
+
+    def sampler(name, seconds):
+        def sample(n):
+            calls.append(name)
+            return n * seconds
+
+        return sample
+
+    old, new, ratios = compare.compare_samples(sampler("old", 0.5), sampler("new", 1.0), rounds=6)
+    assert (old, new) == ([0.5] * 6, [1.0] * 6)
+    assert ratios == [2.0] * 6
+    assert calls[4:] == ["new", "old", "old", "new"] * 3
+    with pytest.raises(ValueError, match="6 rounds"):
+        compare.compare_samples(sampler("old", 1), sampler("new", 1), rounds=5)
+
+
+def test_an_unknown_commit_is_refused(capsys):
+    assert compare.main(["no-such-commit"]) == 2
+    assert "no-such-commit" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_this_tree_against_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "tree_of", lambda base: ROOT)
+    out = tmp_path / "ratios.jsonl"
+    assert compare.main(["HEAD", "--suite", "linear", "--quick", "--rounds", "6", "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["contender"] for row in rows} >= {"bop2nd", "bf.nn.BinaryLinear"}
+    assert all(row["low"] <= row["median"] <= row["high"] for row in rows)
+
+
+def test_a_worker_that_dies_is_said(tmp_path):
+    with pytest.raises(RuntimeError, match="ended"):
+        compare.Worker(tmp_path)  # a folder without the registry
