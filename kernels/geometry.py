@@ -1,0 +1,172 @@
+"""The geometry of a binary convolution: one description, its sizes, and the limits that kernels rely on.
+
+Plain integers, no torch and no Triton: operators, fakes, layers, launchers, files and benchmarks all build a
+:class:`Geometry`, and whoever is about to compute or to believe a file calls :meth:`Geometry.check`.
+
+The limits, the same as in ``csrc/core/conv_shape.h``. They are checked in unbounded integers (in C++ with
+overflow checks), so that no product of sizes can wrap afterwards:
+
+1. Stride, dilation, kernel and groups are at least 1, padding, channels and outputs at least 0; all of them,
+   the image and the padded image (size + 2 padding, along each axis) are below 2**31.
+2. The kernel with its dilation fits into the padded image: the output has at least one row and one column.
+3. The words of one padded image are below 2**31, and so is every offset of a tap in it.
+4. The products that make one output (taps * channels of a group) are below 2**31: a dot is an int32.
+5. Elements of padded input, weight and output are below 2**60 (their bytes below 2**63), and so are the
+   products of the whole convolution.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+Pair = tuple[int, int]
+
+PADDING_VALUES = (0, 1, -1)
+INT32_LIMIT = 2**31
+COUNT_LIMIT = 2**60
+
+
+def words_for(length: int) -> int:
+    """Words that hold ``length`` bits."""
+    return -(-length // 32)
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Output length of a convolution along one axis; below 1 where the kernel does not fit."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def pair(value: int | tuple[int, int] | list[int], name: str, minimum: int) -> Pair:
+    """An integer or two as a pair; raises ValueError outside ``minimum`` .. 2**31 - 1."""
+    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(both) != 2 or any(isinstance(v, (bool, float, str)) or v is None for v in both):
+        raise ValueError(f"{name} must be one or two integers >= {minimum}, got {value!r}")
+    first, second = operator.index(both[0]), operator.index(both[1])
+    if min(first, second) < minimum:
+        raise ValueError(f"{name} must be one or two integers >= {minimum}, got {value!r}")
+    if max(first, second) >= INT32_LIMIT:
+        raise ValueError(f"{name} must be below 2**31, got {value!r}")
+    return first, second
+
+
+class Geometry(NamedTuple):
+    """A convolution of a batch of any size. Pairs are (rows, columns); sizes are those of one group.
+
+    The first five fields are the operators' arguments, in their order. Make it with :meth:`of`.
+    """
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    padding_value: int  # what a padded tap counts as: 0 (left out), +1 or -1
+    image: Pair
+    kernel: Pair
+    out: Pair
+    channels: int
+    words: int  # that hold the channels
+    outputs: int
+
+    @classmethod
+    def of(
+        cls,
+        image: Pair,
+        kernel: Pair,
+        channels: int,
+        outputs: int,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
+        padding_value: int,
+    ) -> Geometry:
+        """From the sizes of the whole tensors: ``channels`` and ``outputs`` of all groups.
+
+        Sizes may be symbols: nothing is asked of them but that the groups divide them.
+
+        Raises:
+            ValueError: the arguments (stride to padding value) break limit 1, or the groups do not divide.
+        """
+        strides, paddings = pair(stride, "stride", 1), pair(padding, "padding", 0)
+        dilations = pair(dilation, "dilation", 1)
+        if not 1 <= groups < INT32_LIMIT:
+            raise ValueError(f"groups is {groups}, allowed is 1 to 2**31 - 1")
+        if groups > 1 and (channels % groups != 0 or outputs % groups != 0):
+            raise ValueError(f"groups={groups} does not divide {channels} channels and {outputs} outputs")
+        if padding_value not in PADDING_VALUES:
+            raise ValueError(f"padding_value must be 0, 1 or -1, got {padding_value!r}")
+        sizes = zip(image, kernel, strides, paddings, dilations, strict=True)
+        height, width = (output_size(*axis) for axis in sizes)
+        per_group = channels // groups
+        return cls(
+            strides, paddings, dilations, groups, padding_value,
+            (image[0], image[1]), (kernel[0], kernel[1]), (height, width),
+            per_group, words_for(per_group), outputs // groups,
+        )  # fmt: skip
+
+    @property
+    def arguments(self) -> tuple[Pair, Pair, Pair, int, int]:
+        """Stride, padding, dilation, groups, padding value: what the operators take after their tensors."""
+        return self.stride, self.padding, self.dilation, self.groups, self.padding_value
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def image_words(self) -> int:
+        """Words of one pixel, all groups."""
+        return self.groups * self.words
+
+    @property
+    def all_channels(self) -> int:
+        return self.groups * self.channels
+
+    @property
+    def all_outputs(self) -> int:
+        return self.groups * self.outputs
+
+    def pixels(self, batch: int) -> int:
+        """Output pixels of ``batch`` images."""
+        return batch * self.out[0] * self.out[1]
+
+    def check(self, batch: int = 1) -> Geometry:
+        """This geometry, if it and a batch of this size keep the limits above.
+
+        Raises:
+            ValueError: which one is not kept, with its numbers.
+        """
+        self._check_sizes(batch)
+        padded = [size + 2 * p for size, p in zip(self.image, self.padding, strict=True)]
+        for name, size in zip(("height", "width"), padded, strict=True):
+            if size >= INT32_LIMIT:
+                raise ValueError(f"the padded image's {name} is {size}, allowed is less than 2**31")
+        if min(self.out) < 1:
+            raise ValueError(
+                f"an image {self.image} with padding {self.padding} is smaller than the kernel {self.kernel} "
+                f"with dilation {self.dilation}"
+            )
+        image_words = padded[0] * padded[1] * self.image_words
+        products = self.taps * self.channels
+        for what, count in (("words of one padded image", image_words), ("products of one output", products)):
+            if count >= INT32_LIMIT:
+                raise ValueError(f"{count} {what}, allowed are less than 2**31 ({self})")
+        pixels = self.pixels(batch)
+        for what, count in (
+            ("padded input elements", batch * padded[0] * padded[1] * self.all_channels),
+            ("padded input words", batch * image_words),
+            ("weight elements", self.all_outputs * max(1, products)),
+            ("output elements", pixels * max(1, self.all_outputs)),
+            ("products", pixels * self.all_outputs * max(1, products)),
+        ):
+            if count >= COUNT_LIMIT:
+                raise ValueError(f"{count} {what}, allowed are less than 2**60 ({self})")
+        return self
+
+    def _check_sizes(self, batch: int) -> None:
+        for name, minimum in (("kernel", 1), ("image", 0)):
+            pair(getattr(self, name), name, minimum)
+        for name, value in (("channels", self.channels), ("outputs", self.outputs), ("batch", batch)):
+            if not 0 <= value < INT32_LIMIT:
+                raise ValueError(f"{name} is {value}, allowed is 0 to 2**31 - 1")
