@@ -29,8 +29,6 @@ from .cuda_library import CudaLibrary
 from .kernels import tuning
 
 NAMESPACE = "bop2nd"
-INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bitalg", "avx512_amx")
-NAMES = ("reference", "cpu", *INSTRUCTION_SETS, "triton", "cuda")
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _references: dict[str, Callable[..., Any]] = {}
@@ -85,6 +83,7 @@ class _Extension:
     def __init__(self) -> None:
         self.missing: str | None = None
         self.symbols: ctypes.CDLL | None = None
+        self.instruction_sets: tuple[str, ...] = ()  # from the plainest to the best
         try:
             module = importlib.import_module("bop2nd_fast._C")
         except ImportError as error:
@@ -96,23 +95,22 @@ class _Extension:
         symbols.bop2nd_isa_calls.restype = ctypes.c_int64
         self.symbols = symbols
         self.path = Path(str(module.__file__))
-        built = tuple(symbols.bop2nd_isa_name(i).decode() for i in range(symbols.bop2nd_isa_count()))
-        if built != INSTRUCTION_SETS:
-            raise ImportError(
-                f"{self.path.name} was built for {built}, this package knows {INSTRUCTION_SETS}"
-            )
+        count = symbols.bop2nd_isa_count()
+        self.instruction_sets = tuple(symbols.bop2nd_isa_name(i).decode() for i in range(count))
 
     def supports(self, isa: str) -> bool:
         return self.symbols is not None and bool(
-            self.symbols.bop2nd_isa_supported(INSTRUCTION_SETS.index(isa))
+            self.symbols.bop2nd_isa_supported(self.instruction_sets.index(isa))
         )
 
     def active(self) -> str:
         assert self.symbols is not None
-        return INSTRUCTION_SETS[self.symbols.bop2nd_isa_active()]
+        return self.instruction_sets[self.symbols.bop2nd_isa_active()]
 
 
 _extension = _Extension()
+INSTRUCTION_SETS = _extension.instruction_sets  # the one list is csrc/cpu/dispatch.cpp's; none without `_C`
+NAMES = ("reference", "cpu", *INSTRUCTION_SETS, "triton", "cuda")
 if _extension.missing is not None:
     warnings.warn(
         f"bop2nd_fast runs on its plain-torch reference on CPUs, which is slow: the C++ extension is not "

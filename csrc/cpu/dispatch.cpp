@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dispatch.h"
 
+#include <array>
 #include <atomic>
+#include <cstring>
 
 #include "isa_tables.h"
 #include "target.h"
@@ -70,43 +72,29 @@ uint32_t detect() {
 uint32_t detect() { return 0; }
 #endif
 
+#if BOP2ND_X86
+#define BOP2ND_IF_X86(make) make
+#else
+#define BOP2ND_IF_X86(make) nullptr
+#endif
+
 struct Isa {
   const char* name;
   const char* requires_text;
   uint32_t needs;
-  const KernelTable* table;
+  InstructionSet (*make)();  // null where this build has no such code
 };
 
-KernelTable overlay(KernelTable base, const KernelTable& over) {
-  if (over.step) base.step = over.step;
-  if (over.pack_rows) base.pack_rows = over.pack_rows;
-  if (over.pack_columns) base.pack_columns = over.pack_columns;
-  if (over.unpack_rows) base.unpack_rows = over.unpack_rows;
-  if (over.apply_mask) base.apply_mask = over.apply_mask;
-  if (over.gather) base.gather = over.gather;
-  if (over.multiply) base.multiply = over.multiply;
-  if (over.stream) base.stream = over.stream;
-  if (over.register_loop) base.register_loop = over.register_loop;
-  if (over.sums) base.sums = over.sums;
-  if (over.tiles) base.tiles = over.tiles;
-  return base;
-}
-
-// From the plainest to the best; the best supported one is the default.
+// From the plainest to the best; the best supported one is the default. The one list of names: Python and the
+// tests read it from here.
 const Isa kIsas[] = {
-    {"scalar", "any CPU", 0, &kScalarTable},
-#if BOP2ND_X86
-    {"avx2", "AVX2, F16C, POPCNT, BMI, BMI2", kAvx2, &kAvx2Table},
-    {"avx512", "AVX-512 F, BW, VL, DQ", kAvx512, &kAvx512Table},
-    {"avx512_bitalg", "AVX-512 F, BW, VL, DQ, BITALG", kAvx512 | kBitalg, &kAvx512BitalgTable},
-    {"avx512_amx", "AVX-512 F, BW, VL, DQ, BITALG, VBMI, GFNI, AMX-INT8 (granted by the kernel)",
-     kAvx512 | kBitalg | kAmx, &kAvx512AmxTable},
-#else
-    {"avx2", "x86-64 with AVX2, F16C, POPCNT, BMI, BMI2", 0, nullptr},
-    {"avx512", "x86-64 with AVX-512 F, BW, VL, DQ", 0, nullptr},
-    {"avx512_bitalg", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG", 0, nullptr},
-    {"avx512_amx", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG, VBMI, GFNI, AMX-INT8", 0, nullptr},
-#endif
+    {"scalar", "any CPU", 0, scalar},
+    {"avx2", "x86-64 with AVX2, F16C, POPCNT, BMI, BMI2", kAvx2, BOP2ND_IF_X86(avx2)},
+    {"avx512", "x86-64 with AVX-512 F, BW, VL, DQ", kAvx512, BOP2ND_IF_X86(avx512)},
+    {"avx512_bitalg", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG", kAvx512 | kBitalg,
+     BOP2ND_IF_X86(avx512_bitalg)},
+    {"avx512_amx", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG, VBMI, GFNI, AMX-INT8 (granted by the kernel)",
+     kAvx512 | kBitalg | kAmx, BOP2ND_IF_X86(avx512_amx)},
 };
 constexpr int kCount = static_cast<int>(sizeof(kIsas) / sizeof(kIsas[0]));
 
@@ -118,7 +106,7 @@ bool known(int id) { return id >= 0 && id < kCount; }
 
 bool supported(int id) {
   static const uint32_t features = detect();
-  return known(id) && kIsas[id].table && (features & kIsas[id].needs) == kIsas[id].needs;
+  return known(id) && kIsas[id].make && (features & kIsas[id].needs) == kIsas[id].needs;
 }
 
 int active() {
@@ -134,15 +122,28 @@ int active() {
 
 }  // namespace
 
-const KernelTable* table_of(int id) {
+const InstructionSet* instruction_set(int id) {
   if (!supported(id)) return nullptr;
-#if BOP2ND_X86
-  static const KernelTable bitalg = overlay(kAvx512Table, kAvx512BitalgTable);
-  static const KernelTable amx = overlay(bitalg, kAvx512AmxTable);
-  if (kIsas[id].table == &kAvx512BitalgTable) return &bitalg;
-  if (kIsas[id].table == &kAvx512AmxTable) return &amx;
-#endif
-  return kIsas[id].table;
+  static const std::array<InstructionSet, kCount> sets = [] {
+    std::array<InstructionSet, kCount> made;
+    for (int i = 0; i < kCount; ++i) {
+      if (supported(i)) made[i] = kIsas[i].make();
+    }
+    return made;
+  }();
+  return &sets[id];
+}
+
+const KernelTable* table_of(int id) {
+  const InstructionSet* set = instruction_set(id);
+  return set ? &set->kernels : nullptr;
+}
+
+int id_of(const char* name) {
+  for (int id = 0; id < kCount; ++id) {
+    if (std::strcmp(kIsas[id].name, name) == 0) return id;
+  }
+  return -1;
 }
 
 void override_table(const KernelTable* table) { overriding.store(table, std::memory_order_relaxed); }

@@ -10,8 +10,11 @@ namespace bop2nd {
 
 // The table in use; counts one operator call for it.
 const KernelTable& count_call();
-// The table of one entry, or null where this machine or build cannot run it.
+// One entry, or null where this machine or build cannot run it.
+const InstructionSet* instruction_set(int id);
 const KernelTable* table_of(int id);
+// The entry of that name, or -1.
+int id_of(const char* name);
 // Serves the operators with a table from outside (the tests' emulated instruction set); null ends that.
 void override_table(const KernelTable* table);
 

@@ -28,16 +28,21 @@ namespace {
 
 }  // namespace
 
-const KernelTable kAvx2Table = {step<Avx2Lanes>,
-                                pack_rows<Avx2Lanes>,
-                                pack_columns<Avx2Lanes>,
-                                unpack_rows<Avx2Lanes>,
-                                apply_mask<Avx2Lanes>,
-                                gather_for_lookup<Avx2Lookup>,
-                                multiply_by_lookup<Avx2Lookup>,
-                                stream<Avx2Lanes>,
-                                lookup_loop<Avx2Lookup>,
-                                &kSumTable<Avx2Lanes>};
+InstructionSet avx2() {
+  InstructionSet set;
+  KernelTable& t = set.kernels;
+  t.step = step<Avx2Lanes>;
+  t.pack_rows = pack_rows<Avx2Lanes>;
+  t.pack_columns = pack_columns<Avx2Lanes>;
+  t.unpack_rows = unpack_rows<Avx2Lanes>;
+  t.apply_mask = apply_mask<Avx2Lanes>;
+  t.gather = gather_for_lookup<Avx2Lookup>;
+  t.multiply = multiply_by_lookup<Avx2Lookup>;
+  t.sums = &kSumTable<Avx2Lanes>;
+  set.yardsticks.stream = stream<Avx2Lanes>;
+  set.yardsticks.register_loop = lookup_loop<Avx2Lookup>;
+  return set;
+}
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

@@ -27,10 +27,21 @@ namespace {
 
 }  // namespace
 
-const KernelTable kAvx512Table = {
-    step<Avx512Lanes>,          pack_rows<Avx512Lanes>, pack_columns<Avx512Lanes>, unpack_rows<Avx512Lanes>,
-    apply_mask<Avx512Lanes>,    gather<Avx512Count>,    multiply<Avx512Count>,     stream<Avx512Lanes>,
-    register_loop<Avx512Count>, &kSumTable<Avx512Lanes>};
+InstructionSet avx512() {
+  InstructionSet set;
+  KernelTable& t = set.kernels;
+  t.step = step<Avx512Lanes>;
+  t.pack_rows = pack_rows<Avx512Lanes>;
+  t.pack_columns = pack_columns<Avx512Lanes>;
+  t.unpack_rows = unpack_rows<Avx512Lanes>;
+  t.apply_mask = apply_mask<Avx512Lanes>;
+  t.gather = gather<Avx512Count>;
+  t.multiply = multiply<Avx512Count>;
+  t.sums = &kSumTable<Avx512Lanes>;
+  set.yardsticks.stream = stream<Avx512Lanes>;
+  set.yardsticks.register_loop = register_loop<Avx512Count>;
+  return set;
+}
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

@@ -20,14 +20,16 @@ namespace {
 #include "matmul.inl"
 #include "tiles.inl"
 
-}  // namespace
-
 const TileTable kAmxTiles = {tile_pixels<AmxTiles>, tile_multiply<AmxTiles>};
 
-// The other loops are those of the tables below.
-const KernelTable kAvx512AmxTable = {
-    nullptr, nullptr,   nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, tile_register_loop<AmxTiles>,
-    nullptr, &kAmxTiles};
+}  // namespace
+
+InstructionSet avx512_amx() {
+  InstructionSet set = avx512_bitalg();
+  set.kernels.tiles = &kAmxTiles;
+  set.yardsticks.register_loop = tile_register_loop<AmxTiles>;
+  return set;
+}
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

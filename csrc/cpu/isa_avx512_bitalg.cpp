@@ -29,16 +29,13 @@ struct BitalgCount : Avx512Count {
 
 }  // namespace
 
-// The other loops are those of the AVX-512 table.
-const KernelTable kAvx512BitalgTable = {nullptr,
-                                        nullptr,
-                                        nullptr,
-                                        nullptr,
-                                        nullptr,
-                                        gather<BitalgCount>,
-                                        multiply<BitalgCount>,
-                                        nullptr,
-                                        register_loop<BitalgCount>};
+InstructionSet avx512_bitalg() {
+  InstructionSet set = avx512();
+  set.kernels.gather = gather<BitalgCount>;
+  set.kernels.multiply = multiply<BitalgCount>;
+  set.yardsticks.register_loop = register_loop<BitalgCount>;
+  return set;
+}
 
 }  // namespace bop2nd
 BOP2ND_TARGET_END

@@ -22,9 +22,20 @@ namespace {
 
 }  // namespace
 
-const KernelTable kScalarTable = {
-    step<ScalarLanes>,          pack_rows<ScalarLanes>, pack_columns<ScalarLanes>, unpack_rows<ScalarLanes>,
-    apply_mask<ScalarLanes>,    gather<ScalarCount>,    multiply<ScalarCount>,     stream<ScalarLanes>,
-    register_loop<ScalarCount>, &kSumTable<ScalarLanes>};
+InstructionSet scalar() {
+  InstructionSet set;
+  KernelTable& t = set.kernels;
+  t.step = step<ScalarLanes>;
+  t.pack_rows = pack_rows<ScalarLanes>;
+  t.pack_columns = pack_columns<ScalarLanes>;
+  t.unpack_rows = unpack_rows<ScalarLanes>;
+  t.apply_mask = apply_mask<ScalarLanes>;
+  t.gather = gather<ScalarCount>;
+  t.multiply = multiply<ScalarCount>;
+  t.sums = &kSumTable<ScalarLanes>;
+  set.yardsticks.stream = stream<ScalarLanes>;
+  set.yardsticks.register_loop = register_loop<ScalarCount>;
+  return set;
+}
 
 }  // namespace bop2nd

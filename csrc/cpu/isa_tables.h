@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
+// The instruction sets: functions that return their tables. Only dispatch.cpp calls them, and only where the
+// processor has the instructions. A set that extends another starts from what that one returns.
 #pragma once
 
 #include "kernels.h"
 
 namespace bop2nd {
 
-extern const KernelTable kScalarTable;
-extern const KernelTable kAvx2Table;
-extern const KernelTable kAvx512Table;
-extern const KernelTable kAvx512BitalgTable;  // null where the AVX-512 loop serves
-extern const KernelTable kAvx512AmxTable;     // null where the loop of AVX-512 with BITALG serves
+InstructionSet scalar();
+InstructionSet avx2();
+InstructionSet avx512();
+InstructionSet avx512_bitalg();
+InstructionSet avx512_amx();
 
 }  // namespace bop2nd

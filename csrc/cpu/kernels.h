@@ -205,14 +205,24 @@ struct KernelTable {
   void (*gather)(const GatherTile&);
   // Counts a tile and does with the counts, which it need not leave in memory, what the epilogue says.
   void (*multiply)(const CountTile&, const MatmulTile&, const Epilogue&);
+  const SumTable* sums;
+  const TileTable* tiles;  // null where the processor has none
+};
+
+// What the loops are measured against; never part of an operator.
+struct YardstickTable {
   // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.
   void (*stream)(const float* grad, float* m, float* v, uint32_t* words, int element_bytes,
                  int64_t first_word, int64_t n_words);
   // The instructions that `multiply` counts with, without memory accesses; returns the multiply-accumulates
   // it stands for.
   double (*register_loop)(int64_t iterations);
-  const SumTable* sums = nullptr;
-  const TileTable* tiles = nullptr;  // where the processor has them
+};
+
+// All that an instruction set is: see csrc/README.md for how to add one.
+struct InstructionSet {
+  KernelTable kernels{};
+  YardstickTable yardsticks{};
 };
 
 }  // namespace bop2nd

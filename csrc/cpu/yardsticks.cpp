@@ -26,8 +26,8 @@ BOP2ND_EXPORT int bop2nd_openmp(void) {
 // Runs the counting of instruction set `id` on register operands, on the calling thread. Returns the number
 // of binary multiply-accumulates done, 0 if this CPU cannot run it.
 BOP2ND_EXPORT double bop2nd_register_loop(int id, int64_t iterations) {
-  const bop2nd::KernelTable* table = bop2nd::table_of(id);
-  return table ? table->register_loop(iterations) : 0.0;
+  const bop2nd::InstructionSet* set = bop2nd::instruction_set(id);
+  return set ? set->yardsticks.register_loop(iterations) : 0.0;
 }
 
 // Reads grad, m, v [n] of `element_bytes` (4 or 2) each and words [n / 32] and writes m, v and words, on all
@@ -35,11 +35,11 @@ BOP2ND_EXPORT double bop2nd_register_loop(int id, int64_t iterations) {
 BOP2ND_EXPORT double bop2nd_bandwidth_loop(const void* grad, void* m, void* v, int32_t* words, int64_t n,
                                            int element_bytes) {
   if (element_bytes != 4 && element_bytes != 2) return 0.0;
-  const bop2nd::KernelTable& table = *bop2nd::table_of(bop2nd_isa_active());
+  const bop2nd::YardstickTable& yardsticks = bop2nd::instruction_set(bop2nd_isa_active())->yardsticks;
   uint32_t* bits = reinterpret_cast<uint32_t*>(words);
   bop2nd::parallel_ranges(n / 32, 1024, [&](int64_t begin, int64_t end) {
-    table.stream(static_cast<const float*>(grad), static_cast<float*>(m), static_cast<float*>(v), bits,
-                 element_bytes, begin, end - begin);
+    yardsticks.stream(static_cast<const float*>(grad), static_cast<float*>(m), static_cast<float*>(v), bits,
+                      element_bytes, begin, end - begin);
   });
   return (5.0 * element_bytes + 0.25) * static_cast<double>(n / 32 * 32);
 }

@@ -99,10 +99,8 @@ const TileTable kEmulatedTiles = {tile_pixels<EmulatedTiles>, tile_multiply<Emul
 }  // namespace bop2nd
 BOP2ND_TARGET_END
 
-constexpr int kAvx512 = 2;
-
 const bop2nd::KernelTable* emulated_amx_table() {
-  const bop2nd::KernelTable* base = bop2nd::table_of(kAvx512);
+  const bop2nd::KernelTable* base = bop2nd::table_of(bop2nd::id_of("avx512"));
   if (!base) return nullptr;
   static bop2nd::KernelTable table = *base;
   table.tiles = &bop2nd::kEmulatedTiles;
@@ -110,7 +108,7 @@ const bop2nd::KernelTable* emulated_amx_table() {
 }
 
 const bop2nd::KernelTable* emulated_bitalg_table() {
-  const bop2nd::KernelTable* base = bop2nd::table_of(kAvx512);
+  const bop2nd::KernelTable* base = bop2nd::table_of(bop2nd::id_of("avx512"));
   if (!base) return nullptr;
   static bop2nd::KernelTable table = *base;
   table.multiply = bop2nd::emulated_multiply;

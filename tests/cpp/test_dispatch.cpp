@@ -1,28 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
-// The list of instruction sets: order, names, forcing, refusing.
+// The list of instruction sets: order, complete tables, forcing, refusing.
 #include "check.h"
 
+void check_complete(const bop2nd::InstructionSet& set, const char* name) {
+  const bop2nd::KernelTable& t = set.kernels;
+  bool loops =
+      t.step && t.pack_rows && t.pack_columns && t.unpack_rows && t.apply_mask && t.gather && t.multiply;
+  CHECK(loops, "a loop of %s is missing", name);
+  CHECK(t.sums && t.sums->lanes > 0, "%s has no sums", name);
+  const bop2nd::SumTable& s = *t.sums;
+  bool sums = s.signed_sums && s.add_sums && s.transpose_bits && s.transpose && s.load_reals &&
+              s.store_reals && s.depthwise_weights && s.depthwise_inputs;
+  CHECK(sums, "a loop of the sums of %s is missing", name);
+  CHECK(!t.tiles || (t.tiles->pixels && t.tiles->multiply), "a loop of the tiles of %s is missing", name);
+  CHECK(set.yardsticks.stream && set.yardsticks.register_loop(2) > 0, "a yardstick of %s is missing", name);
+}
+
 int main() {
-  const char* names[] = {"scalar", "avx2", "avx512", "avx512_bitalg", "avx512_amx"};
-  CHECK(bop2nd_isa_count() == 5, "%d entries", bop2nd_isa_count());
-  int best = 0;
-  for (int id = 0; id < 5; ++id) {
-    CHECK(std::string(bop2nd_isa_name(id)) == names[id], "%s", bop2nd_isa_name(id));
-    CHECK(bop2nd_isa_requires(id) && *bop2nd_isa_requires(id), "%d needs nothing", id);
-    bool supported = bop2nd_isa_supported(id) == 1;
-    CHECK(supported == (bop2nd::table_of(id) != nullptr), "%s", names[id]);
-    CHECK((bop2nd_isa_force(id) == 0) == supported, "%s", names[id]);
-    CHECK(!supported || bop2nd_isa_active() == id, "%s", names[id]);
-    if (supported) best = id;
-  }
+  const int count = bop2nd_isa_count();
+  CHECK(count > 0 && std::string(bop2nd_isa_name(0)) == "scalar", "%d entries", count);
   CHECK(bop2nd_isa_supported(0) == 1, "scalar runs anywhere");
-  for (int id : {-2, 5, 99}) {
+  int best = 0;
+  for (int id = 0; id < count; ++id) {
+    const char* name = bop2nd_isa_name(id);
+    CHECK(name && *name, "%d has no name", id);
+    for (int other = 0; other < id; ++other)
+      CHECK(std::string(bop2nd_isa_name(other)) != name, "%s stands twice", name);
+    CHECK(bop2nd_isa_requires(id) && *bop2nd_isa_requires(id), "%s needs nothing", name);
+    bool supported = bop2nd_isa_supported(id) == 1;
+    const bop2nd::InstructionSet* set = bop2nd::instruction_set(id);
+    CHECK(supported == (set != nullptr), "%s", name);
+    CHECK(bop2nd::table_of(id) == (set ? &set->kernels : nullptr), "%s", name);
+    CHECK((bop2nd_isa_force(id) == 0) == supported, "%s", name);
+    CHECK(!supported || bop2nd_isa_active() == id, "%s", name);
+    if (!supported) continue;
+    best = id;
+    check_complete(*set, name);
+  }
+  for (int id : {-2, count, 99}) {
     CHECK(bop2nd_isa_force(id) == -1, "%d", id);
     CHECK(!bop2nd_isa_name(id) && !bop2nd_isa_supported(id) && bop2nd_isa_calls(id) == 0, "%d", id);
+    CHECK(!bop2nd::instruction_set(id), "%d", id);
   }
   CHECK(bop2nd_isa_force(-1) == 0 && bop2nd_isa_active() == best, "best is %d", best);
-  for (int id = 0; id < 5; ++id) {
-    const bop2nd::KernelTable* table = bop2nd::table_of(id);
-    if (table) CHECK(table->register_loop(2) > 0, "%s", names[id]);
-  }
 }

@@ -158,7 +158,7 @@ void check_all_different(const char* isa, int64_t rows, int64_t features) {
 // From 4 pixels on AVX2 looks up: gathered are offsets of tables, here of the one for two pixels of only
 // ones.
 void check_lookups_run() {
-  const KernelTable* table = table_of(1);
+  const KernelTable* table = table_of(id_of("avx2"));
   if (!table) return;
   std::vector<uint32_t> image(4, ~0u);
   int64_t first_word[4] = {0, 1, 2, 3};
