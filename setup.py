@@ -1,8 +1,8 @@
 """Builds ``bop2nd_fast._C`` with torch's cpp_extension; everything else is in pyproject.toml.
 
 One build serves several torch versions (LibTorch stable ABI, torch >= 2.11) and Python versions (limited
-API, >= 3.10). Without a C++ compiler the package installs without ``_C`` and says so. BOP2ND_BUILD_CUDA is
-0, 1 or auto (the default): whether ``_C_cuda`` is built as well.
+API, >= 3.10). Without a C++ compiler the package installs without ``_C`` and says so. Whether ``_C_cuda`` is
+built as well: build_cuda.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ import sys
 
 from setuptools import find_packages, setup
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # setuptools' backend does not
+import build_cuda
+
 TORCH_TARGET = "0x020b000000000000"
 PYTHON_TARGET = "0x030A0000"
 PACKAGES = [*find_packages(include=["bop2nd_fast", "bop2nd_fast.*"]), "bop2nd_fast.kernels"]
+LAUNCHERS = ("ccache", "sccache")
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -36,55 +40,55 @@ FLAGS = [
 
 
 def compiler() -> str | None:
-    """The C++ compiler torch's builder will use, or None."""
+    """The C++ compiler torch's builder will use, or None.
+
+    A launcher in CC or CXX ("ccache g++") is taken off: torch takes CXX for one word and finds ccache itself.
+    """
+    for name in ("CC", "CXX"):
+        words = os.environ.get(name, "").split()
+        if len(words) > 1 and os.path.basename(words[0]) in LAUNCHERS:
+            os.environ[name] = " ".join(words[1:])
     wanted = os.environ.get("CXX", "").split()
     return shutil.which(wanted[0]) if wanted else shutil.which("c++") or shutil.which("g++")
 
 
-def with_cuda() -> bool:
-    """Whether to build csrc/cuda."""
-    choice = os.environ.get("BOP2ND_BUILD_CUDA", "auto")
-    if choice not in ("0", "1", "auto"):
-        sys.exit(f"BOP2ND_BUILD_CUDA={choice!r}: allowed are 0, 1 and auto")
-    sources = glob.glob("csrc/cuda/*.cu")
-    if choice == "1" and not sources:
-        sys.exit("BOP2ND_BUILD_CUDA=1: this source tree has no CUDA sources")
-    if choice == "0" or not sources:
-        return False
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    if choice == "1" and CUDA_HOME is None:
-        sys.exit("BOP2ND_BUILD_CUDA=1: this torch is a CPU build, or no CUDA toolkit was found (CUDA_HOME)")
-    return CUDA_HOME is not None
-
-
 def cuda_library() -> list:
     """``_C_cuda``, a library of its own: it only loads where torch has CUDA."""
-    if not with_cuda():
+    toolkit = build_cuda.choose()
+    if toolkit is None:
         return []
     from torch.utils.cpp_extension import CUDAExtension
 
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0;10.0;12.0+PTX")
     sources = sorted([*glob.glob("csrc/register_cuda*.cpp"), *glob.glob("csrc/cuda/*.cu")])
     flags = {"cxx": FLAGS, "nvcc": ["-std=c++17", "-O3", "--fmad=false", "--threads=2"]}
-    return [CUDAExtension("bop2nd_fast._C_cuda", sources, extra_compile_args=flags, py_limited_api=True)]
+    library = CUDAExtension(
+        build_cuda.NAME,
+        sources,
+        extra_compile_args=flags,
+        library_dirs=[str(toolkit.libraries)],
+        py_limited_api=True,
+    )
+    return [library]
 
 
 def extension() -> dict:
     """The arguments of ``setup`` that concern ``_C``."""
     if compiler() is None:
-        print("=" * 88, file=sys.stderr)
-        print("bop2nd_fast: no C++ compiler, installing WITHOUT compiled kernels (_C).", file=sys.stderr)
-        print("Everything works, slowly: install g++ or clang++ (or set CXX) and reinstall.", file=sys.stderr)
-        print("=" * 88, file=sys.stderr)
+        if os.environ.get("BOP2ND_BUILD_CUDA") == "1":
+            sys.exit("BOP2ND_BUILD_CUDA=1: there is no C++ compiler (or CXX names none)")
+        build_cuda.banner(
+            "bop2nd_fast: no C++ compiler, installing WITHOUT compiled kernels (_C).",
+            "Everything works, slowly: install g++ or clang++ (or set CXX) and reinstall.",
+        )
         return {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    cuda = cuda_library()  # first: it names the toolkit to torch's builder
+    from torch.utils.cpp_extension import CppExtension
 
     sources = sorted([*glob.glob("csrc/cpu/*.cpp"), "csrc/register_cpu.cpp", "csrc/cuda/explain.cpp"])
     module = CppExtension("bop2nd_fast._C", sources, extra_compile_args={"cxx": FLAGS}, py_limited_api=True)
     return {
-        "ext_modules": [module, *cuda_library()],
-        "cmdclass": {"build_ext": BuildExtension},
+        "ext_modules": [module, *cuda],
+        "cmdclass": {"build_ext": build_cuda.tolerant_builder()},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
 
