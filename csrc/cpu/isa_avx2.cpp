@@ -3,6 +3,7 @@
 #include "isa_tables.h"
 #include "operators.h"
 #include "target.h"
+#include "vocabulary_words.h"
 
 #if BOP2ND_X86
 #include <immintrin.h>
@@ -27,6 +28,9 @@ namespace {
 #include "depthwise.inl"
 
 }  // namespace
+
+template struct LanesComplete<Avx2Lanes>;
+template struct CountComplete<Avx2Count>;
 
 InstructionSet avx2() {
   InstructionSet set;

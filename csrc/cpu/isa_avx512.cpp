@@ -3,6 +3,7 @@
 #include "isa_tables.h"
 #include "operators.h"
 #include "target.h"
+#include "vocabulary_words.h"
 
 #if BOP2ND_X86
 #include <immintrin.h>
@@ -26,6 +27,9 @@ namespace {
 #include "depthwise.inl"
 
 }  // namespace
+
+template struct LanesComplete<Avx512Lanes>;
+template struct CountComplete<Avx512Count>;
 
 InstructionSet avx512() {
   InstructionSet set;

@@ -2,6 +2,7 @@
 #include "fetch_ahead.h"
 #include "isa_tables.h"
 #include "operators.h"
+#include "vocabulary_words.h"
 
 #include <algorithm>
 #include <cstring>
@@ -21,6 +22,9 @@ namespace {
 #include "depthwise.inl"
 
 }  // namespace
+
+template struct LanesComplete<ScalarLanes>;
+template struct CountComplete<ScalarCount>;
 
 InstructionSet scalar() {
   InstructionSet set;
