@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from .graph import InputSpec, Ref, Signature, Step, map_leaves, references
 from .layers import dtype_name
 from .packed_layer import PackedLayer
+from .program import Program
 
-
-@dataclass(frozen=True)
-class Ref:
-    """The result of an earlier step, inside the arguments of a later one."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Step:
-    """One line of the graph. ``target`` is a layer's name, a function, or the name of a tensor method."""
-
-    name: str
-    kind: Literal["input", "layer", "function", "method", "output"]
-    target: str | Callable[..., Any] = ""
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What an input of the model must be: ``shape`` of the example, and its dtype."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def check(self, value: Any, index: int) -> None:
-        """Raise unless rank, dtype and (of images and rows) the channels are those of the example."""
-        if not isinstance(value, Tensor):
-            raise TypeError(f"input {index} must be a tensor, got {type(value).__name__}")
-        n_axes = len(self.shape)
-        wanted = ["N", *map(str, self.shape[1:])] if n_axes != 4 else ["N", str(self.shape[1]), "H", "W"]
-        fits = value.dim() == n_axes and (n_axes not in (2, 4) or value.shape[1] == self.shape[1])
-        if not fits:
-            raise ValueError(f"input {index} must be [{', '.join(wanted)}], got shape {tuple(value.shape)}")
-        if value.dtype != self.dtype:
-            raise TypeError(f"input {index} must be {self.dtype}, as in the conversion; got {value.dtype}")
+__all__ = ["InputSpec", "LayerReport", "PackedModel", "Ref", "Signature", "Step", "map_leaves", "references"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +28,30 @@ class LayerReport:
     bytes_fp32: int
 
 
+class Constants(nn.Module):
+    """Parameters and buffers that the graph reads by themselves: they move and are saved with the model."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            if not name or "." in name:
+                raise ValueError(f"a constant cannot have the name {name!r}")
+            self._buffers[name] = tensor.detach()  # not register_buffer: any name will do, it is no attribute
+
+    def tensors(self) -> Iterable[Tensor]:
+        """In the order of their names."""
+        return cast("Iterable[Tensor]", self._buffers.values())
+
+    def items(self) -> Iterable[tuple[str, Tensor]]:
+        return cast("Iterable[tuple[str, Tensor]]", self._buffers.items())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return cast("Tensor", self._buffers[name])
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+
 class PackedModel(nn.Module):
     """A network for inference only, made by :func:`bop2nd_fast.inference.convert` or ``load``.
 
@@ -72,57 +62,73 @@ class PackedModel(nn.Module):
     """
 
     def __init__(
-        self, steps: Sequence[Step], layers: dict[str, nn.Module], inputs: Sequence[InputSpec]
+        self,
+        steps: Sequence[Step],
+        layers: dict[str, nn.Module],
+        inputs: Sequence[InputSpec],
+        constants: dict[str, Tensor] | None = None,
+        signature: Signature | None = None,
     ) -> None:
+        """``inputs`` in the order of the input steps; without a ``signature`` a call gives them by position.
+
+        Raises:
+            ValueError: a graph that cannot run: unknown references, layers or operators, wrong arguments.
+        """
         super().__init__()
         self.steps = tuple(steps)
         self.inputs = tuple(inputs)
+        names = [step.name for step in self.steps if step.kind == "input"]
+        if len(names) != len(self.inputs):
+            raise ValueError(f"the graph has {len(names)} inputs, {len(self.inputs)} are described")
+        self._names = tuple(names)
+        self.signature = Signature.positional(names) if signature is None else signature
+        self.signature.check(names)
+        self._labels = tuple(names if signature else map(str, range(len(names))))
+        self._plain = self.signature.plain == self._names
         self.layers = nn.ModuleDict(layers)
-        self._last_use = _last_uses(self.steps)
+        self.constants = Constants(constants or {})
         for parameter in self.parameters():
             parameter.requires_grad_(False)
+        self._program: Program | None = None
+        self._current_program()
         super().train(False)
 
     def train(self, mode: bool = True) -> PackedModel:
-        """Stays in eval mode; raises ``RuntimeError`` when asked to train."""
-        if mode:
-            raise RuntimeError("a PackedModel is for inference only; train the model it was converted from")
+        """Stays in eval mode, also inside a module that is put in training mode (a teacher, say)."""
         return self
 
+    def _current_program(self) -> Program:
+        """The graph made ready to run, anew after a layer or constant was put in another's place."""
+        program = self._program
+        layers, constants = self.layers._modules, self.constants._buffers
+        if program is None or program.layers != layers or program.constants != list(constants):
+            present = {name: layer for name, layer in layers.items() if layer is not None}
+            program = self._program = Program(self.steps, present, list(constants))
+        return program
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_program": None}
+
     @torch.inference_mode()
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the steps in order.
 
         Raises:
-            TypeError, ValueError: inputs of another number, rank, channel count, dtype or device.
+            TypeError, ValueError: arguments of another number, shape, dtype, device or constant value than in
+                the conversion.
         """
-        if len(inputs) != len(self.inputs):
-            raise TypeError(f"this model takes {len(self.inputs)} input(s), got {len(inputs)}")
+        if not self._plain or kwargs or len(args) != len(self._names):
+            values = self.signature.bind(args, kwargs)
+            args = tuple(values[name] for name in self._names)
+        program = self._current_program()
         device = next((t.device for t in self.buffers()), None)
-        for index, (value, spec) in enumerate(zip(inputs, self.inputs, strict=True)):
-            spec.check(value, index)
-            if device is not None and value.device != device:
-                raise ValueError(f"input {index} is on {value.device}, the model on {device}")
-        values: dict[str, Any] = {}
-        remaining = iter(inputs)
-        for step, finished in zip(self.steps, self._last_use, strict=True):
-            if step.kind == "input":
-                values[step.name] = next(remaining)
-                continue
-            args = _resolve(step.args, values)
-            if step.kind == "output":
-                return args[0]
-            kwargs = _resolve(step.kwargs, values)
-            if step.kind == "layer":
-                values[step.name] = self.layers[str(step.target)](*args, **kwargs)
-            elif step.kind == "method":
-                values[step.name] = getattr(args[0], str(step.target))(*args[1:], **kwargs)
-            else:
-                assert callable(step.target)
-                values[step.name] = step.target(*args, **kwargs)
-            for name in finished:
-                del values[name]
-        raise AssertionError("a graph without an output")
+        for name, value, spec in zip(self._labels, args, self.inputs, strict=True):
+            spec.check(value, name)
+            if device is None:
+                device = value.device
+            elif value.device != device:
+                raise ValueError(f"input {name} is on {value.device}, the model on {device}")
+        return program.run(self.constants.tensors(), device, args)
 
     def prepare(self) -> PackedModel:
         """Build what the kernels in use want kept beside the words (calls would do it when needed)."""
@@ -140,6 +146,9 @@ class PackedModel(nn.Module):
     def report(self) -> list[LayerReport]:
         """One row for every layer that holds something."""
         rows = []
+        for name, constant in self.constants.items():
+            bytes_fp32 = 4 * constant.numel() if constant.is_floating_point() else 0
+            rows.append(LayerReport(name, "constant", constant.nbytes, bytes_fp32))
         for name, layer in self.layers.items():
             packed = sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
             if isinstance(layer, PackedLayer):
@@ -175,7 +184,10 @@ class PackedModel(nn.Module):
             if isinstance(layer, PackedLayer):
                 return f"{layer.kind}({operands})  # {layer.describe()}"
             return f"{type(layer).__name__}({operands})  # {layer.extra_repr()}"
-        name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", step.target)
+        target = step.target
+        name = target if isinstance(target, str) else str(getattr(target, "__name__", target))
+        if step.kind == "operator":
+            name = name.removeprefix("aten.").removesuffix(".default").removesuffix(".Tensor")
         return f"{name}({operands})" if name else step.kind + (f" {operands}" if operands else "")
 
 
@@ -183,24 +195,6 @@ def fp32_bytes(module: nn.Module) -> int:
     """Bytes of a module's real parameters and buffers if they were fp32 (counters left out)."""
     tensors = [*module.parameters(), *module.buffers()]
     return 4 * sum(t.numel() for t in tensors if t.is_floating_point())
-
-
-def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to the leaves of nested lists, tuples, dicts and slices, which become plain ones."""
-    if isinstance(tree, (list, tuple)):
-        mapped = [map_leaves(v, function) for v in tree]
-        return tuple(mapped) if isinstance(tree, tuple) else mapped
-    if isinstance(tree, dict):
-        return {key: map_leaves(v, function) for key, v in tree.items()}
-    if isinstance(tree, slice):
-        return slice(
-            map_leaves(tree.start, function), map_leaves(tree.stop, function), map_leaves(tree.step, function)
-        )
-    return function(tree)
-
-
-def _resolve(tree: Any, values: dict[str, Any]) -> Any:
-    return map_leaves(tree, lambda leaf: values[leaf.name] if isinstance(leaf, Ref) else leaf)
 
 
 def _text(tree: Any) -> str:
@@ -212,27 +206,3 @@ class _Bare(str):
 
     def __repr__(self) -> str:
         return str(self)
-
-
-def _last_uses(steps: Sequence[Step]) -> list[tuple[str, ...]]:
-    """For every step, the results nobody needs after it: they are dropped, as they would be in Python."""
-    seen: set[str] = set()
-    result: list[tuple[str, ...]] = []
-    for step in reversed(steps):
-        used = references(step)
-        own = set() if step.kind in ("input", "output") else {step.name}
-        result.append(tuple((used | own) - seen))
-        seen |= used | {step.name}
-    return result[::-1]
-
-
-def references(step: Step) -> set[str]:
-    """Names of the results a step reads."""
-    names: set[str] = set()
-
-    def note(leaf: Any) -> None:
-        if isinstance(leaf, Ref):
-            names.add(leaf.name)
-
-    map_leaves((step.args, step.kwargs), note)
-    return names

@@ -1,0 +1,193 @@
+"""A graph made ready to run: callables, constants, argument lists and last uses are settled once.
+
+Every value has a register. The registers of a run start as constants, the model's device, literals and empty
+places. An instruction takes its arguments with one ``itemgetter`` and puts its result into one register:
+nested arguments (a list of tensors to concatenate, say) are built by instructions of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import operators
+from .graph import Ref, Step
+
+# What to call, how to take its arguments, the register of its result, the registers it empties.
+Instruction = tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]], int, tuple[int, ...]]
+
+
+class Program:
+    """The instructions of a graph.
+
+    Raises:
+        ValueError: a reference to what no earlier step makes, a name twice, an unknown layer or operator, no
+            output, or one before the last step.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], layers: Mapping[str, nn.Module], constants: Sequence[str]
+    ) -> None:
+        self.layers = dict(layers)
+        self.constants = list(constants)
+        self._registers: dict[str, int] = {name: i for i, name in enumerate(constants)}
+        self._device = len(self._registers)
+        self._initial: list[Any] = [None] * (self._device + 1)
+        self._code: list[tuple[Callable[..., Any], list[int], int]] = []
+        self.inputs: list[int] = []
+        self.output = -1
+        for step in steps:
+            self._step(step)
+        if self.output < 0:
+            raise ValueError("the graph has no output")
+        self.instructions = self._with_last_uses()
+        self.initial = tuple(self._initial[self._device + 1 :])
+
+    def run(self, constants: Iterable[Tensor], device: torch.device | None, inputs: Sequence[Any]) -> Any:
+        """The output. ``constants`` in the order of their names, ``inputs`` in the order of the steps."""
+        registers = [*constants, device, *self.initial]
+        for register, value in zip(self.inputs, inputs, strict=True):
+            registers[register] = value
+        for call, take, result, finished in self.instructions:
+            registers[result] = call(*take(registers))
+            for register in finished:
+                registers[register] = None
+        return registers[self.output]
+
+    # ---------------------------------------------------------------------------------------- building
+
+    def _step(self, step: Step) -> None:
+        if self.output >= 0:
+            raise ValueError(f"step {step.name!r} comes after the output")
+        if step.kind == "output":
+            if len(step.args) != 1 or step.kwargs:
+                raise ValueError("an output has one argument")
+            self.output = self._value(step.args[0], step)
+            return
+        if step.name in self._registers:
+            raise ValueError(f"two values have the name {step.name!r}")
+        if step.kind == "input":
+            self._registers[step.name] = self._new(None)
+            self.inputs.append(self._registers[step.name])
+            return
+        call = self._callable(step)
+        taken = [self._value(a, step) for a in step.args]
+        if step.kind == "operator" and operators.makes_from_nothing(operators.find(str(step.target))):
+            call = _with_keywords(partial(call, **step.kwargs), len(taken), ("device",))
+            taken.append(self._device)
+        elif step.kwargs and not _refers(step.kwargs):
+            call = partial(call, **step.kwargs)
+        elif step.kwargs:
+            call = _with_keywords(call, len(taken), tuple(step.kwargs))
+            taken += [self._value(a, step) for a in step.kwargs.values()]
+        self._registers[step.name] = self._emit(call, taken)
+
+    def _callable(self, step: Step) -> Callable[..., Any]:
+        target = step.target
+        if step.kind == "operator":
+            found = operators.check(str(target), step.args, step.kwargs)
+            return _judged(found) if operators.has_sizes(found) and _has_references(step) else found.call
+        if step.kind == "layer":
+            if target not in self.layers:
+                raise ValueError(f"step {step.name!r} calls layer {target!r}, which the model has not")
+            return self.layers[str(target)]
+        if step.kind == "function" and callable(target):
+            return target
+        if step.kind == "method":
+            return _method(str(target))
+        raise ValueError(f"step {step.name!r} is of unknown kind {step.kind!r}")
+
+    def _new(self, value: Any) -> int:
+        self._initial.append(value)
+        return len(self._initial) - 1
+
+    def _emit(self, call: Callable[..., Any], taken: list[int]) -> int:
+        result = self._new(None)
+        self._code.append((call, taken, result))
+        return result
+
+    def _value(self, tree: Any, step: Step) -> int:
+        """The register that holds an argument; containers with references are built by an instruction."""
+        if isinstance(tree, Ref):
+            if tree.name not in self._registers:
+                raise ValueError(f"step {step.name!r} reads {tree.name!r}, which no earlier step makes")
+            return self._registers[tree.name]
+        if isinstance(tree, (list, tuple)) and _refers(tree):
+            return self._emit(
+                _list if isinstance(tree, list) else _tuple, [self._value(v, step) for v in tree]
+            )
+        if isinstance(tree, dict) and _refers(tree):
+            return self._emit(_dict_of(tuple(tree)), [self._value(v, step) for v in tree.values()])
+        if isinstance(tree, slice) and _refers(tree):
+            parts = (tree.start, tree.stop, tree.step)
+            return self._emit(slice, [self._value(v, step) for v in parts])
+        return self._new(tree)
+
+    def _with_last_uses(self) -> tuple[Instruction, ...]:
+        """Registers nobody reads later are emptied, as variables that go out of use would be in Python."""
+        made = {result for _, _, result in self._code} | set(self.inputs)
+        seen = {self.output}
+        code: list[Instruction] = []
+        for call, taken, result in reversed(self._code):
+            finished = sorted(({*taken, result} & made) - seen)
+            seen.update(taken)
+            code.append((call, _taker(taken), result, tuple(finished)))
+        return tuple(reversed(code))
+
+
+def _taker(registers: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    if not registers:
+        return itemgetter(slice(0, 0))
+    if len(registers) == 1:  # a slice, since one index would give the bare value
+        return itemgetter(slice(registers[0], registers[0] + 1))
+    return itemgetter(*registers)
+
+
+def _refers(tree: Any) -> bool:
+    if isinstance(tree, (list, tuple)):
+        return any(map(_refers, tree))
+    if isinstance(tree, dict):
+        return any(map(_refers, tree.values()))
+    if isinstance(tree, slice):
+        return any(map(_refers, (tree.start, tree.stop, tree.step)))
+    return isinstance(tree, Ref)
+
+
+def _has_references(step: Step) -> bool:
+    return _refers(step.args) or _refers(step.kwargs)
+
+
+def _list(*values: Any) -> list[Any]:
+    return list(values)
+
+
+def _tuple(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+def _dict_of(keys: tuple[Any, ...]) -> Callable[..., Any]:
+    return lambda *values: dict(zip(keys, values, strict=True))
+
+
+def _with_keywords(call: Callable[..., Any], n_args: int, keys: tuple[str, ...]) -> Callable[..., Any]:
+    return lambda *values: call(*values[:n_args], **dict(zip(keys, values[n_args:], strict=True)))
+
+
+def _method(name: str) -> Callable[..., Any]:
+    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
+
+
+def _judged(found: operators.Operator) -> Callable[..., Any]:
+    """An operator some of whose sizes are known at the call only."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for argument, value in operators.bind(found, args, kwargs).items():
+            operators.check_size(found.name, argument, value)
+        return found.call(*args, **kwargs)
+
+    return call
