@@ -111,7 +111,7 @@ def info() -> None:
 def train_command(
     data_name: Annotated[DataName, typer.Option("--data", help="Data set.")] = DataName.digits,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of cifar-10-batches-bin (for --data cifar10).")
+        Path | None, typer.Option(help="Folder of the data set's files (digits need none).")
     ] = None,
     model: Annotated[str, typer.Option(help=f"Network: {', '.join(train.MODELS)}.")] = "binarynet",
     width: Annotated[int | None, typer.Option(help="Channels of the first layer.")] = None,
@@ -145,7 +145,7 @@ def train_command(
     with user_errors(ValueError, OSError, ModuleNotFoundError, train.TrainingError):
         target = _device(device)
         settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v is not None})
-        dataset = _load_data(data_name, data_dir)
+        dataset = data.get(data_name.value, data_dir)
         spec = train.ModelSpec.for_dataset(dataset, model, default_width if width is None else width)
         trainer = train.Trainer(spec.build(settings.seed), dataset, settings, target, spec)
         if resume:
@@ -218,14 +218,6 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _load_data(name: DataName, folder: Path | None) -> data.Dataset:
-    if name is DataName.digits:
-        return data.digits()
-    if folder is None:
-        raise ValueError("--data cifar10 needs --data-dir, the folder of cifar-10-batches-bin")
-    return data.cifar10(folder)
-
-
 # ---------------------------------------------------------------------------------- pack and predict
 
 
@@ -269,7 +261,7 @@ def predict(
             raise ValueError("give either --images or --data")
         packed = inference.load(model)
         if data_name is not None:
-            dataset = _load_data(data_name, data_dir)
+            dataset = data.get(data_name.value, data_dir)
             _print_accuracy(dataset, train.logits_of(packed, dataset.test_images))
             return
         table = Table("file", "image", "class", "probability")

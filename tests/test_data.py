@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from bop2nd_fast import data
-from bop2nd_fast.data.cifar10 import RECORD_BYTES, TEST_FILES, TRAIN_FILES
+
+TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+TEST_FILES = ("test_batch.bin",)
+RECORD_BYTES = 1 + 3 * 32 * 32
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -94,7 +97,7 @@ def test_cifar10_refuses_a_truncated_file(tmp_path, n_bytes):
 def test_cifar10_refuses_an_unknown_label(tmp_path):
     write_cifar(tmp_path)
     (tmp_path / "test_batch.bin").write_bytes(bytes([10]) + bytes(RECORD_BYTES - 1))
-    with pytest.raises(ValueError, match="label 10"):
+    with pytest.raises(ValueError, match=r"labels 10 to 10; labels are 0 to 9"):
         data.cifar10(tmp_path)
 
 
