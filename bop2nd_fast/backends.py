@@ -124,6 +124,7 @@ if _extension.missing is not None:
 
 _cuda = CudaLibrary()  # registers its operators for CUDA tensors; Triton's go over them
 _triton_default: torch.library.Library | None = None
+_spared: list[torch.library.Library] = []  # references over CUDA C++ kernels that cannot run here
 
 _TRITON_LAUNCHERS = {
     "bop_step_": "bop_step",
@@ -168,8 +169,22 @@ def triton_interpreted() -> bool:
 def start() -> None:
     """Register Triton for CUDA tensors and obey BOP2ND_BACKEND. Called once, after all ops are defined."""
     _prefer_triton(_triton_missing() is None)
+    if _cuda.missing is None:
+        torch.cuda._lazy_call(_settle_cuda)  # when torch starts CUDA: before that, no device may be asked
     if name := os.environ.get("BOP2ND_BACKEND"):
         use(name)
+
+
+def _settle_cuda() -> None:
+    """Where a device cannot run the CUDA C++ kernels, take them out of use, loudly: references stand in."""
+    if (reason := _cuda.why_not()) is None:
+        return
+    _cuda.missing = reason
+    _spared.append(_registered("CUDA", {op: _references[op] for op in CUDA_OPS}))
+    _prefer_triton(False)
+    _force(_forced or "auto")  # again, to lie over the references
+    served = "plain torch serves" if _triton_missing() else "Triton serves"
+    warnings.warn(f"bop2nd_fast: {reason}; {served} CUDA tensors instead", RuntimeWarning, stacklevel=2)
 
 
 def _prefer_triton(wanted: bool) -> None:

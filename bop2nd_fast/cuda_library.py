@@ -46,16 +46,29 @@ class CudaLibrary:
         symbols = ctypes.CDLL(str(module.__file__))
         symbols.bop2nd_cuda_calls.restype = ctypes.c_int64
         symbols.bop2nd_cuda_mma_peak.restype = ctypes.c_double
+        symbols.bop2nd_cuda_unusable.restype = ctypes.c_char_p
         self.symbols = symbols
 
     def why_not(self) -> str | None:
-        """Why these kernels cannot run here, or None if they can."""
+        """Why these kernels cannot run on every device that torch sees, or None if they can.
+
+        Not asked of the compute capability but of the driver: does the library hold code for the device?
+        """
         if self.missing is not None:
             return self.missing
         if not torch.cuda.is_available():
             return "no CUDA device"
-        major, minor = torch.cuda.get_device_capability()
-        return None if major >= 8 else f"they need compute capability 8.0, this device has {major}.{minor}"
+        assert self.symbols is not None
+        for index in range(torch.cuda.device_count()):
+            with torch.cuda.device(index):
+                reason = self.symbols.bop2nd_cuda_unusable(index)
+            if reason is not None:
+                major, minor = torch.cuda.get_device_capability(index)
+                device = (
+                    f"cuda:{index}, {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+                )
+                return f"the CUDA C++ kernels were not built for {device} ({reason.decode()})"
+        return None
 
     def calls(self) -> int:
         """Operator calls served so far."""

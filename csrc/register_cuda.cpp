@@ -8,6 +8,12 @@
 // Operator calls served so far; tests check that what they forced really ran.
 BOP2ND_EXPORT int64_t bop2nd_cuda_calls(void) { return bop2nd::cuda::n_calls.load(); }
 
+// Why the kernels cannot run on the current device `device` (no code for it, say), or null if they can.
+BOP2ND_EXPORT const char* bop2nd_cuda_unusable(int device) {
+  bop2nd::cuda::DeviceTraits traits;
+  return bop2nd::cuda::device_traits(device, &traits);
+}
+
 // Enqueues the product kernels' instruction back to back on the current device `device`; returns the
 // multiply-accumulates it stands for, or -1. `out`: device memory of one int32. For benchmarks.
 BOP2ND_EXPORT double bop2nd_cuda_mma_peak(void* out, int n_iterations, int device, void* stream) {

@@ -40,13 +40,20 @@ struct Place {
   int device = 0;
   Stream stream = nullptr;
 #else
-  explicit Place(const Tensor& t) : device(t.get_device_index()), guard(device) {
+  explicit Place(const Tensor& t) : device(index_of(t)), guard(device) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     ++n_calls;
   }
   int device;
   torch::stable::accelerator::DeviceGuard guard;
   Stream stream = nullptr;
+
+ private:
+  // The dispatcher comes here as soon as one of the operands is on a GPU; this one need not be.
+  static int index_of(const Tensor& t) {
+    STD_TORCH_CHECK(t.is_cuda(), "the first operand must be on the GPU, as another one is");
+    return t.get_device_index();
+  }
 #endif
 };
 

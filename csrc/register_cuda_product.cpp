@@ -38,7 +38,8 @@ ConvShape conv_shape(const Ints& nhw, int64_t channels, const Tensor& weight, co
     int64_t size = nhw[i + 1] + 2 * padding[i],
             reach = dilation[i] * (weight.size(static_cast<int64_t>(i) + 1) - 1) + 1;
     STD_TORCH_CHECK(reach >= 1 && size >= reach, "the kernel does not fit the padded image");
-    check_size(std::max(size, stride[i]), "pixels along one axis");
+    check_size(2 * size, "pixels along one axis, twice");  // kOutside + an offset stays outside
+    check_size(stride[i], "stride");
     padded_words *= size;
     axes[i] = Axis(static_cast<int>(nhw[i + 1]), static_cast<int>(weight.size(static_cast<int64_t>(i) + 1)),
                    static_cast<int>(stride[i]), static_cast<int>(padding[i]), static_cast<int>(dilation[i]));
@@ -52,6 +53,9 @@ ConvShape conv_shape(const Ints& nhw, int64_t channels, const Tensor& weight, co
 void compute(const ConvShape& shape, int64_t padding_value, const Tensor& x, const Tensor& weight,
              Epilogue epilogue) {
   if (shape.n_rows() == 0 || shape.n_outputs() == 0) return;
+  // A block counts its rows and columns from its first one on, past the last.
+  check_size(int64_t{shape.n_rows()} + TallTile::kRows, "rows");
+  check_size(int64_t{shape.n_outputs()} + LargeTile::kCols, "outputs");
   check_beside(x, weight, "weight");
   Place place(x);
   Tensor w = compact(weight);
@@ -87,6 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tenso
   STD_TORCH_CHECK(input.dim() > 0, "input needs at least one axis");
   Ints sizes = sizes_of(input);
   ConvShape shape = linear_shape(product(sizes, 0, sizes.size() - 1), sizes.back(), weight);
+  check_beside(input, weight, "weight");
   auto [signs, mask] = pack_tensor(input, -1, 1, ste_clip);
   sizes.back() = weight.size(0);
   Tensor out = new_tensor(input, sizes, input.scalar_type());
@@ -100,6 +105,7 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
   STD_TORCH_CHECK(input.dim() == 4, "input must be [N, C, H, W]");
   ConvShape s = conv_shape({input.size(0), input.size(2), input.size(3)}, input.size(1), weight, stride,
                            padding, dilation, groups, padding_value);
+  check_beside(input, weight, "weight");
   auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
   Tensor out =
       new_tensor(input, {s.n_images, s.vertical.out, s.horizontal.out, s.n_outputs()}, input.scalar_type());

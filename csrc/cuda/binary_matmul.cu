@@ -4,9 +4,8 @@
 // binary_matmul_<tile>_<vector>; the arithmetic follows from the architecture compiled for (fragment.h).
 #include <atomic>
 
-#include <cuda_runtime.h>
-
 #include "device_block.cuh"
+#include "error.cuh"
 #include "launch.h"
 
 namespace bop2nd::cuda {
@@ -34,8 +33,6 @@ __global__ void __launch_bounds__(TermsProblem::kThreads)
 }
 
 namespace {
-
-Error text_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
 using MatmulKernel = void (*)(MatmulProblem);
 
@@ -79,10 +76,10 @@ Error device_traits(int device, DeviceTraits* traits) {
   if (packed == 0) {
     int multiprocessors = 0;
     cudaFuncAttributes attributes;
-    if (auto e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
-      return text_of(e);
+    if (Error e = text_of(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)))
+      return e;
     // The virtual architecture the kernel in use was compiled for: what __CUDA_ARCH__ was.
-    if (auto e = cudaFuncGetAttributes(&attributes, binary_matmul<SmallTile, 4, 4>)) return text_of(e);
+    if (Error e = text_of(cudaFuncGetAttributes(&attributes, binary_matmul<SmallTile, 4, 4>))) return e;
     packed = multiprocessors * 4 + static_cast<int>(math_of_arch(attributes.ptxVersion * 10)) + 1;
     if (cached) known[device].store(packed);
   }
@@ -96,14 +93,15 @@ Error launch_matmul(const MatmulPlan& plan, const MatmulProblem& problem, const 
   cudaStream_t stream = static_cast<cudaStream_t>(stream_);
   if (plan.needs_terms) {
     binary_terms<<<static_cast<unsigned>(terms.n_blocks()), TermsProblem::kThreads,
-                   static_cast<size_t>(terms.shared_bytes()), stream>>>(terms);
+                   TermsProblem::kSharedBytes, stream>>>(terms);
+    if (Error e = launch_error()) return e;
   }
   Choice choice = choose(plan);
   if (Error e = allow_shared_memory(choice)) return e;
   dim3 grid(static_cast<unsigned>(plan.n_tiles), static_cast<unsigned>(plan.split.n_slices));
   choice.kernel<<<grid, static_cast<unsigned>(choice.threads), static_cast<size_t>(choice.shared_bytes),
                   stream>>>(problem);
-  return text_of(cudaGetLastError());
+  return launch_error();
 }
 
 Error clear_memory(void* at, int64_t n_bytes, Stream stream) {

@@ -118,6 +118,7 @@ inline TermsProblem terms_of(const MatmulPlan& plan, const ConvShape& shape, int
   terms.padding_value = padding_value;
   terms.n_classes = plan.n_classes;
   terms.subtract_popcounts = plan.math != Math::kXorBits;
+  terms.vectors = plan.vector_words == 4;
   terms.column_terms = scratch;
   terms.pixel_counts = scratch + plan.column_term_words;
   return terms;

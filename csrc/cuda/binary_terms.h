@@ -6,7 +6,8 @@
 //
 // p is the padding value, P the number of -1 in a tap; see conv_shape.h and fragment.h for why.
 // One launch: block b < outputs does output b, the others 16 rows of words each.
-// Cost: weights and image read once; for a 3x3 layer of 256 channels 1/1000 of the product's work.
+// Cost: weights and image read once more, no atomics; for a 3x3 layer of 256 channels 1/1000 of the product.
+// Limits: none of its own; a kernel's taps are counted 1024 at a time.
 #pragma once
 
 #include "conv_shape.h"
@@ -20,10 +21,12 @@ struct TermsProblem {
   int padding_value = 1;
   int n_classes = 1;
   bool subtract_popcounts = false;  // AND
+  bool vectors = false;             // groups are whole vectors of four words, aligned
   int32_t* column_terms = nullptr;
   int32_t* pixel_counts = nullptr;
 
   static constexpr int kThreads = 128, kLanesPerRow = 8, kRowsPerBlock = kThreads / kLanesPerRow;
+  static constexpr int kChunkTaps = 1024, kSharedBytes = kChunkTaps * 4;
 
   BOP2ND_HD int64_t n_pixel_rows() const {
     return static_cast<int64_t>(shape.n_images) * shape.vertical.size * shape.horizontal.size * shape.groups;
@@ -32,53 +35,91 @@ struct TermsProblem {
     int64_t rows = subtract_popcounts ? (n_pixel_rows() + kRowsPerBlock - 1) / kRowsPerBlock : 0;
     return shape.n_outputs() + rows;
   }
-  BOP2ND_HD int shared_bytes() const { return (shape.n_taps() + 1) * 4; }
 };
+static_assert(TermsProblem::kSharedBytes <= 48 * 1024, "more would have to be asked for");
 
+// What some taps add to the term of a class; counts[tap - first] of them in `parts` parts.
+BOP2ND_HD int chunk_term(const TermsProblem& p, int border_class, const int32_t* counts, int first, int taps,
+                         int parts) {
+  const ConvShape& s = p.shape;
+  Pixel pixel = s.pixel_of_class(border_class);
+  int term = 0;
+  for (int i = 0; i < taps; ++i) {
+    int negative = 0;
+    for (int part = 0; part < parts; ++part) negative += counts[i * parts + part];
+    int ky = (first + i) / s.horizontal.kernel, kx = (first + i) % s.horizontal.kernel;
+    if (p.subtract_popcounts) term -= 2 * negative;
+    bool padded = p.n_classes > 1 && s.input_pixel(pixel, ky, kx) < 0;
+    if (padded) term += (1 - p.padding_value) * (2 * negative - s.group_channels);
+  }
+  return term;
+}
+
+// -1s among the words lane, lane + lanes, ... of n; whole vectors of four words where that may be.
+template <class Block>
+BOP2ND_HD int count_negative(Block& block, const uint32_t* words, int n, int lane, int lanes, bool vectors) {
+  int count = 0;
+  if (vectors) {
+    for (int k = lane * 4; k < n; k += lanes * 4) {
+      uint32_t four[4];
+      block.template load_words<4>(four, words + k);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) count += block.popcount(four[i]);
+    }
+  } else {
+    for (int k = lane; k < n; k += lanes) count += block.popcount(words[k]);
+  }
+  return count;
+}
+
+// A warp counts a tap, or a part of one where there are fewer taps than warps. Taps come in chunks, so that
+// any kernel fits the shared memory; the terms of a class belong to one thread, which adds to them in global
+// memory.
 template <class Block>
 BOP2ND_HD void column_term_block(Block& block, const TermsProblem& p, int output) {
-  constexpr int kThreads = TermsProblem::kThreads;
+  constexpr int kThreads = TermsProblem::kThreads, kWarps = kThreads / 32, kChunk = TermsProblem::kChunkTaps;
   const ConvShape& s = p.shape;
-  struct Nothing {};
-  typename Block::template Threads<Nothing, kThreads> threads;
-  int32_t* counts = block.template shared<int32_t>(0);  // -1s per tap
-  block.each(threads, [&](int thread, Nothing&) {
-    for (int tap = thread; tap < s.n_taps(); tap += kThreads) counts[tap] = 0;
-  });
-  block.sync();
-  block.each(threads, [&](int thread, Nothing&) {
-    const uint32_t* words = p.w + static_cast<int64_t>(output) * s.k_words();
-    for (int k = thread; k < s.k_words(); k += kThreads) {
-      block.atomic_add(counts + s.by_group_words.quotient(static_cast<uint32_t>(k)),
-                       block.popcount(words[k]));
+  typename Block::template Threads<int32_t, kThreads> threads;
+  int32_t* counts = block.template shared<int32_t>(0);  // -1s per tap and part
+  int parts = s.n_taps() < kWarps ? kWarps / s.n_taps() : 1;
+  const uint32_t* words = p.w + static_cast<int64_t>(output) * s.k_words();
+  for (int first = 0; first < s.n_taps(); first += kChunk) {
+    int taps = s.n_taps() - first < kChunk ? s.n_taps() - first : kChunk, n_units = taps * parts;
+    for (int unit0 = 0; unit0 < n_units; unit0 += kWarps) {
+      block.each(threads, [&](int thread, int32_t& count) {
+        int unit = unit0 + thread / 32, tap = first + unit / parts;
+        int lane = unit % parts * 32 + thread % 32;
+        count = unit < n_units ? count_negative(block, words + static_cast<int64_t>(tap) * s.group_words,
+                                                s.group_words, lane, parts * 32, p.vectors)
+                               : 0;
+      });
+      block.template sum_lanes<32>(threads, [](int32_t& count) -> int32_t& { return count; });
+      block.each(threads, [&](int thread, int32_t& count) {
+        int unit = unit0 + thread / 32;
+        if (thread % 32 == 0 && unit < n_units) counts[unit] = count;
+      });
     }
-  });
-  block.sync();
-  block.each(threads, [&](int thread, Nothing&) {
-    for (int c = thread; c < p.n_classes; c += kThreads) {
-      Pixel pixel = s.pixel_of_class(c);
-      int term = s.k_elements();
-      for (int tap = 0; tap < s.n_taps(); ++tap) {
-        int ky = tap / s.horizontal.kernel, kx = tap % s.horizontal.kernel;
-        if (p.subtract_popcounts) term -= 2 * counts[tap];
-        bool padded = p.n_classes > 1 && s.input_pixel(pixel, ky, kx) < 0;
-        if (padded) term += (1 - p.padding_value) * (2 * counts[tap] - s.group_channels);
+    block.sync();
+    block.each(threads, [&](int thread, int32_t&) {
+      for (int c = thread; c < p.n_classes; c += kThreads) {
+        int32_t* term = p.column_terms + static_cast<int64_t>(c) * s.n_outputs() + output;
+        *term = (first == 0 ? s.k_elements() : *term) + chunk_term(p, c, counts, first, taps, parts);
       }
-      p.column_terms[static_cast<int64_t>(c) * s.n_outputs() + output] = term;
-    }
-  });
+    });
+    block.sync();  // before the next chunk overwrites the counts
+  }
 }
 
 template <class Block>
 BOP2ND_HD void pixel_count_block(Block& block, const TermsProblem& p, int64_t row_block) {
   constexpr int kThreads = TermsProblem::kThreads, kLanes = TermsProblem::kLanesPerRow;
   typename Block::template Threads<int32_t, kThreads> counts;
+  int n_words = p.shape.group_words;
   block.each(counts, [&](int thread, int32_t& count) {
     int64_t row = row_block * TermsProblem::kRowsPerBlock + thread / kLanes;
-    count = 0;
-    if (row >= p.n_pixel_rows()) return;
-    const uint32_t* words = p.x + row * p.shape.group_words;
-    for (int k = thread % kLanes; k < p.shape.group_words; k += kLanes) count += block.popcount(words[k]);
+    count = row < p.n_pixel_rows()
+                ? count_negative(block, p.x + row * n_words, n_words, thread % kLanes, kLanes, p.vectors)
+                : 0;
   });
   block.template sum_lanes<kLanes>(counts, [](int32_t& count) -> int32_t& { return count; });
   block.each(counts, [&](int thread, int32_t& count) {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The step's kernels: see bop_step.h. One per storage of the moments, with and without the second moment.
-#include <cuda_runtime.h>
-
 #include "device_block.cuh"
+#include "error.cuh"
 #include "launch.h"
 
 namespace bop2nd::cuda {
@@ -21,8 +20,7 @@ Error launch_step(const StepBatch& batch, int n_blocks, Stream stream) {
   constexpr size_t kSharedBytes = 16;
   kernel<<<static_cast<unsigned>(n_blocks), StepBatch::kThreads, kSharedBytes,
            static_cast<cudaStream_t>(stream)>>>(batch);
-  cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return launch_error();
 }
 
 }  // namespace bop2nd::cuda

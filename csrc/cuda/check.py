@@ -263,6 +263,8 @@ def broken_rules(r: KernelReport) -> list[str]:
         rule(r.count(r"^VOTE") > 0, "no ballot")
     if r.name == "apply_mask" and r.variant == "32 bits":
         rule(r.count(r"^STG\.E.*\.128") > 0, "no 16-byte stores")
+    if r.name == "binary_terms":
+        rule(r.count(r"^ATOMS") == 0, "atomics on shared memory")
     if r.name == "binary_skinny":
         rule(r.count(r"^POPC") > 0, "no popcount")
         rule(

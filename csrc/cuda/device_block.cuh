@@ -10,6 +10,10 @@ namespace bop2nd::cuda {
 
 extern __shared__ __align__(128) unsigned char shared_memory[];
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error \
+    "the kernels need compute capability 8.0: m16n8k256, cp.async, bf16 (build_cuda.py takes out what is below)"
+#endif
 #if defined(__CUDA_ARCH__)
 constexpr Math kDeviceMath = math_of_arch(__CUDA_ARCH__);
 #else

@@ -2,9 +2,8 @@
 // The yardstick of the product kernels: the chip's rate of the very instruction they use, back to back from
 // registers, eight independent accumulators a warp, no memory. One m16n8k256 step (on chips that decode to
 // bytes: eight m16n8k32) is 32768 multiply-accumulates.
-#include <cuda_runtime.h>
-
 #include "device_block.cuh"
+#include "error.cuh"
 #include "launch.h"
 
 namespace bop2nd::cuda {
@@ -43,8 +42,7 @@ Error launch_mma_peak(int32_t* out, int n_iterations, int device, double* n_macs
       out, n_iterations);
   double per_instruction = traits.math == Math::kAndBytes ? 16.0 * 8 * 32 : 16.0 * 8 * 256;
   *n_macs = per_instruction * kPeakChains * (kPeakThreads / 32) * n_blocks * n_iterations;
-  cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return launch_error();
 }
 
 }  // namespace bop2nd::cuda

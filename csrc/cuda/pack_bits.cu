@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernels that pack, unpack and apply a mask: see pack_bits.h. One kernel per path and element type.
-#include <cuda_runtime.h>
-
 #include "device_block.cuh"
+#include "error.cuh"
 #include "launch.h"
 
 namespace bop2nd::cuda {
@@ -43,11 +42,6 @@ void enqueue_pack(const PackProblem& p, cudaStream_t stream) {
   kernel<<<static_cast<unsigned>(p.n_blocks()), PackProblem::kThreads, 0, stream>>>(p);
 }
 
-Error last_error() {
-  cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
 }  // namespace
 
 Error launch_pack(const PackProblem& p, Stream stream_) {
@@ -59,7 +53,7 @@ Error launch_pack(const PackProblem& p, Stream stream_) {
   } else {
     enqueue_pack<Value::kFloat16>(p, stream);
   }
-  return last_error();
+  return launch_error();
 }
 
 Error launch_unpack(const UnpackProblem& p, Stream stream_) {
@@ -68,14 +62,14 @@ Error launch_unpack(const UnpackProblem& p, Stream stream_) {
                 : p.type == Value::kBFloat16 ? unpack_bits<Value::kBFloat16>
                                              : unpack_bits<Value::kFloat16>;
   kernel<<<static_cast<unsigned>(p.n_blocks()), UnpackProblem::kThreads, 0, stream>>>(p);
-  return last_error();
+  return launch_error();
 }
 
 Error launch_mask(const UnpackProblem& p, Stream stream_) {
   auto kernel = p.type == Value::kFloat32 ? apply_mask<Word4> : apply_mask<Half4>;
   kernel<<<static_cast<unsigned>(p.n_blocks()), UnpackProblem::kThreads, 0,
            static_cast<cudaStream_t>(stream_)>>>(p);
-  return last_error();
+  return launch_error();
 }
 
 }  // namespace bop2nd::cuda

@@ -59,7 +59,7 @@ Error device_traits(int, DeviceTraits* traits) {
 
 Error launch_matmul(const MatmulPlan& plan, const MatmulProblem& p, const TermsProblem& terms, Stream) {
   for (int64_t i = 0; plan.needs_terms && i < terms.n_blocks(); ++i) {
-    HostBlock block(terms.shared_bytes());
+    HostBlock block(TermsProblem::kSharedBytes);
     terms_block(block, terms, i);
   }
   if (plan.kernel == Kernel::kLargeTile) {

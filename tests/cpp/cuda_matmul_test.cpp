@@ -90,7 +90,7 @@ void run_math(const MatmulProblem& p, const MatmulPlan& plan) {
 void run_plan(const MatmulProblem& p, const TermsProblem& terms, const MatmulPlan& plan) {
   if (plan.needs_terms) {
     for (int64_t i = 0; i < terms.n_blocks(); ++i) {
-      HostBlock block(terms.shared_bytes());
+      HostBlock block(TermsProblem::kSharedBytes);
       terms_block(block, terms, i);
     }
   }
@@ -214,6 +214,16 @@ void test_conv() {
             Value::kFloat32, true, ++seed);
       check(ConvShape(1, Axis(7, 3, 1, 1, 1), Axis(7, 3, 1, 1, 1), 1, 512, 70), padding_value, math, 132,
             Value::kFloat32, false, ++seed);
+    }
+  // Terms: fewer taps than warps, and more of them than are counted at a time.
+  for (Math math : kMaths)
+    for (int padding_value : {0, -1}) {
+      check(ConvShape(1, Axis(3, 2, 1, 1, 1), Axis(40, 1, 1, 1, 1), 1, 256, 33), padding_value, math, 132,
+            Value::kFloat32, false, ++seed);
+      check(ConvShape(1, Axis(5, 1, 1, 0, 1), Axis(9, 3, 1, 1, 1), 1, 300, 9), padding_value, math, 132,
+            Value::kFloat32, true, ++seed);
+      check(ConvShape(1, Axis(36, 34, 1, 1, 1), Axis(34, 33, 1, 1, 1), 1, 3, 5), padding_value, math, 132,
+            Value::kFloat32, true, ++seed);
     }
   // A whole tall tile: 256 pixels and more x up to 64 outputs; all three vectors.
   for (Math math : kMaths)
