@@ -10,6 +10,7 @@ from .batches import Batches, augment_crop_flip
 from .cifar import cifar10, cifar100
 from .dataset import Dataset
 from .digits import digits
+from .folder import ImageFolder
 from .images import read_images
 from .mnist import fashion_mnist, mnist
 
@@ -50,6 +51,7 @@ __all__ = [
     "NAMES",
     "Batches",
     "Dataset",
+    "ImageFolder",
     "augment_crop_flip",
     "cifar10",
     "cifar100",
