@@ -13,8 +13,8 @@ work. Both live on the device and are built once per set of addresses; a new set
 copy of 64 bytes per tensor. Hyperparameters, ``inv_scale``, ``found_inf`` and ``seed`` are read on the
 device, the counts start from a device-side zero: nothing waits for the GPU, the launch can be captured.
 
-Limits: one launch per combination of dtypes in the group (one, as a rule). Fewer than 2**31 words per
-tensor. Rows that are not a whole number of words, and addresses not on 16 bytes, take 4-byte accesses.
+Limits: one launch per combination of dtypes in the group (one, as a rule). Fewer than 2**31 - 4096 words
+per tensor. Rows that are not a whole number of words, and addresses not on 16 bytes, take 4-byte accesses.
 """
 
 from __future__ import annotations
@@ -172,10 +172,14 @@ def bop_step_kernel(
                 gamma, sigma, a, b, scale, key, MAXIMIZE,
             )  # fmt: skip
         else:
-            # 32-bit offsets from the block's first element; a row's last word may hold fewer lanes.
+            # 32-bit offsets from the block's first element: they are small, whatever wraps on the way there.
+            # A row's last word may hold fewer lanes.
             words = word + block
-            row_first = (word // words_per_row).to(tl.int64) * length + (word % words_per_row) * 32
-            starts = (words // words_per_row).to(tl.int64) * length + (words % words_per_row) * 32 - row_first
+            row_of_block = word // words_per_row
+            column = word % words_per_row
+            row_first = row_of_block.to(tl.int64) * length + column.to(tl.int64) * 32
+            starts = (words // words_per_row - row_of_block) * length.to(tl.int32)
+            starts += (words % words_per_row - column) * 32
             lanes_left = tl.minimum(length - (words % words_per_row).to(tl.int64) * 32, 32).to(tl.int32)
             live = words_live[:, None] & (lanes[None, :] < lanes_left[:, None])
             v_row = exp_avg_sq
@@ -184,11 +188,12 @@ def bop_step_kernel(
             w_row = weight + (word if weight.dtype.element_ty == tl.int32 else row_first)
             seen += _update(
                 w_row, grad + row_first, exp_avg + row_first, v_row,
-                block, words_live, row_first, starts.to(tl.int32)[:, None] + lanes[None, :], live,
+                block, words_live, row_first, starts[:, None] + lanes[None, :], live,
                 gamma, sigma, a, b, scale, key, MAXIMIZE,
             )  # fmt: skip
-    tl.atomic_add(counts + 2 * tensor_index, tl.sum(seen & 0xFFFF).to(tl.int64))
-    tl.atomic_add(counts + 2 * tensor_index + 1, tl.sum(seen >> 16).to(tl.int64))
+    # Relaxed: nobody reads the counts before the launch has ended, so no program waits for its stores.
+    tl.atomic_add(counts + 2 * tensor_index, tl.sum(seen & 0xFFFF).to(tl.int64), sem="relaxed")
+    tl.atomic_add(counts + 2 * tensor_index + 1, tl.sum(seen >> 16).to(tl.int64), sem="relaxed")
 
 
 def bop_step_(
@@ -206,9 +211,9 @@ def bop_step_(
 ) -> None:
     """``reference.bop_step_`` as one launch per combination of dtypes; all tensors on one device.
 
-    Raises ValueError for a dtype no kernel exists for, or bf16 moments without ``seed``.
+    Raises ValueError for what no kernel exists for (see ``step_tables.plan``), or bf16 moments without
+    ``seed``; then nothing is changed.
     """
-    counts.zero_()
     if not weights:
         return
     if seed is None and any(m.dtype == torch.bfloat16 for m in exp_avgs):
@@ -216,7 +221,9 @@ def bop_step_(
     columns = (weights, grads, exp_avgs, exp_avg_sqs) if exp_avg_sqs else (weights, grads, exp_avgs)
     device = weights[0].device
     with on_device_of(weights[0]):
-        for launch in plan(list(zip(*columns, strict=True)), device):
+        launches = plan(list(zip(*columns, strict=True)), (hyper, counts, inv_scale, found_inf, seed), device)
+        counts.zero_()
+        for launch in launches:
             tile = step_tile(family(device), launch.dtypes[0] == torch.int32, launch.dtypes[2])
             weight, grad, moment = (_TRITON_DTYPE[dtype] for dtype in launch.dtypes)
             bop_step_kernel[(launch.chunks.shape[0],)](

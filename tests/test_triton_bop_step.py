@@ -102,6 +102,32 @@ def test_bop_without_second_moment() -> None:
     )
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_row_of_more_than_2_31_weights(packed: bool) -> None:
+    """Its end, by a table whose addresses lie far before the few weights that exist."""
+    length, n = 2**33 + 8, 72  # the last two words and the quarter of a word
+    first = length - n
+    words_per_row = -(-length // 32)
+    kind = torch.int32 if packed else torch.float32
+    columns = make_group([(kind, (n,))], torch.float32, torch.float32)
+    expected = [[column[0].clone()] for column in columns]
+    hyper, counts = torch.tensor(HYPER, device=DEVICE), torch.zeros(1, 2, dtype=torch.int64, device=DEVICE)
+    reference.bop_step_(*expected, hyper, counts)
+    before = [first // 32 if packed else first, first, first, first]
+    addresses = [t[0].data_ptr() - 4 * skipped for t, skipped in zip(columns, before, strict=True)]
+    table = torch.tensor([[*addresses, length, words_per_row, 0, 0]], device=DEVICE)
+    chunks = torch.tensor([[0, first // 32, words_per_row, 0]], dtype=torch.int32, device=DEVICE)
+    wanted = counts.clone()
+    counts.zero_()
+    bop_step.bop_step_kernel[(1,)](
+        chunks, table, hyper, counts, None, None, None,
+        WEIGHT=bop_step._TRITON_DTYPE[kind], GRAD=bop_step._TRITON_DTYPE[torch.float32],
+        MOMENT=bop_step._TRITON_DTYPE[torch.float32], HAS_V=True, MAXIMIZE=False, BLOCK_WORDS=16,
+    )  # fmt: skip
+    assert torch.equal(counts, wanted) and wanted[0, 1] > 0
+    assert all(same_bits(a[0], e[0]) for a, e in zip(columns, expected, strict=True))
+
+
 @pytest.mark.parametrize("maximize", [False, True])
 def test_unscaling_and_maximize(maximize: bool) -> None:
     group = make_group([(torch.int32, (3, 64)), (torch.int32, (3, 33))], torch.float32, torch.float32)
