@@ -18,11 +18,11 @@ NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '
 CLANG_FORMAT_SOURCES = $(shell find csrc tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check cuda-check sanitize format bench fuzz clean
+.PHONY: help install demo test check cuda-check sanitize sanitize-python format bench fuzz clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 $(BIN)/python:
 	@echo "==> making the virtual environment $(VENV) with $(PYTHON)"
@@ -70,6 +70,23 @@ sanitize: install  ## the C++ tests under address and undefined-behaviour saniti
 	@cmake -S . -B build/sanitize -G Ninja -DBOP2ND_SANITIZE=ON > /dev/null
 	@cmake --build build/sanitize --parallel $(JOBS) > /dev/null
 	@ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
+# The sources are copied so that a `_C` with sanitizers lies beside them and the installed one stays as it is.
+SANITIZED := build/sanitize/python
+TESTS ?= tests/test_fuzz.py
+COMMAND ?= -m pytest -x -q -s -p no:cacheprovider --timeout=0 $(TESTS)
+
+sanitize-python: install  ## Python tests with _C under both sanitizers: TESTS="tests/... -k name"
+	@echo "==> _C with sanitizers"
+	@cmake -S . -B build/sanitize -G Ninja -DBOP2ND_SANITIZE=ON -DBOP2ND_PYTHON=$(CURDIR)/$(BIN)/python > /dev/null
+	@cmake --build build/sanitize --parallel $(JOBS) --target python_extension > build/sanitize.log || { cat build/sanitize.log; exit 1; }
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	@git ls-files -co --exclude-standard -z | xargs -0 cp --parents --no-dereference -t $(SANITIZED)
+	@cp build/sanitize/_C.abi3.so $(SANITIZED)/bop2nd_fast/
+	@echo "==> python $(COMMAND)"
+	@cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:$$ASAN_OPTIONS \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	  PYTHONPATH=$(CURDIR)/$(SANITIZED) PYTHONMALLOC=malloc $(CURDIR)/$(BIN)/python $(COMMAND)
 
 format: install  ## rewrite the sources in the project's style
 	@echo "==> ruff format, clang-format"

@@ -7,10 +7,11 @@
 #include "cpu/dispatch.h"
 #include "cpu/operators.h"
 #include "cpu/parallel.h"
-#include "register_tensor.h"
+#include "register_product.h"
 
 namespace {
 
+using bop2nd::ConvShape;
 using bop2nd::Dtype;
 using namespace bop2nd::binding;
 
@@ -19,8 +20,7 @@ Dtype real_dtype(const Tensor& t, const char* what) { return real_type<Dtype>(t.
 // ---------------------------------------------------------------------------------------------- step
 
 float scalar_of(const Tensor& t, const char* what) {
-  STD_TORCH_CHECK(t.numel() == 1 && t.scalar_type() == ScalarType::Float, what,
-                  " must be one float32 number");
+  BOP2ND_REQUIRE(t.numel() == 1 && t.scalar_type() == ScalarType::Float, what, " must be one float32 number");
   return *static_cast<const float*>(t.const_data_ptr());
 }
 
@@ -30,23 +30,26 @@ bop2nd::StepTensor step_tensor(const Tensor& weight, const Tensor& grad, const T
   t.weight_dtype = packed ? Dtype::kPacked : real_dtype(weight, "a dense weight");
   t.grad_dtype = real_dtype(grad, "a gradient");
   t.state_dtype = real_dtype(m, "exp_avg");
-  STD_TORCH_CHECK(t.state_dtype != Dtype::kFloat16, "moments must be float32 or bfloat16");
-  STD_TORCH_CHECK(weight.is_contiguous() && grad.is_contiguous() && m.is_contiguous(),
-                  "weights, gradients and moments must be contiguous in walk order");
-  STD_TORCH_CHECK(grad.numel() == m.numel(), "gradient and exp_avg differ in size");
+  BOP2ND_REQUIRE(t.state_dtype != Dtype::kFloat16, "moments must be float32 or bfloat16");
+  BOP2ND_REQUIRE(weight.is_contiguous() && grad.is_contiguous() && m.is_contiguous(),
+                 "weights, gradients and moments must be contiguous in walk order");
+  Ints sizes = sizes_of(grad);
+  check_sizes(m, sizes, "exp_avg");
   if (v) {
-    STD_TORCH_CHECK(v->is_contiguous() && v->numel() == m.numel() && v->scalar_type() == m.scalar_type(),
-                    "exp_avg_sq must be like exp_avg");
+    BOP2ND_REQUIRE(v->is_contiguous() && v->scalar_type() == m.scalar_type(),
+                   "exp_avg_sq must be like exp_avg");
+    check_sizes(*v, sizes, "exp_avg_sq");
     t.exp_avg_sq = v->mutable_data_ptr();
   }
   t.rows = 1, t.length = grad.numel();
   if (packed && t.length > 0) {
-    STD_TORCH_CHECK(grad.dim() > 0, "the gradient of a packed weight needs at least one axis");
+    BOP2ND_REQUIRE(grad.dim() > 0, "the gradient of a packed weight needs at least one axis");
     t.length = grad.size(grad.dim() - 1);
     t.rows = grad.numel() / t.length;
-    STD_TORCH_CHECK(weight.numel() == t.rows * bop2nd::words_for(t.length), "words do not fit the gradient");
+    sizes.back() = bop2nd::words_for(t.length);
+    check_sizes(weight, sizes, "the words of a weight");
   } else if (!packed) {
-    STD_TORCH_CHECK(weight.numel() == t.length, "weight and gradient differ in size");
+    check_sizes(weight, sizes, "a dense weight");
   }
   t.weight = weight.mutable_data_ptr();
   t.grad = grad.const_data_ptr();
@@ -58,21 +61,21 @@ void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avg
                const Tensor hyper, const Tensor counts, const MaybeTensor inv_scale,
                const MaybeTensor found_inf, const MaybeTensor seed, bool maximize) {
   size_t n = weights.size();
-  STD_TORCH_CHECK(
+  BOP2ND_REQUIRE(
       grads.size() == n && exp_avgs.size() == n && (exp_avg_sqs.empty() || exp_avg_sqs.size() == n),
       "weights, grads and moments must be lists of one length");
-  STD_TORCH_CHECK(hyper.numel() == 4 && hyper.scalar_type() == ScalarType::Float && hyper.is_contiguous(),
-                  "hyper must be float32 [4]");
-  STD_TORCH_CHECK(counts.numel() == static_cast<int64_t>(2 * n) && counts.scalar_type() == ScalarType::Long &&
-                      counts.is_contiguous(),
-                  "counts must be int64 [n, 2]");
+  BOP2ND_REQUIRE(hyper.numel() == 4 && hyper.scalar_type() == ScalarType::Float && hyper.is_contiguous(),
+                 "hyper must be float32 [4]");
+  BOP2ND_REQUIRE(counts.numel() == static_cast<int64_t>(2 * n) && counts.scalar_type() == ScalarType::Long &&
+                     counts.is_contiguous(),
+                 "counts must be int64 [n, 2]");
   const float* h = static_cast<const float*>(hyper.const_data_ptr());
   float scale = inv_scale ? scalar_of(*inv_scale, "inv_scale") : 1.0f;
   bop2nd::StepHyper constants{h[0], h[1], h[2], h[3], maximize ? -scale : scale};
   const int64_t* seeds = nullptr;
   if (seed) {
-    STD_TORCH_CHECK(seed->numel() == 2 && seed->scalar_type() == ScalarType::Long && seed->is_contiguous(),
-                    "seed must be int64 [2]");
+    BOP2ND_REQUIRE(seed->numel() == 2 && seed->scalar_type() == ScalarType::Long && seed->is_contiguous(),
+                   "seed must be int64 [2]");
     seeds = static_cast<const int64_t*>(seed->const_data_ptr());
   }
   std::vector<bop2nd::StepTensor> tensors;
@@ -80,7 +83,7 @@ void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avg
     tensors.push_back(
         step_tensor(weights[i], grads[i], exp_avgs[i], exp_avg_sqs.empty() ? nullptr : &exp_avg_sqs[i]));
     if (tensors[i].state_dtype == Dtype::kFloat32) continue;
-    STD_TORCH_CHECK(seeds, "bfloat16 moments need a seed");
+    BOP2ND_REQUIRE(seeds, "bfloat16 moments need a seed");
     tensors[i].key = bop2nd::rounding_key(seeds[0], seeds[1], static_cast<int64_t>(i));
   }
   bool skip = found_inf && scalar_of(*found_inf, "found_inf") != 0.0f;
@@ -105,8 +108,11 @@ bool describe(const Tensor& x, int64_t dim, int64_t groups, bop2nd::PackShape& s
 
 // Packs x along dim; returns (signs, mask or an empty tensor), the packed axis last.
 std::tuple<Tensor, Tensor> pack_tensor(const Tensor& input, int64_t dim, int64_t groups, bool with_mask) {
+  BOP2ND_REQUIRE(input.dim() > 0, "the tensor to pack needs at least one axis");
   dim = normal_dim(dim, input.dim());
-  STD_TORCH_CHECK(groups > 0 && input.size(dim) % groups == 0, "groups must divide the packed axis");
+  BOP2ND_REQUIRE(
+      groups > 0 && groups <= std::max<int64_t>(1, input.size(dim)) && input.size(dim) % groups == 0,
+      "groups=", groups, " does not divide the packed axis of ", input.size(dim));
   bop2nd::PackShape shape{};
   shape.dtype = real_dtype(input, "the tensor to pack");
   Tensor x = input;
@@ -132,8 +138,8 @@ std::tuple<Tensor, Tensor> pack_bits_ste(const Tensor input, int64_t dim, int64_
 
 Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType dtype) {
   check_words(words, "words");
-  STD_TORCH_CHECK(words.dim() > 0 && length >= 0 && words.size(words.dim() - 1) == bop2nd::words_for(length),
-                  "length ", length, " does not fit the words");
+  BOP2ND_REQUIRE(words.dim() > 0 && length >= 0 && words.size(words.dim() - 1) == bop2nd::words_for(length),
+                 "length ", length, " does not fit the words");
   Tensor w = compact(words);
   bool direct = dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
   Ints sizes = sizes_of(w);
@@ -148,10 +154,11 @@ Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType d
 
 void apply_mask_(const Tensor grad, const Tensor mask) {
   check_words(mask, "mask");
-  STD_TORCH_CHECK(grad.dim() > 0 && mask.dim() == grad.dim() && grad.is_contiguous(),
-                  "grad must be contiguous in walk order and have as many axes as mask");
+  BOP2ND_REQUIRE(grad.dim() > 0 && grad.is_contiguous(), "grad must be contiguous in walk order");
   int64_t length = grad.size(grad.dim() - 1), n_rows = length > 0 ? grad.numel() / length : 0;
-  STD_TORCH_CHECK(mask.numel() == n_rows * bop2nd::words_for(length), "mask words do not fit the gradient");
+  Ints sizes = sizes_of(grad);
+  sizes.back() = bop2nd::words_for(length);
+  check_sizes(mask, sizes, "mask");
   Tensor words = compact(mask);
   bop2nd::apply_mask(const_words_of(words), n_rows, length, real_dtype(grad, "grad"),
                      grad.mutable_data_ptr());
@@ -161,12 +168,14 @@ void apply_mask_(const Tensor grad, const Tensor mask) {
 
 Tensor block_weight(const Tensor weight, int64_t groups) {
   check_words(weight, "weight");
+  BOP2ND_REQUIRE(weight.dim() > 0, "weight needs at least one axis");
   int64_t outputs = weight.size(0);
-  STD_TORCH_CHECK(groups > 0 && outputs % groups == 0, "groups must divide the outputs");
+  BOP2ND_REQUIRE(groups > 0 && groups <= std::max<int64_t>(1, outputs) && outputs % groups == 0,
+                 "groups=", groups, " does not divide ", outputs, " outputs");
   Tensor w = compact(weight);
   int64_t row_words = outputs > 0 ? w.numel() / outputs : 0;
   int64_t n_blocks = (outputs / groups + 15) / 16;
-  Tensor blocked = new_tensor(w, {groups, n_blocks * row_words * 16}, ScalarType::Int);
+  Tensor blocked = new_tensor(w, {groups, times(n_blocks * 16, row_words)}, ScalarType::Int);
   if (w.numel() > 0) bop2nd::block_weight(const_words_of(w), outputs, groups, row_words, words_of(blocked));
   return blocked;
 }
@@ -176,13 +185,13 @@ Tensor blocked_or_new(const Tensor& weight, int64_t groups, const MaybeTensor& b
   check_words(*blocked, "blocked");
   int64_t row_words = weight.size(0) > 0 ? weight.numel() / weight.size(0) : 0;
   int64_t n_blocks = (weight.size(0) / groups + 15) / 16;
-  STD_TORCH_CHECK(blocked->numel() == groups * n_blocks * row_words * 16,
-                  "blocked does not belong to this weight");
+  BOP2ND_REQUIRE(blocked->numel() == groups * n_blocks * row_words * 16,
+                 "blocked does not belong to this weight");
   return compact(*blocked);
 }
 
-void compute(const bop2nd::ConvShape& s, const Tensor& x_words, const Tensor& weight,
-             const MaybeTensor& blocked, const bop2nd::Epilogue& to) {
+void compute(const ConvShape& s, const Tensor& x_words, const Tensor& weight, const MaybeTensor& blocked,
+             const bop2nd::Epilogue& to) {
   Tensor w = blocked_or_new(weight, s.groups, blocked);
   bop2nd::binary_conv(s, const_words_of(x_words), const_words_of(w), to);
 }
@@ -194,51 +203,15 @@ bop2nd::Epilogue values_into(const Tensor& out) {
   return to;
 }
 
-bop2nd::ConvShape linear_shape(int64_t rows, int64_t in_features, const Tensor& weight) {
-  check_words(weight, "weight");
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == bop2nd::words_for(in_features),
-                  "weight words do not fit ", in_features, " input features");
-  return {rows, 1, 1, in_features, 1, weight.size(0), {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
-}
-
-bop2nd::ConvShape conv_shape(const Ints& nhw, int64_t channels, const Tensor& weight, const Ints& stride,
-                             const Ints& padding, const Ints& dilation, int64_t groups,
-                             int64_t padding_value) {
-  check_words(weight, "weight");
-  STD_TORCH_CHECK(weight.dim() == 4 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-                  "weight must be [O, kH, kW, words] and stride, padding, dilation two numbers");
-  STD_TORCH_CHECK(groups > 0 && channels % groups == 0 && weight.size(0) % groups == 0,
-                  "groups must divide input and output channels");
-  for (int i = 0; i < 2; ++i) {
-    STD_TORCH_CHECK(stride[i] > 0 && dilation[i] > 0 && padding[i] >= 0,
-                    "stride, dilation or padding out of range");
-  }
-  STD_TORCH_CHECK(padding_value >= -1 && padding_value <= 1, "padding_value must be 0, 1 or -1");
-  bop2nd::ConvShape s{nhw[0],
-                      nhw[1],
-                      nhw[2],
-                      channels,
-                      groups,
-                      weight.size(0),
-                      {weight.size(1), weight.size(2)},
-                      {stride[0], stride[1]},
-                      {padding[0], padding[1]},
-                      {dilation[0], dilation[1]},
-                      static_cast<int>(padding_value)};
-  STD_TORCH_CHECK(weight.size(3) == s.group_words(), "weight words do not fit the input channels");
-  return s;
-}
-
 std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tensor weight, bool ste_clip,
                                                  const MaybeTensor blocked) {
-  STD_TORCH_CHECK(input.dim() > 0, "input needs at least one axis");
-  int64_t features = input.size(input.dim() - 1);
-  auto [signs, mask] = pack_tensor(input, -1, 1, ste_clip);
+  BOP2ND_REQUIRE(input.dim() > 0, "input needs at least one axis");
   Ints sizes = sizes_of(input);
-  sizes.back() = weight.size(0);
+  auto s = linear_shape(product(sizes, 0, sizes.size() - 1), sizes.back(), weight);
+  auto [signs, mask] = pack_tensor(input, -1, 1, ste_clip);
+  sizes.back() = s.out_channels;
   Tensor out = new_tensor(input, sizes, input.scalar_type());
-  int64_t rows = product(sizes, 0, sizes.size() - 1);
-  compute(linear_shape(rows, features, weight), signs, weight, blocked, values_into(out));
+  compute(s, signs, weight, blocked, values_into(out));
   return {out, signs, mask};
 }
 
@@ -246,8 +219,8 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
                                                  const Ints padding, const Ints dilation, int64_t groups,
                                                  int64_t padding_value, bool ste_clip,
                                                  const MaybeTensor blocked) {
-  STD_TORCH_CHECK(input.dim() == 4, "input must be [N, C, H, W]");
-  auto s = conv_shape({input.size(0), input.size(2), input.size(3)}, input.size(1), weight, stride, padding,
+  BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, C, H, W]");
+  auto s = conv_shape(input.size(0), input.size(2), input.size(3), input.size(1), weight, stride, padding,
                       dilation, groups, padding_value);
   auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
   Tensor out =
@@ -257,13 +230,13 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
 }
 
 // Values and sign words as asked for, the other one empty. `sizes` are those of the values.
-std::tuple<Tensor, Tensor> packed_result(const bop2nd::ConvShape& s, Ints sizes, const Tensor& x,
+std::tuple<Tensor, Tensor> packed_result(const ConvShape& s, Ints sizes, const Tensor& x,
                                          const Tensor& weight, bool with_values, bool with_signs,
                                          const MaybeTensor& threshold, const MaybeTensor& scale,
                                          const MaybeTensor& shift, const MaybeTensor& residual,
                                          ScalarType dtype, const MaybeTensor& blocked) {
-  STD_TORCH_CHECK((with_values || with_signs) && (with_signs || !threshold),
-                  "values or signs: one is needed, and thresholds belong to signs");
+  BOP2ND_REQUIRE((with_values || with_signs) && (with_signs || !threshold),
+                 "values or signs: one is needed, and thresholds belong to signs");
   Tensor values = new_tensor(x, with_values ? sizes : Ints{0}, dtype);
   bop2nd::Epilogue to;
   std::array<MaybeTensor, 4> keep;
@@ -288,13 +261,14 @@ std::tuple<Tensor, Tensor> binary_linear_packed(const Tensor input, const Tensor
                                                 const MaybeTensor residual, ScalarType dtype,
                                                 const MaybeTensor blocked) {
   check_words(input, "input");
-  STD_TORCH_CHECK(input.dim() > 0 && input.size(input.dim() - 1) == bop2nd::words_for(in_features),
-                  "input words do not fit ", in_features, " features");
+  BOP2ND_REQUIRE(
+      input.dim() > 0 && in_features >= 0 && input.size(input.dim() - 1) == bop2nd::words_for(in_features),
+      "input words ", text_of(sizes_of(input)), " do not fit ", in_features, " features");
   Ints sizes = sizes_of(input);
-  sizes.back() = weight.size(0);
-  int64_t rows = product(sizes, 0, sizes.size() - 1);
-  return packed_result(linear_shape(rows, in_features, weight), sizes, compact(input), weight, values, signs,
-                       threshold, scale, shift, residual, dtype, blocked);
+  auto s = linear_shape(product(sizes, 0, sizes.size() - 1), in_features, weight);
+  sizes.back() = s.out_channels;
+  return packed_result(s, sizes, compact(input), weight, values, signs, threshold, scale, shift, residual,
+                       dtype, blocked);
 }
 
 std::tuple<Tensor, Tensor> binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels,
@@ -305,11 +279,11 @@ std::tuple<Tensor, Tensor> binary_conv2d_packed(const Tensor input, const Tensor
                                                 const MaybeTensor residual, ScalarType dtype,
                                                 const MaybeTensor blocked) {
   check_words(input, "input");
-  STD_TORCH_CHECK(input.dim() == 4, "input must be [N, H, W, words]");
-  auto s = conv_shape({input.size(0), input.size(1), input.size(2)}, in_channels, weight, stride, padding,
+  BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, H, W, words]");
+  auto s = conv_shape(input.size(0), input.size(1), input.size(2), in_channels, weight, stride, padding,
                       dilation, groups, padding_value);
-  STD_TORCH_CHECK(input.size(3) == groups * s.group_words(), "input words do not fit ", in_channels,
-                  " channels");
+  BOP2ND_REQUIRE(input.size(3) == groups * s.group_words(), "input words do not fit ", in_channels,
+                 " channels");
   return packed_result(s, {s.batch, s.out_size(0), s.out_size(1), s.out_channels}, compact(input), weight,
                        values, signs, threshold, scale, shift, residual, dtype, blocked);
 }
@@ -317,17 +291,11 @@ std::tuple<Tensor, Tensor> binary_conv2d_packed(const Tensor input, const Tensor
 // ----------------------------------------------------------------------------------------- gradients
 
 // Into grad_input and grad_weight, in walk order, whichever is needed.
-void gradients(const bop2nd::ConvShape& s, const Tensor& grad, const Tensor& signs, const Tensor& mask,
+void gradients(const ConvShape& s, const Tensor& grad, const Tensor& signs, const Tensor& mask,
                const Tensor& weight, const Tensor& grad_input, const Tensor& grad_weight, bool need_input,
                bool need_weight) {
   Dtype dtype = real_dtype(grad, "grad_output");
-  check_words(signs, "signs");
-  check_words(mask, "mask");
-  int64_t n_words = s.batch * s.height * s.width * s.groups * s.group_words();
-  STD_TORCH_CHECK(signs.numel() == n_words && (mask.numel() == 0 || mask.numel() == n_words),
-                  "signs or mask do not fit the input");
-  STD_TORCH_CHECK(grad.numel() == s.batch * s.out_size(0) * s.out_size(1) * s.out_channels,
-                  "grad_output does not fit the other operands");
+
   Tensor g = compact(grad), x = compact(signs), inside = compact(mask), w = compact(weight);
   if (need_input)
     bop2nd::conv_input_gradient(s, dtype, g.const_data_ptr(), const_words_of(w),
@@ -341,9 +309,13 @@ void gradients(const bop2nd::ConvShape& s, const Tensor& grad, const Tensor& sig
 std::tuple<Tensor, Tensor> binary_linear_backward(const Tensor grad_output, const Tensor signs,
                                                   const Tensor mask, const Tensor weight, int64_t in_features,
                                                   bool need_input, bool need_weight) {
-  STD_TORCH_CHECK(grad_output.dim() > 0, "grad_output needs at least one axis");
+  BOP2ND_REQUIRE(grad_output.dim() > 0, "grad_output needs at least one axis");
   Ints sizes = sizes_of(grad_output);
   auto s = linear_shape(product(sizes, 0, sizes.size() - 1), in_features, weight);
+  sizes.back() = s.out_channels;
+  Ints saved = sizes;
+  saved.back() = s.group_words();
+  check_saved(grad_output, sizes, signs, mask, saved);
   sizes.back() = in_features;
   Tensor grad_input =
       new_tensor(grad_output, need_input ? sizes : Ints{0, in_features}, grad_output.scalar_type());
@@ -358,10 +330,12 @@ std::tuple<Tensor, Tensor> binary_conv2d_backward(const Tensor grad_output, cons
                                                   const Ints stride, const Ints padding, const Ints dilation,
                                                   int64_t groups, int64_t padding_value, bool need_input,
                                                   bool need_weight) {
-  STD_TORCH_CHECK(grad_output.dim() == 4 && signs.dim() == 4,
-                  "grad_output must be [N, O, Ho, Wo] and signs [N, H, W, words]");
-  auto s = conv_shape({signs.size(0), signs.size(1), signs.size(2)}, in_channels, weight, stride, padding,
+  BOP2ND_REQUIRE(grad_output.dim() == 4 && signs.dim() == 4,
+                 "grad_output must be [N, O, Ho, Wo] and signs [N, H, W, words]");
+  auto s = conv_shape(signs.size(0), signs.size(1), signs.size(2), in_channels, weight, stride, padding,
                       dilation, groups, padding_value);
+  check_saved(grad_output, {s.batch, s.out_channels, s.out_size(0), s.out_size(1)}, signs, mask,
+              {s.batch, s.height, s.width, s.groups * s.group_words()});
   Tensor grad_input = new_channels_last(
       grad_output, {need_input ? s.batch : 0, s.channels, s.height, s.width}, grad_output.scalar_type());
   Tensor grad_weight = new_channels_last(

@@ -15,6 +15,8 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -27,6 +29,16 @@ using Tensors = std::vector<Tensor>;
 using Ints = std::vector<int64_t>;
 using MaybeTensor = std::optional<Tensor>;
 
+// A mistake of the caller: a ValueError in Python.
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::invalid_argument(text.str());
+}
+#define BOP2ND_REQUIRE(kept, ...) \
+  if (!(kept)) ::bop2nd::binding::refuse(__VA_ARGS__)
+
 // The library's name for a floating type: Type is an enum with kFloat32, kBFloat16 and kFloat16.
 template <class Type>
 Type real_type(ScalarType dtype, const char* what) {
@@ -38,12 +50,13 @@ Type real_type(ScalarType dtype, const char* what) {
     case ScalarType::Half:
       return Type::kFloat16;
     default:
-      STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
+      refuse(what, " must be float32, bfloat16 or float16, got ", torch::headeronly::toString(dtype));
   }
 }
 
 inline void check_words(const Tensor& t, const char* what) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Int, what, " must be int32 words");
+  BOP2ND_REQUIRE(t.scalar_type() == ScalarType::Int, what, " must be int32 words, got ",
+                 torch::headeronly::toString(t.scalar_type()));
 }
 
 inline Tensor compact(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
@@ -60,10 +73,23 @@ inline Tensor new_strided(const Tensor& like, const Ints& sizes, const Ints& str
   return Tensor(made);
 }
 
+inline int64_t times(int64_t a, int64_t b) {
+  int64_t product;
+  BOP2ND_REQUIRE(!__builtin_mul_overflow(a, b, &product), "sizes whose product is beyond 2**63: ", a, " and ",
+                 b);
+  return product;
+}
+
+inline int64_t product(const Ints& sizes, size_t begin, size_t end) {
+  int64_t n = 1;
+  for (size_t i = begin; i < end; ++i) n = times(n, sizes[i]);
+  return n;
+}
+
 // The last axis is the nearest.
 inline Tensor new_tensor(const Tensor& like, const Ints& sizes, ScalarType dtype) {
   Ints strides(sizes.size(), 1);
-  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = times(strides[i], std::max<int64_t>(1, sizes[i]));
   return new_strided(like, sizes, strides, dtype);
 }
 
@@ -83,12 +109,6 @@ inline Ints sizes_of(const Tensor& t) {
   return Ints(sizes.begin(), sizes.end());
 }
 
-inline int64_t product(const Ints& sizes, size_t begin, size_t end) {
-  int64_t n = 1;
-  for (size_t i = begin; i < end; ++i) n *= sizes[i];
-  return n;
-}
-
 inline std::string text_of(const Ints& sizes) {
   std::string text;
   for (int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
@@ -100,16 +120,16 @@ inline const void* operand(const MaybeTensor& given, MaybeTensor& keep, const In
                            const char* what) {
   if (!given) return nullptr;
   Ints found = sizes_of(*given);
-  STD_TORCH_CHECK(found == sizes && given->scalar_type() == dtype, what, " must be ", text_of(sizes), " of ",
-                  torch::headeronly::toString(dtype), ", got ", text_of(found), " of ",
-                  torch::headeronly::toString(given->scalar_type()));
+  BOP2ND_REQUIRE(found == sizes && given->scalar_type() == dtype, what, " must be ", text_of(sizes), " of ",
+                 torch::headeronly::toString(dtype), ", got ", text_of(found), " of ",
+                 torch::headeronly::toString(given->scalar_type()));
   keep = compact(*given);
   return keep->const_data_ptr();
 }
 
 inline int64_t normal_dim(int64_t dim, int64_t n_dims) {
-  STD_TORCH_CHECK(dim >= -n_dims && dim < n_dims, "dim ", dim, " does not exist in a tensor of ", n_dims,
-                  " axes");
+  BOP2ND_REQUIRE(dim >= -n_dims && dim < n_dims, "dim ", dim, " does not exist in a tensor of ", n_dims,
+                 " axes");
   return dim < 0 ? dim + n_dims : dim;
 }
 

@@ -17,7 +17,9 @@ namespace bop2nd {
 constexpr int kWordBits = 32;
 constexpr int kLayoutVersion = 1;
 
-BOP2ND_HD constexpr int64_t words_for(int64_t n_elements) { return (n_elements + kWordBits - 1) / kWordBits; }
+BOP2ND_HD constexpr int64_t words_for(int64_t n_elements) {
+  return n_elements / kWordBits + (n_elements % kWordBits > 0);
+}
 
 // Rows of `length` elements, each padded to `row_words()` words.
 struct BitLayout {

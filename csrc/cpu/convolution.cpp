@@ -14,14 +14,6 @@
 #include "parallel.h"
 
 namespace bop2nd {
-
-int64_t ConvShape::out_size(int axis) const {
-  int64_t size = axis == 0 ? height : width;
-  int64_t span = dilation[axis] * (kernel[axis] - 1) + 1;
-  int64_t room = size + 2 * padding[axis] - span;
-  return room < 0 ? 0 : room / stride[axis] + 1;
-}
-
 namespace {
 
 // Outputs 16 first .. 16 last - 1 of a group, whose weights share vectors.
@@ -95,7 +87,7 @@ struct Interval {
 
 std::vector<Interval> intervals(const ConvShape& s, int axis, bool padded) {
   std::vector<Interval> all;
-  int64_t size = axis == 0 ? s.height : s.width, d = s.dilation[axis];
+  int64_t size = s.in_size(axis), d = s.dilation[axis];
   for (int64_t o = 0, n = s.out_size(axis); o < n; ++o) {
     int64_t at = o * s.stride[axis] - s.padding[axis];
     int64_t begin = at >= 0 ? 0 : (-at + d - 1) / d;
@@ -348,7 +340,7 @@ void finish_element(const Epilogue& to, float dot, int64_t pixel, int64_t o, int
 template <class T>
 void conv_signs_across_groups(const KernelTable& table, const ConvShape& s, const uint32_t* x,
                               const uint32_t* blocked, const Epilogue& to) {
-  int64_t n_pixels = s.batch * s.out_size(0) * s.out_size(1), n = s.out_channels;
+  int64_t n_pixels = s.out_pixels(), n = s.out_channels;
   std::vector<float> dots(static_cast<size_t>(n_pixels * n));
   Epilogue plain;
   plain.values = dots.data();

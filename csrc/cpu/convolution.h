@@ -22,7 +22,8 @@ T* thread_memory(std::vector<T>& memory, size_t n) {
   return memory.data() + (kLine - past_line) % kLine;
 }
 
-// Whether tiles pay: turning weights into bytes costs as much as counting the bits of about 8 pixels.
+// Whether tiles pay: turning weights into bytes costs as much as counting the bits of about 8 pixels. And
+// whether what a row of the output looks at fits into some memory.
 bool tiles_pay(const ConvShape& shape);
 void tile_conv(const TileTable& table, const ConvShape& shape, const uint32_t* x, const uint32_t* blocked,
                const Epilogue& to);

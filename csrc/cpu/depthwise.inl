@@ -9,7 +9,7 @@ struct Span {
   int64_t first, last;
 
   Span(const ConvShape& s, int axis, int64_t position) {
-    int64_t size = axis == 0 ? s.height : s.width, stride = s.stride[axis];
+    int64_t size = s.in_size(axis), stride = s.stride[axis];
     int64_t at = position * s.dilation[axis] - s.padding[axis];  // of output 0
     first = at >= 0 ? 0 : (-at + stride - 1) / stride;
     last = at >= size ? 0 : (size - 1 - at) / stride + 1;
@@ -51,8 +51,7 @@ void depthwise_weights_of(const ConvShape& s, const T* grad, const uint32_t* x, 
       Span columns(s, 1, j);
       if (!Span(s, 0, i).holds(row)) columns.last = columns.first;
       int64_t y = row * s.stride[0] - s.padding[0] + i * s.dilation[0];
-      const uint32_t* words =
-          x + ((image * s.height + y) * s.width - s.padding[1] + j * s.dilation[1]) * s.channels + first;
+      int64_t pixel = (image * s.height + y) * s.width - s.padding[1] + j * s.dilation[1];
       float* to = sums + tap * kWidth;
       typename V::F sum[kSumVectors];
 #pragma GCC unroll 2
@@ -60,8 +59,9 @@ void depthwise_weights_of(const ConvShape& s, const T* grad, const uint32_t* x, 
       for (int64_t column = columns.first; column < columns.last; ++column) {
 #pragma GCC unroll 2
         for (int v = 0; v < kSumVectors; ++v)
-          sum[v] = V::add(sum[v], with_signs<V>(line_of<V>(g + column * s.channels, v, n),
-                                                words + column * s.stride[1] * s.channels, v, n));
+          sum[v] =
+              V::add(sum[v], with_signs<V>(line_of<V>(g + column * s.channels, v, n),
+                                           x + (pixel + column * s.stride[1]) * s.channels + first, v, n));
       }
       for (int64_t column = 0; s.padding_value != 0 && column < width; ++column) {
         if (columns.holds(column)) continue;

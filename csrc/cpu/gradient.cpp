@@ -25,12 +25,8 @@ constexpr int64_t kPiece = 256;
 
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-int64_t products(const ConvShape& s) {
-  return s.batch * s.out_size(0) * s.out_size(1) * s.out_channels * s.taps() * s.group_channels();
-}
-
 int64_t wanted_tasks(const ConvShape& s) {
-  return products(s) < kSerialProducts ? 1 : kTasksPerThread * pool().n_threads();
+  return s.products() < kSerialProducts ? 1 : kTasksPerThread * pool().n_threads();
 }
 
 // Parts of one memory of a thread, each on a cache line.
@@ -196,20 +192,60 @@ void run_weight_task(const SumTable& table, const ConvShape& s, const WeightTask
 //
 // Output pixels lie in one line, `pitch` from row to row, input pixels as well, the distances between the
 // rows being so wide that what falls beside the image meets no pixel of it. With a stride, input pixels are
-// taken apart into phases, each a plane of its own in which a tap is a mere shift again.
+// taken apart into phases, each a plane of its own in which a tap is a mere shift again. Phases that no tap
+// looks at have no plane, and taps that look at no pixel no shift: planes are as large as the image and the
+// output.
 
 // Where one tap's sums go.
 struct Shift {
   int64_t tap, phase, offset;
 };
 
+// Where a kernel position moves outputs along one axis: output y belongs to position y + shift of a phase.
+struct Move {
+  int64_t position, phase, shift;
+};
+
+struct AxisPlan {
+  std::vector<Move> moves;        // of the kernel positions that see a pixel
+  std::vector<int64_t> phase_of;  // [min(stride, size)]: number of the phase, -1 where nothing looks
+  int64_t n_phases = 0;
+  int64_t before = 0, after = 0;  // how far sums reach beyond the image
+  int64_t size;                   // of a phase
+
+  AxisPlan(const ConvShape& s, int axis) : size(ceil_div(s.in_size(axis), s.stride[axis])) {
+    int64_t stride = s.stride[axis], in_size = s.in_size(axis), out_size = s.out_size(axis);
+    phase_of.assign(static_cast<size_t>(std::min(stride, in_size)), -1);
+    for (int64_t i = 0; i < s.kernel[axis]; ++i) {
+      int64_t at = i * s.dilation[axis] - s.padding[axis];
+      int64_t shift = at >= 0 ? at / stride : -ceil_div(-at, stride), phase = at - shift * stride;
+      if (phase >= in_size) continue;
+      int64_t first = std::max<int64_t>(0, -shift);
+      if (first > std::min(out_size - 1, (in_size - 1 - phase) / stride - shift)) continue;
+      int64_t& number = phase_of[static_cast<size_t>(phase)];
+      if (number < 0) number = n_phases++;
+      moves.push_back({i, number, shift});
+    }
+    if (moves.empty()) return;
+    before = std::max<int64_t>(0, -moves.front().shift);
+    after = std::max<int64_t>(0, out_size + moves.back().shift - size);
+  }
+};
+
 struct InputPlan {
   ConvShape s;
-  int64_t phases, pitch, first, plane;  // `first`: of pixel (0, 0) in a plane; `plane`: its length
+  AxisPlan rows, columns;
+  int64_t pitch, first, plane;  // `first`: of pixel (0, 0) in a plane; `plane`: its length
   std::vector<Shift> shifts;
   std::vector<uint32_t> signs;  // [group][chunk of outputs][tap][channel]: bits of 32 outputs
   int64_t output_chunks;
 
+  int64_t phases() const { return rows.n_phases * columns.n_phases; }
+  // Number of the plane that pixels y, x of these remainders lie in, -1 for none.
+  int64_t plane_of(int64_t y, int64_t x) const {
+    int64_t row = rows.phase_of[static_cast<size_t>(y)], column = columns.phase_of[static_cast<size_t>(x)];
+    return row < 0 || column < 0 ? -1 : row * columns.n_phases + column;
+  }
   int64_t tap_signs() const { return s.group_words() * kWordBits; }
   int64_t chunk_signs() const { return s.taps() * tap_signs(); }
   const uint32_t* group_signs(int64_t group) const {
@@ -217,33 +253,18 @@ struct InputPlan {
   }
 };
 
-// Where a tap moves output positions along one axis: position y belongs to y + shift of that phase.
-struct Move {
-  int64_t phase, shift;
-};
-
-Move move_of(const ConvShape& s, int axis, int64_t position) {
-  int64_t at = position * s.dilation[axis] - s.padding[axis], stride = s.stride[axis];
-  int64_t shift = at >= 0 ? at / stride : -ceil_div(-at, stride);
-  return {at - shift * stride, shift};
-}
-
 InputPlan input_plan(const ConvShape& s, int lanes) {
-  InputPlan plan{s, s.stride[0] * s.stride[1], 0, 0, 0, {}, {}, ceil_div(s.group_outputs(), kWordBits)};
-  int64_t before[2], after[2], size[2] = {ceil_div(s.height, s.stride[0]), ceil_div(s.width, s.stride[1])};
-  for (int axis = 0; axis < 2; ++axis) {  // how far sums reach beyond the image
-    before[axis] = std::max<int64_t>(0, -move_of(s, axis, 0).shift);
-    after[axis] =
-        std::max<int64_t>(0, s.out_size(axis) + move_of(s, axis, s.kernel[axis] - 1).shift - size[axis]);
-  }
-  plan.pitch = std::max(size[1] + std::max(before[1], after[1]), s.out_size(1));
-  plan.first = before[0] * plan.pitch + before[1];
-  int64_t rows = before[0] + std::max(size[0] + after[0], s.out_size(0)) + 1;
+  InputPlan plan{s, {s, 0}, {s, 1}, 0, 0, 0, {}, {}, ceil_div(s.group_outputs(), kWordBits)};
+  const AxisPlan &rows = plan.rows, &columns = plan.columns;
+  plan.pitch = std::max(columns.size + std::max(columns.before, columns.after), s.out_size(1));
+  plan.first = rows.before * plan.pitch + columns.before;
+  int64_t n_rows = rows.before + std::max(rows.size + rows.after, s.out_size(0)) + 1;
   // Not a power of two apart: planes would fall into the same sets of a cache.
-  plan.plane = round_up(rows * plan.pitch + before[1] + after[1] + 2 * lanes, 32) + 16;
-  for (int64_t tap = 0; tap < s.taps(); ++tap) {
-    Move y = move_of(s, 0, tap / s.kernel[1]), x = move_of(s, 1, tap % s.kernel[1]);
-    plan.shifts.push_back({tap, y.phase * s.stride[1] + x.phase, y.shift * plan.pitch + x.shift});
+  plan.plane = round_up(n_rows * plan.pitch + columns.before + columns.after + 2 * lanes, 32) + 16;
+  for (const Move& y : rows.moves) {
+    for (const Move& x : columns.moves)
+      plan.shifts.push_back({y.position * s.kernel[1] + x.position, y.phase * columns.n_phases + x.phase,
+                             y.shift * plan.pitch + x.shift});
   }
   // Of the sums that a pixel receives, those of earlier output pixels come first.
   std::stable_sort(plan.shifts.begin(), plan.shifts.end(),
@@ -292,7 +313,7 @@ void sum_planes(const SumTable& table, const InputPlan& plan, const InputTask& t
   int64_t n = task.channels.n, width = plan.output_chunks * kWordBits, n_lanes = table.lanes;
   int64_t first_output = task.group * s.group_outputs();
   int64_t end = (image.out_height - 1) * plan.pitch + image.out_width;
-  std::fill(planes, planes + plan.phases * n * plan.plane, 0.0f);
+  std::fill(planes, planes + plan.phases() * n * plan.plane, 0.0f);
   std::fill(rows, rows + n_lanes * width, 0.0f);
   for (int64_t first = 0, row = 0, column = 0; first < end; first += n_lanes) {
     for (int64_t lane = 0; lane < n_lanes; ++lane) {
@@ -324,19 +345,20 @@ void run_input_task(const SumTable& table, const InputPlan& plan, const InputTas
   constexpr int64_t kPixels = 16;
   int64_t block_size = table.lanes * plan.output_chunks * kWordBits;
   int64_t sum_size = s.taps() * channels.n * table.lanes;
-  int64_t plane_size = plan.phases * channels.n * plan.plane, line_size = kPixels * channels.n;
+  int64_t plane_size = plan.phases() * channels.n * plan.plane, line_size = kPixels * channels.n;
   Arena arena{block_size, block_size, sum_size, plane_size, line_size};
   float *rows = arena.take(block_size), *reals = arena.take(block_size), *sums = arena.take(sum_size);
   float *planes = arena.take(plane_size), *line = arena.take(line_size);
   sum_planes(table, plan, task, dtype, grad, rows, reals, sums, planes);
   for (int64_t y = 0; y < image.height; ++y) {
-    for (int64_t phase_x = 0; phase_x < s.stride[1]; ++phase_x) {
-      int64_t phase = y % s.stride[0] * s.stride[1] + phase_x;
+    for (int64_t phase_x = 0; phase_x < std::min(s.stride[1], image.width); ++phase_x) {
+      int64_t plane = plan.plane_of(y % s.stride[0], phase_x);
       const float* from =
-          planes + phase * channels.n * plan.plane + plan.first + y / s.stride[0] * plan.pitch;
+          planes + plane * channels.n * plan.plane + plan.first + y / s.stride[0] * plan.pitch;
+      if (plane < 0) std::fill(line, line + line_size, 0.0f);
       for (int64_t first = 0, n; first * s.stride[1] + phase_x < image.width; first += n) {
         n = std::min(kPixels, ceil_div(image.width - phase_x, s.stride[1]) - first);
-        table.transpose(from + first, plan.plane, channels.n, n, line, channels.n);
+        if (plane >= 0) table.transpose(from + first, plan.plane, channels.n, n, line, channels.n);
         for (int64_t p = 0; p < n; ++p) {
           int64_t x = (first + p) * s.stride[1] + phase_x;
           int64_t pixel = image.first_input + y * image.width + x;
@@ -388,7 +410,7 @@ void depthwise_input_gradient(const SumTable& table, const ConvShape& s, Dtype d
     for (int64_t tap = 0; tap < s.taps(); ++tap)
       signs[static_cast<size_t>(tap * s.channels + c)] = w[c * s.taps() + tap];
   }
-  int64_t line_products = std::max<int64_t>(1, products(s) / (s.batch * s.height));
+  int64_t line_products = std::max<int64_t>(1, s.products() / (s.batch * s.height));
   parallel_ranges(s.batch * s.height, ceil_div(kSerialProducts, line_products),
                   [&](int64_t begin, int64_t end) {
                     std::vector<int64_t> seen(static_cast<size_t>(2 * s.taps()));
@@ -400,7 +422,7 @@ void depthwise_input_gradient(const SumTable& table, const ConvShape& s, Dtype d
 
 void conv_weight_gradient(const ConvShape& s, Dtype dtype, const void* grad, const uint32_t* x, float* to) {
   const SumTable& table = *count_call().sums;
-  if (products(s) == 0) {
+  if (s.products() == 0) {
     std::fill(to, to + s.out_channels * s.taps() * s.group_channels(), 0.0f);
     return;
   }
@@ -439,7 +461,8 @@ void conv_weight_gradient(const ConvShape& s, Dtype dtype, const void* grad, con
 void conv_input_gradient(const ConvShape& s, Dtype dtype, const void* grad, const uint32_t* w,
                          const uint32_t* mask, void* to) {
   const SumTable& table = *count_call().sums;
-  if (products(s) == 0) {
+  if (s.batch * s.height * s.width * s.channels == 0) return;
+  if (s.products() == 0) {
     std::memset(to, 0, static_cast<size_t>(s.batch * s.height * s.width * s.channels * size_of(dtype)));
     return;
   }
@@ -454,8 +477,9 @@ void conv_input_gradient(const ConvShape& s, Dtype dtype, const void* grad, cons
   auto n_tasks = [&] {
     return static_cast<int64_t>(images.size()) * s.groups * ceil_div(s.group_words(), words);
   };
-  while (words > 1 && (4 * words * kWordBits * s.taps() * table.lanes > kSumBytes ||
-                       4 * words * kWordBits * plan.phases * plan.plane > kPlaneBytes || n_tasks() < wanted))
+  while (words > 1 &&
+         (4 * words * kWordBits * s.taps() * table.lanes > kSumBytes ||
+          4 * words * kWordBits * plan.phases() * plan.plane > kPlaneBytes || n_tasks() < wanted))
     words = ceil_div(words, 2);
   std::vector<InputTask> tasks;
   for (const Image& image : images) {

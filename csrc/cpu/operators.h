@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../core/conv_shape.h"
 #include "kernels.h"
 
 namespace bop2nd {
@@ -19,25 +20,6 @@ void unpack(const uint32_t* words, int64_t n_rows, int64_t length, Dtype dtype, 
 
 // Clears the elements of `grad` (n_rows of `length`) whose mask bit is 0.
 void apply_mask(const uint32_t* mask, int64_t n_rows, int64_t length, Dtype dtype, void* grad);
-
-// A convolution; a linear layer is one with height = width = kernel = 1.
-struct ConvShape {
-  int64_t batch, height, width;  // of the input
-  int64_t channels, groups;      // input channels, of all groups
-  int64_t out_channels;          // of all groups
-  int64_t kernel[2], stride[2], padding[2], dilation[2];
-  int padding_value;  // 0, 1 or -1
-
-  int64_t group_channels() const { return channels / groups; }
-  int64_t group_words() const { return (group_channels() + 31) / 32; }
-  int64_t group_outputs() const { return out_channels / groups; }
-  int64_t group_blocks() const { return (group_outputs() + 15) / 16; }
-  // Every output pixel sees just the input pixel at its place.
-  bool pointwise() const { return taps() == 1 && stride[0] * stride[1] == 1 && padding[0] + padding[1] == 0; }
-  bool depthwise() const { return groups == channels && groups == out_channels; }
-  int64_t taps() const { return kernel[0] * kernel[1]; }
-  int64_t out_size(int axis) const;  // 0 height, 1 width
-};
 
 // Weight words [out_channels, taps, group_words] -> [groups, group_blocks * taps * group_words * 16], as
 // CountTile wants them.

@@ -20,6 +20,9 @@ namespace {
 
 // Bytes of a band: with the weights of a block they fit in a second-level cache of 2 MiB.
 constexpr int64_t kBandBytes = 512 << 10;
+// What one row of the output looks at may take more; not this much: far dilations of wide borders are
+// counted.
+constexpr int64_t kWidestRow = 64 << 20;
 // Weights of 32 outputs with more chunks of 64 bits than this, 2 KiB each, would crowd the pixels out of the
 // nearest cache: they are turned again for every 32 pixels. bench_core, microseconds for limits of 0, 12, 17:
 // 110, 96, 99 at 64 channels (9 chunks), 93, 92, 91 at 128 (18); linear 1024 by 256 (16 chunks) took 262
@@ -34,8 +37,8 @@ struct Band {
   int64_t out_rows;       // of the output
   int64_t rows, columns;  // of a plane
   int64_t pixel_bytes;
-  std::vector<int64_t> phase;  // [stride y, stride x]: number of the plane, -1 where no tap looks
-  int64_t n_planes = 0;
+  std::vector<int64_t> row_phases, column_phases;  // x % stride that some tap looks at
+  int64_t n_planes = 0;                            // [row phases, column phases]
   std::vector<TileChunk> chunks;
 
   int64_t plane_bytes() const { return rows * columns * pixel_bytes; }
@@ -58,20 +61,34 @@ int64_t pixel_bytes(const ConvShape& s) {
   return bytes % 256 == 0 ? bytes + 64 : bytes;
 }
 
+// Rows or columns of a plane that n outputs look at.
+int64_t plane_size(const ConvShape& s, int axis, int64_t n) {
+  return n + (s.kernel[axis] - 1) * s.dilation[axis] / s.stride[axis];
+}
+
+int64_t number_of(std::vector<int64_t>& phases, int64_t phase) {
+  auto found = std::find(phases.begin(), phases.end(), phase);
+  if (found == phases.end()) found = phases.insert(found, phase);
+  return found - phases.begin();
+}
+
 Band band_of(const ConvShape& s, int64_t out_rows) {
   Band b;
   b.out_rows = out_rows;
-  b.rows = ceil_div((out_rows - 1) * s.stride[0] + (s.kernel[0] - 1) * s.dilation[0] + 1, s.stride[0]);
-  b.columns =
-      ceil_div((s.out_size(1) - 1) * s.stride[1] + (s.kernel[1] - 1) * s.dilation[1] + 1, s.stride[1]);
+  b.rows = plane_size(s, 0, out_rows), b.columns = plane_size(s, 1, s.out_size(1));
   b.pixel_bytes = pixel_bytes(s);
-  b.phase.assign(static_cast<size_t>(s.stride[0] * s.stride[1]), -1);
+  for (int axis = 0; axis < 2; ++axis) {
+    std::vector<int64_t>& phases = axis == 0 ? b.row_phases : b.column_phases;
+    for (int64_t i = 0; i < s.kernel[axis]; ++i) number_of(phases, i * s.dilation[axis] % s.stride[axis]);
+  }
+  int64_t n_columns = static_cast<int64_t>(b.column_phases.size());
+  b.n_planes = static_cast<int64_t>(b.row_phases.size()) * n_columns;
   int64_t words = s.group_words(), run_offset = 0, run_first = 0, run_words = 0;
   for (int64_t i = 0; i < s.kernel[0]; ++i) {
     for (int64_t j = 0; j < s.kernel[1]; ++j) {
       int64_t y = i * s.dilation[0], x = j * s.dilation[1];
-      int64_t& plane = b.phase[static_cast<size_t>(y % s.stride[0] * s.stride[1] + x % s.stride[1])];
-      if (plane < 0) plane = b.n_planes++;
+      int64_t plane =
+          number_of(b.row_phases, y % s.stride[0]) * n_columns + number_of(b.column_phases, x % s.stride[1]);
       int64_t pixel = y / s.stride[0] * b.columns + x / s.stride[1];
       int64_t offset = plane * b.plane_bytes() + pixel * b.pixel_bytes;
       if (run_words > 0 && offset == run_offset + 32 * run_words) {  // taps side by side share chunks
@@ -131,14 +148,15 @@ void turn_band(const TilePlan& plan, const TileTask& task, int8_t* bytes) {
   for (int64_t n = 0; n < task.n_images; ++n, bytes += b.image_bytes()) {
     const uint32_t* image = plan.x + (task.first_image + n) * s.height * s.width * pixel_words;
     image += task.group * s.group_words();
-    for (int64_t row = 0; row < b.rows * s.stride[0]; ++row) {
-      int64_t y = task.first_row * s.stride[0] - s.padding[0] + row;
-      const uint32_t* source = y >= 0 && y < s.height ? image + y * s.width * pixel_words : nullptr;
-      for (int64_t px = 0; px < s.stride[1]; ++px) {
-        int64_t plane = b.phase[static_cast<size_t>(row % s.stride[0] * s.stride[1] + px)];
-        if (plane < 0) continue;
-        int8_t* to = bytes + plane * b.plane_bytes() + row / s.stride[0] * b.columns * b.pixel_bytes;
-        turn_row(plan, b, source, px, to);
+    for (int64_t row = 0; row < b.rows; ++row) {
+      int8_t* to = bytes + row * b.columns * b.pixel_bytes;
+      for (int64_t py : b.row_phases) {
+        int64_t y = (task.first_row + row) * s.stride[0] + py - s.padding[0];
+        const uint32_t* source = y >= 0 && y < s.height ? image + y * s.width * pixel_words : nullptr;
+        for (int64_t px : b.column_phases) {
+          turn_row(plan, b, source, px, to);
+          to += b.plane_bytes();
+        }
       }
     }
   }
@@ -208,7 +226,12 @@ ConvShape straightened(ConvShape s) {
 
 }  // namespace
 
-bool tiles_pay(const ConvShape& s) { return s.batch * s.out_size(0) * s.out_size(1) >= 8 && s.channels > 0; }
+bool tiles_pay(const ConvShape& s) {
+  if (s.out_pixels() < 8 || s.channels == 0) return false;
+  int64_t planes = std::min(s.kernel[0], s.stride[0]) * std::min(s.kernel[1], s.stride[1]);
+  int64_t pixels = planes * plane_size(s, 0, 1) * plane_size(s, 1, s.out_size(1));
+  return pixels * pixel_bytes(s) <= kWidestRow;
+}
 
 void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x, const uint32_t* blocked,
                const Epilogue& to) {
