@@ -21,7 +21,13 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    app(prog_name="bop2nd")
+    try:
+        app(prog_name="bop2nd")
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        print(f"bop2nd: the output could not be written: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

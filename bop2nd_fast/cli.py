@@ -1,7 +1,8 @@
 """The command line: ``bop2nd info | train | pack | predict | bench``.
 
 Mistakes of the user (a missing file, an impossible value) end with one line on standard error and exit
-status 2; a run that fails by itself (a loss that became NaN) ends with 1.
+status 2, and nothing is written; a run that fails by itself (a loss that became NaN, a full disk) ends with
+1, one that is interrupted with 130. No command replaces a file that it was not told to replace.
 """
 
 from __future__ import annotations
@@ -10,21 +11,20 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import __version__, backends, data, inference, train
+from .atomic_write import check_target
+from .checkpoint import PREVIOUS
 from .system_report import versions
+from .terminal import fail, one_line, out, refuse_existing, shown, user_errors
 
 app = typer.Typer(
     help="Train, pack and run binarized neural networks (Bop2ndOrder).",
@@ -32,8 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console()
-err = Console(stderr=True)
 
 
 class DataName(str, Enum):
@@ -41,28 +39,15 @@ class DataName(str, Enum):
     cifar10 = "cifar10"
 
 
+class Background(str, Enum):
+    black = "black"
+    white = "white"
+
+
 class BiasCorrection(str, Enum):
     none = "none"
     reference = "reference"
     adam = "adam"
-
-
-@contextmanager
-def user_errors(*kinds: type[Exception], status: int = 2) -> Iterator[None]:
-    """Turn exceptions of these kinds into one line on standard error and an exit status."""
-    try:
-        yield
-    except kinds as error:
-        err.print(f"[bold red]error:[/] {escape(_one_line(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(status) from None
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"there is no file {error.filename}"
-    if isinstance(error, ModuleNotFoundError):
-        return f"the package {error.name!r} is missing; install it with pip install 'bop2nd-fast[cli]'"
-    return str(error)
 
 
 def _version(wanted: bool) -> None:
@@ -90,7 +75,7 @@ def info() -> None:
     about.add_column(style="bold")
     about.add_column(overflow="fold")
     for name, value in versions().items():
-        about.add_row(name, escape(value))
+        about.add_row(name, shown(value))
     out.print(about)
     table = Table(title="Backends", title_justify="left")
     for column in ("backend", "devices", "state", "needs, or why not"):
@@ -99,7 +84,7 @@ def info() -> None:
         state = (
             "[bold green]in use[/]" if status.active else "available" if status.available else "[dim]no[/]"
         )
-        table.add_row(status.name, status.devices, state, escape(status.note))
+        table.add_row(status.name, status.devices, state, shown(status.note))
     out.print(table)
     out.print("Force one with [bold]BOP2ND_BACKEND=name[/] or bop2nd_fast.backends.use(name).")
 
@@ -114,15 +99,17 @@ def train_command(
         Path | None, typer.Option(help="Folder of the data set's files (digits need none).")
     ] = None,
     model: Annotated[str, typer.Option(help=f"Network: {', '.join(train.MODELS)}.")] = "binarynet",
-    width: Annotated[int | None, typer.Option(help="Channels of the first layer.")] = None,
-    epochs: Annotated[int | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Channels of the first layer.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     gamma: Annotated[float | None, typer.Option(help="Rate of the first moment, in (0, 1].")] = None,
     sigma: Annotated[float | None, typer.Option(help="Rate of the second moment, in (0, 1].")] = None,
     threshold: Annotated[float | None, typer.Option(help="A larger one flips less, >= 0.")] = None,
     bias_correction: Annotated[BiasCorrection | None, typer.Option()] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's, for the real parameters.")] = None,
-    seed: Annotated[int, typer.Option(help="Of initial weights, batches and augmentation.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of initial weights, batches and augmentation.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     out_dir: Annotated[
         Path, typer.Option("--out", help="Where checkpoint.pt, history.json and training.png go.")
@@ -141,34 +128,58 @@ def train_command(
         "lr": lr,
         "seed": seed,
     }
-    checkpoint = out_dir / "checkpoint.pt"
+    checkpoint, history_file, picture = (
+        out_dir / name for name in ("checkpoint.pt", "history.json", "training.png")
+    )
     with user_errors(ValueError, OSError, ModuleNotFoundError, train.TrainingError):
+        from . import plots  # what is missing is said before the training, not after it
+
         target = _device(device)
         settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v is not None})
+        if not resume:
+            refuse_existing(
+                checkpoint,
+                out_dir / f"{checkpoint.name}{PREVIOUS}",
+                instead="continue it with --resume or choose another --out",
+            )
+            refuse_existing(history_file, picture, instead="choose another --out")
         dataset = data.get(data_name.value, data_dir)
         spec = train.ModelSpec.for_dataset(dataset, model, default_width if width is None else width)
         trainer = train.Trainer(spec.build(settings.seed), dataset, settings, target, spec)
         if resume:
             trainer.resume(checkpoint)
-        elif checkpoint.exists():
-            raise ValueError(f"{checkpoint} exists; continue it with --resume or choose another --out")
-        out_dir.mkdir(parents=True, exist_ok=True)
-    with user_errors(train.TrainingError, status=1):
-        history = run_with_progress(trainer, checkpoint)
-    train.write_history(
-        out_dir / "history.json",
-        history,
-        model=dataclasses.asdict(spec),
-        dataset=dataset.name,
-        settings=dataclasses.asdict(settings),
-    )
-    with user_errors(ModuleNotFoundError):
-        from . import plots
-
-        plots.training(history, out_dir / "training.png", f"{spec.name}, width {spec.width}, {dataset.name}")
+        _make_folder(out_dir)
+    about = {
+        "model": dataclasses.asdict(spec),
+        "dataset": dataset.name,
+        "settings": dataclasses.asdict(settings),
+    }
+    try:
+        with user_errors(train.TrainingError, OSError, status=1):
+            history = run_with_progress(trainer, checkpoint)
+            train.write_history(history_file, history, **about)
+            plots.training(history, picture, f"{spec.name}, width {spec.width}, {dataset.name}")
+    except KeyboardInterrupt:
+        fail(f"interrupted: {_what_is_left(checkpoint, settings.epochs)}", 130)
+    except SystemExit:  # from the console
+        fail(f"nobody reads the output any more: {_what_is_left(checkpoint, settings.epochs)}", 1)
     out.print(
-        f"test accuracy [bold]{history[-1].test_accuracy:.2%}[/]; wrote {escape(str(out_dir))}/",
-        highlight=False,
+        f"test accuracy [bold]{history[-1].test_accuracy:.2%}[/]; wrote {shown(out_dir)}/", highlight=False
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"no permission to write into the folder {folder}")
+
+
+def _what_is_left(checkpoint: Path, n_epochs: int) -> str:
+    if not checkpoint.exists():
+        return "no epoch was finished, nothing was saved"
+    done = len(train.read_checkpoint(checkpoint)["history"])
+    return (
+        f"{done} of {n_epochs} epochs are in {checkpoint}; the same command with --resume goes on from there"
     )
 
 
@@ -230,9 +241,15 @@ def pack(
     exact: Annotated[
         bool, typer.Option(help="Same outputs bit for bit; --no-exact is faster in residual networks.")
     ] = True,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Pack a trained network: 1 bit per binary weight, batch norm folded into thresholds."""
     with user_errors(OSError, train.TrainingError, ValueError):
+        target, _ = check_target(output)
+        if target.exists() and checkpoint.exists() and target.samefile(checkpoint):
+            raise ValueError(f"{output} is the checkpoint itself; choose another --output")
+        if not force:
+            refuse_existing(output, instead="choose another --output, or replace it with --force")
         model, state = train.model_from_checkpoint(checkpoint)
         spec = state["spec"]
         example = torch.zeros(1, spec["in_channels"], spec["image_size"], spec["image_size"])
@@ -240,7 +257,7 @@ def pack(
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     size, fp32 = output.stat().st_size, 4 * n_weights
     out.print(
-        f"wrote {escape(str(output))}: {_bytes(size)}, the same parameters in fp32 are {_bytes(fp32)} "
+        f"wrote {shown(str(output))}: {_bytes(size)}, the same parameters in fp32 are {_bytes(fp32)} "
         f"({fp32 / size:.1f}x)",
         highlight=False,
     )
@@ -254,25 +271,52 @@ def predict(
     ] = None,
     data_name: Annotated[DataName | None, typer.Option("--data", help="Test split of a data set.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="As for train.")] = None,
+    background: Annotated[
+        Background | None, typer.Option(help="Laid under transparent pictures; white if not given.")
+    ] = None,
 ) -> None:
     """Classify pictures, or measure the accuracy on a data set's test images."""
     with user_errors(ValueError, OSError, ModuleNotFoundError):
         if (images is None) == (data_name is None):
             raise ValueError("give either --images or --data")
+        if images is not None and data_dir is not None:
+            raise ValueError("--data-dir belongs to --data, not to --images")
+        if data_name is not None and background is not None:
+            raise ValueError("--background belongs to --images, not to --data")
         packed = inference.load(model)
         if data_name is not None:
             dataset = data.get(data_name.value, data_dir)
-            _print_accuracy(dataset, train.logits_of(packed, dataset.test_images))
+            _print_accuracy(dataset, _logits(packed, dataset.test_images, dataset.name))
             return
-        table = Table("file", "image", "class", "probability")
+        table = Table(Column("file", overflow="fold"), "image", "class", "probability")
         for path in images or []:
-            probabilities = train.logits_of(packed, data.read_images(path)).softmax(1)
-            for i, row in enumerate(probabilities):
-                table.add_row(escape(str(path)), str(i), str(int(row.argmax())), f"{float(row.max()):.3f}")
+            pixels = data.read_images(path, None if background is None else background.value)
+            for i, row in enumerate(_logits(packed, pixels, path).softmax(1)):
+                table.add_row(shown(path), str(i), str(int(row.argmax())), f"{float(row.max()):.3f}")
         out.print(table)
 
 
+def _logits(packed: inference.PackedModel, images: torch.Tensor, source: object) -> torch.Tensor:
+    """The model's outputs ``[N, classes]``; ``source`` is where the images come from, for errors."""
+    try:
+        outputs = [packed(part) for part in images.split(500)]
+    except (TypeError, ValueError, RuntimeError) as error:
+        wanted = " and ".join(str(list(spec.shape[1:])) for spec in packed.inputs)
+        raise ValueError(
+            f"{source} does not fit the model, which was packed for inputs of {wanted}: {one_line(error)}"
+        ) from error
+    first = outputs[0]
+    if not isinstance(first, torch.Tensor) or first.dim() != 2 or not first.is_floating_point():
+        kind = f"of shape {tuple(first.shape)}" if isinstance(first, torch.Tensor) else type(first).__name__
+        raise ValueError(f"the model's result is {kind}; predict needs one tensor [N, classes]")
+    return torch.cat(outputs)
+
+
 def _print_accuracy(dataset: data.Dataset, logits: torch.Tensor) -> None:
+    if logits.shape[1] != len(dataset.classes):
+        raise ValueError(
+            f"the model knows {logits.shape[1]} classes, {dataset.name} has {len(dataset.classes)}"
+        )
     predictions, labels = logits.argmax(1), dataset.test_labels
     table = Table("class", "images", "correct", "most often mistaken for")
     for index, name in enumerate(dataset.classes):
@@ -312,4 +356,5 @@ def bench(context: typer.Context) -> None:
     path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "benchmarks.run", *context.args]
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": path}
-    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+    status = subprocess.run(command, env=environment, check=False).returncode
+    raise typer.Exit(status if status >= 0 else 128 - status)  # as a shell says that a signal ended it

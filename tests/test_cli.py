@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +20,21 @@ import bop2nd_fast as bf
 from bop2nd_fast import backends, cli, data, inference, train
 
 TINY = ["train", "--epochs", "1", "--width", "2", "--batch-size", "256", "--seed", "3"]
+
+
+class TwoInputs(torch.nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a + b).flatten(1)
+
+
+class Named(torch.nn.Module):
+    def forward(self, a: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": a.flatten(1)}
+
+
+class Classes(torch.nn.Sequential):
+    def __init__(self, n: int) -> None:
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, n))
 
 
 class Result:
@@ -117,7 +137,11 @@ def test_train_shows_progress_and_continues_where_it_stopped(tmp_path):
         (["--lr", "-1"], ["lr"]),
         (["--epochs", "0"], ["epochs"]),
         (["--batch-size", "100000"], ["batch_size"]),
-        (["--width", "0"], ["out_channels"]),
+        (["--width", "0"], ["--width"]),
+        (["--width", "1000000"], ["not enough memory"]),
+        (["--seed", "-1"], ["--seed"]),
+        (["--seed", "9" * 30], ["--seed"]),
+        (["--data-dir", "somewhere"], ["take no folder"]),
         (["--model", "lenet"], ["lenet", "binarynet"]),
         (["--data", "imagenet"], ["imagenet", "cifar10"]),
         (["--bias-correction", "some"], ["some", "reference"]),
@@ -138,6 +162,119 @@ def test_train_refuses_to_resume_another_run(run_folder):
     before = (run_folder / "checkpoint.pt").read_bytes()
     Result(*TINY, "--out", run_folder, "--resume", "--gamma", "0.5").fails("gamma was 0.001, is now 0.5")
     assert (run_folder / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt.previous", "history.json", "training.png"])
+def test_train_replaces_nothing_that_is_not_its_own(tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    Result(*TINY, "--out", tmp_path).fails(f"{name} exists", "choose another --out")
+    assert (tmp_path / name).read_bytes() == b"mine" and os.listdir(tmp_path) == [name]
+
+
+def test_train_refuses_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_bytes(b"mine")
+    Result(*TINY, "--out", tmp_path / "file").fails("file is a file; allowed is a folder")
+    Result(*TINY, "--out", tmp_path / "file" / "x").fails("a part of this path is a file")
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_train_says_what_is_missing_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "bop2nd_fast.plots", raising=False)
+    monkeypatch.delattr(bf, "plots", raising=False)
+    Result(*TINY, "--out", tmp_path / "out").fails(
+        "'matplotlib' is missing", "pip install 'bop2nd-fast[cli]'"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch):
+    steps = [*TINY[:2], "3", *TINY[3:], "--out", tmp_path]
+    save = train.Trainer.save
+
+    def interrupted(self: train.Trainer, path: Path) -> None:
+        if len(self.history) == stop_at:
+            raise KeyboardInterrupt
+        save(self, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Trainer, "save", interrupted)
+        stop_at = 1
+        Result(*steps).fails("interrupted: no epoch was finished, nothing was saved", status=130)
+        stop_at = 3
+        Result(*steps).fails("interrupted: 2 of 3 epochs are in", "--resume goes on", status=130)
+    text = Result(*steps, "--resume").ok().out
+    assert "epoch   3" in text and "epoch   2" not in text
+    Result(*steps[:-1], tmp_path / "whole").ok()
+    resumed, whole = (train.read_checkpoint(p / "checkpoint.pt") for p in (tmp_path, tmp_path / "whole"))
+    assert all(torch.equal(value, whole["model"][name]) for name, value in resumed["model"].items())
+
+
+def test_ctrl_c_reaches_the_running_command(tmp_path):
+    command = [sys.executable, "-m", "bop2nd_fast", *TINY, "--epochs", "100000", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline().startswith("epoch   1")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "of 100000 epochs are in" in errors and "--resume goes on" in errors
+    assert train.read_checkpoint(tmp_path / "checkpoint.pt")["history"]
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    save = train.Trainer.save
+
+    def full(self: train.Trainer, path: Path) -> None:
+        if len(self.history) == 2:
+            monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        save(self, path)
+
+    monkeypatch.setattr(train.Trainer, "save", full)
+    Result(*TINY[:2], "3", *TINY[3:], "--out", tmp_path).fails(str(tmp_path / "checkpoint.pt"), status=1)
+    monkeypatch.undo()
+    assert len(train.read_checkpoint(tmp_path / "checkpoint.pt")["history"]) == 1
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*"))
+
+
+# ---------------------------------------------------------------------------------------------- output
+
+
+def shell(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one line of bash; ``$B`` is the command."""
+    program = f"set -o pipefail; B='{sys.executable} -m bop2nd_fast'; {line}"
+    return subprocess.run(
+        ["bash", "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), **environment},
+    )
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path):
+    done = shell("$B info | true", tmp_path)
+    assert done.stderr == ""
+    done = shell(f"$B {' '.join(TINY)} --epochs 1000 --out run | head -1", tmp_path)
+    assert done.stdout.startswith("epoch   1") and "Traceback" not in done.stderr
+    assert "nobody reads the output any more" in done.stderr and "--resume goes on" in done.stderr
+    assert train.read_checkpoint(tmp_path / "run" / "checkpoint.pt")["history"]
+
+
+def test_an_output_that_cannot_be_written_is_said(tmp_path):
+    done = shell("$B info > /dev/full", tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "could not be written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"NO_COLOR": "1", "COLUMNS": "20"}, {"PYTHONIOENCODING": "ascii", "TERM": "dumb"}],
+    ids=["narrow and without colour", "ascii"],
+)
+def test_output_suits_the_terminal(tmp_path, environment):
+    done = shell("$B info && $B predict né.safetensors --data digits", tmp_path, **environment)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "\x1b" not in done.stdout + done.stderr
+    assert done.stderr.startswith("error: there is no file n") and bf.__version__ in done.stdout
 
 
 def test_a_run_that_fails_by_itself_ends_with_one(tmp_path, monkeypatch):
@@ -235,7 +372,82 @@ def test_pack_refuses_what_is_no_checkpoint_and_writes_nothing(run_folder, tmp_p
     Result("pack", half, "-o", output).fails("not a checkpoint, or it is damaged")
     Result("pack", tmp_path / "none.pt", "-o", output).fails("there is no file")
     assert not output.exists()
-    Result("pack", run_folder / "checkpoint.pt", "-o", tmp_path / "no" / "folder").fails("there is no file")
+    checkpoint = run_folder / "checkpoint.pt"
+    Result("pack", checkpoint, "-o", tmp_path / "no" / "file").fails(
+        f"there is no folder {tmp_path / 'no'}\n"
+    )
+    Result("pack", checkpoint, "-o", half / "file").fails("a part of this path is a file, not a folder")
+    Result("pack", checkpoint, "-o", tmp_path).fails(f"{tmp_path} is a folder; allowed is a file")
+    Result("pack", checkpoint, "-o", "/dev/null").fails("only regular files are written, not /dev/null")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert os.listdir(tmp_path) == ["half.pt"]
+
+
+def test_pack_replaces_nothing_that_it_was_not_told_to(run_folder, tmp_path):
+    output, checkpoint = tmp_path / "m.safetensors", tmp_path / "checkpoint.pt"
+    checkpoint.write_bytes((run_folder / "checkpoint.pt").read_bytes())
+    output.write_bytes(b"mine")
+    Result("pack", checkpoint, "-o", output).fails(f"{output} exists; choose another --output, or replace it")
+    assert output.read_bytes() == b"mine"
+    Result("pack", checkpoint, "-o", output, "--force").ok()
+    assert inference.load(output).inputs[0].shape == (1, 1, 8, 8)
+    before = checkpoint.read_bytes()
+    (tmp_path / "link").symlink_to(checkpoint)
+    for name in ("checkpoint.pt", "link"):
+        Result("pack", checkpoint, "-o", tmp_path / name, "--force").fails("is the checkpoint itself")
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "words"),
+    [
+        (
+            TwoInputs(),
+            (torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)),
+            ["inputs of [1, 8, 8] and [1, 8, 8]"],
+        ),
+        (Named(), torch.zeros(1, 1, 8, 8), ["result is dict; predict needs one tensor [N, classes]"]),
+        (torch.nn.Conv2d(1, 10, 3), torch.zeros(1, 1, 8, 8), ["of shape (450, 10, 6, 6)", "[N, classes]"]),
+        (Classes(7), torch.zeros(1, 1, 8, 8), ["the model knows 7 classes, digits has 10"]),
+    ],
+    ids=["two inputs", "dict", "picture", "classes"],
+)
+def test_predict_says_which_models_it_can_use(tmp_path, model, example, words):
+    inference.convert(model.eval(), example).save(tmp_path / "m.safetensors")
+    Result("predict", tmp_path / "m.safetensors", "--data", "digits").fails(*words)
+
+
+def test_predict_names_the_file_and_the_size_wanted(packed_file, tmp_path):
+    for shape in ((16, 16), (8, 8, 3)):
+        path = tmp_path / f"{len(shape)}.png"
+        Image.fromarray(np.zeros(shape, np.uint8)).save(path)
+        Result("predict", packed_file, "--images", path).fails(str(path), "inputs of [1, 8, 8]")
+
+
+def test_predict_lays_transparent_pictures_on_the_background_asked_for(packed_file, tmp_path):
+    pixels = np.full((8, 8, 2), 255, np.uint8)
+    pixels[:, 4:, 1] = 0
+    Image.fromarray(pixels).save(tmp_path / "white.png")
+    options = ["predict", packed_file, "--images", tmp_path / "white.png"]
+    Result(*options).fails("white.png is transparent", "black or white")
+    assert "white.png" in "".join(re.findall(r"[\w./]", Result(*options, "--background", "black").ok().out))
+    Result(*options, "--background", "green").fails("green")
+    Result("predict", packed_file, "--data", "digits", "--background", "black").fails("belongs to --images")
+    Result(*options, "--data-dir", tmp_path).fails("--data-dir belongs to --data, not")
+
+
+def test_names_cannot_reach_the_terminal_as_commands(packed_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"a\xff\x1b[31m[red]\n.npy")
+    np.save(name, np.zeros((8, 8), np.uint8))
+    for result in (
+        Result("predict", packed_file, "--images", name).ok(),
+        Result("predict", packed_file, "--images", f"no{name}"),
+        Result("predict", f"no{name}", "--data", "digits"),
+        Result(*TINY, "--resume", "--out", name),
+    ):
+        text = "".join((result.out + result.err).split())
+        assert "\x1b" not in result.out + result.err and "[red]" in text.replace("│", "")
 
 
 # ------------------------------------------------------------------------------------------------ bench

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import warnings
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from bop2nd_fast import data
 
@@ -174,3 +179,199 @@ def test_augmentation_repeats_with_the_seed():
     first = data.augment_crop_flip(images, generator(7))
     assert torch.equal(first, data.augment_crop_flip(images, generator(7)))
     assert not torch.equal(first, data.augment_crop_flip(images, generator(8)))
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
+EXPECTED = torch.from_numpy(RAMP.astype(np.float32) / 127.5 - 1)
+STROKE = np.zeros((8, 8, 2), np.uint8)  # black where it is opaque
+STROKE[2:6, 3:5, 1] = 255
+
+
+def saved(folder, picture: Image.Image, suffix: str = "png", **options):
+    path = folder / f"picture.{suffix}"
+    picture.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "pgm", "tga"])
+def test_grey_of_8_bits_is_one_channel(tmp_path, suffix):
+    image = data.read_images(saved(tmp_path, Image.fromarray(RAMP), suffix))
+    assert image.dtype == torch.float32 and image.shape == (1, 1, 8, 8) and torch.equal(image[0, 0], EXPECTED)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_grey_of_16_bits_has_the_same_white(tmp_path, suffix):
+    image = data.read_images(saved(tmp_path, Image.fromarray(RAMP.astype(np.uint16) * 257), suffix))
+    assert image.dtype == torch.float32 and image.min() == -1 and image.max() == 1
+    torch.testing.assert_close(image[0, 0], EXPECTED, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "CMYK"])
+def test_colours_are_three_channels_in_every_mode(tmp_path, mode):
+    picture = Image.fromarray(RAMP)
+    picture = picture.convert("P") if mode == "P" else picture.convert("RGB").convert(mode)
+    image = data.read_images(saved(tmp_path, picture, "tiff" if mode == "CMYK" else "png"))
+    assert torch.equal(image, EXPECTED.expand(1, 3, 8, 8))
+
+
+def test_black_and_white_is_minus_one_and_one(tmp_path):
+    image = data.read_images(saved(tmp_path, Image.fromarray(RAMP >= 128)))
+    assert torch.equal(image[0, 0], torch.from_numpy(np.where(RAMP >= 128, 1, -1).astype(np.float32)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_cameras_is_followed(tmp_path, orientation):
+    pixels = np.array([[0, 80, 160], [200, 220, 255]], np.uint8)
+    turned = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.T,
+        6: pixels[::-1].T,
+        7: pixels[::-1, ::-1].T,
+        8: pixels[:, ::-1].T,
+    }[orientation]
+    picture = Image.fromarray(pixels)
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    image = data.read_images(saved(tmp_path, picture, exif=exif))
+    assert torch.equal(image[0, 0], torch.from_numpy(turned / np.float32(127.5) - 1))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_is_laid_on_white_or_on_what_is_asked_for(tmp_path, mode):
+    path = saved(tmp_path, Image.fromarray(STROKE).convert(mode))
+    on_white, on_black = data.read_images(path), data.read_images(path, "black")
+    stroke = torch.from_numpy(STROKE[..., 1] == 255)
+    assert torch.equal(on_white[0, 0], torch.where(stroke, -1.0, 1.0))
+    assert torch.equal(on_white, data.read_images(path, "white")) and bool((on_black == -1).all())
+
+
+def test_half_transparent_is_half_way(tmp_path):
+    grey = np.full((1, 2, 2), 0, np.uint8)
+    grey[0, :, 1] = 51, 255
+    path = saved(tmp_path, Image.fromarray(grey))
+    torch.testing.assert_close(data.read_images(path)[0, 0, 0], torch.tensor([0.6, -1.0]))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mode", "transparent"),
+    [(RAMP, "L", 0), (RAMP, "P", 0), (RAMP, "RGB", (0, 0, 0)), (RAMP.astype(np.uint16) * 257, "I;16", 0)],
+    ids=["L", "P", "RGB", "I;16"],
+)
+def test_a_colour_that_means_transparent_is_followed(tmp_path, pixels, mode, transparent):
+    picture = Image.fromarray(pixels)
+    path = saved(tmp_path, picture if mode == "I;16" else picture.convert(mode), transparency=transparent)
+    corner = [float(data.read_images(path, background)[0, 0, 0, 0]) for background in (None, "black")]
+    assert corner == [1, -1] and float(data.read_images(path)[0, 0, 7, 7]) == 1
+
+
+def test_transparent_pictures_that_vanish_on_white_are_refused(tmp_path):
+    white = STROKE.copy()
+    white[..., 0] = 255
+    path = saved(tmp_path, Image.fromarray(white))
+    with pytest.raises(ValueError, match=r"picture\.png is transparent.*black or white"):
+        data.read_images(path)
+    stroke = torch.from_numpy(STROKE[..., 1] == 255)
+    assert torch.equal(data.read_images(path, "black")[0, 0], torch.where(stroke, 1.0, -1.0))
+    with pytest.raises(ValueError, match="background is 'green', allowed are black, white"):
+        data.read_images(path, "green")
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "LAB"])
+def test_modes_without_a_known_range_are_refused(tmp_path, mode):
+    picture = Image.fromarray(RAMP)
+    picture = picture.convert("RGB").convert(mode) if mode == "LAB" else picture.convert(mode)
+    with pytest.raises(ValueError, match=rf"picture\.tiff has pixels of Pillow's mode '{mode}'; allowed are"):
+        data.read_images(saved(tmp_path, picture, "tiff"))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "tiff"])
+def test_several_frames_are_refused(tmp_path, suffix):
+    other = Image.fromarray(255 - RAMP)
+    path = saved(tmp_path, Image.fromarray(RAMP), suffix, save_all=True, append_images=[other])
+    with pytest.raises(ValueError, match=rf"picture\.{suffix} has 2 frames; allowed is one"):
+        data.read_images(path)
+
+
+@pytest.mark.parametrize("side", [8500, 10_000, 20_000])
+def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path, side, recwarn):
+    path = saved(tmp_path, Image.new("1", (side, side)))
+    with pytest.raises(ValueError, match=r"picture\.png (has 8500x8500 pixels|is too large)"):
+        data.read_images(path)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp"])
+def test_truncated_pictures_are_refused_by_name(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = saved(tmp_path, Image.fromarray(noise), suffix)
+    whole = path.read_bytes()
+    for n_bytes in (0, 1, 10, len(whole) // 2):
+        path.write_bytes(whole[:n_bytes])
+        refused = pytest.raises(ValueError, match=rf"picture\.{suffix} is (empty|damaged|not a picture)")
+        with refused, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own words
+            data.read_images(path)
+
+
+def test_altered_pictures_raise_nothing_but_value_errors(tmp_path):
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    for suffix in ("png", "jpg", "gif", "bmp", "tiff", "webp", "tga", "pcx"):
+        path = saved(tmp_path, Image.fromarray(noise), suffix)
+        whole = path.read_bytes()
+        for _ in range(100):
+            altered = bytearray(whole[: generator.integers(1, len(whole) + 1)])
+            altered[generator.integers(len(altered))] = generator.integers(256)
+            path.write_bytes(altered)
+            with contextlib.suppress(ValueError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert data.read_images(path).shape[1] in (1, 3)
+
+
+def test_only_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, kind in (("none.png", FileNotFoundError), ("", IsADirectoryError), ("pipe.png", ValueError)):
+        with pytest.raises(kind, match=str(tmp_path / name)):
+            data.read_images(tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f2", "<f8", "g", "u1"])
+def test_arrays_of_every_byte_order_and_width(tmp_path, dtype):
+    values = RAMP if dtype == "u1" else (RAMP / 127.5 - 1).astype(dtype)
+    np.save(tmp_path / "a.npy", np.asfortranarray(values))
+    (tmp_path / "a.npy").rename(tmp_path / "a.NPY")
+    image = data.read_images(tmp_path / "a.NPY")
+    assert image.dtype == torch.float32 and image.shape == (1, 1, 8, 8)
+    torch.testing.assert_close(image[0, 0], EXPECTED, rtol=0, atol=1e-3 if dtype == "<f2" else 1e-6)
+
+
+def test_arrays_that_lie_about_their_size_are_refused(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, RAMP)
+    for wrong in (b"(999999999999, 8)", b"(9, 8)", b"(-8, 8)", b"(8, "):
+        whole = path.read_bytes().replace(b"(8, 8)", wrong)
+        (tmp_path / "b.npy").write_bytes(whole)
+        with pytest.raises(ValueError, match=r"b\.npy is not a \.npy file of numbers, or it is damaged"):
+            data.read_images(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((0, 8, 8), np.uint8), "holds no pixels"),
+        (np.zeros((8, 8, 3), np.uint8), r"allowed are \[H, W\]"),
+        (np.full((8, 8), 1e300), "outside"),
+        (np.zeros((8, 8), np.uint16), "uint16"),
+        (np.zeros((8, 8), "U3"), "<U3"),
+        (np.array([[None]]), "not a .npy file of numbers"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_refused(tmp_path, array, words):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match=rf"a\.npy .*{words}"):
+        data.read_images(tmp_path / "a.npy")

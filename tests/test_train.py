@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 
 import pytest
 import torch
 from torch import nn
 
 from bop2nd_fast import data, plots, train
-from bop2nd_fast.atomic_write import atomic_write
 from bop2nd_fast.binary_tensor import BinaryTensor
 
 SETTINGS = train.Settings(
@@ -232,29 +230,3 @@ def test_history_and_plots_are_written(tmp_path):
     )
     for name in ("training.png", "bars.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-
-
-# ----------------------------------------------------------------------------------------- atomic_write
-
-
-def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    atomic_write(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
-    mask = os.umask(0)
-    os.umask(mask)
-    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"half of the n")
-        raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="the disk is full"):
-        atomic_write(path, fail)
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
