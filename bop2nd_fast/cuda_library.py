@@ -64,10 +64,8 @@ class CudaLibrary:
                 reason = self.symbols.bop2nd_cuda_unusable(index)
             if reason is not None:
                 major, minor = torch.cuda.get_device_capability(index)
-                device = (
-                    f"cuda:{index}, {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
-                )
-                return f"the CUDA C++ kernels were not built for {device} ({reason.decode()})"
+                device = f"cuda:{index} ({torch.cuda.get_device_name(index)}, {major}.{minor})"
+                return f"the CUDA C++ kernels were not built for {device}: {reason.decode()}"
         return None
 
     def calls(self) -> int:

@@ -10,8 +10,8 @@ BOP2ND_EXPORT int64_t bop2nd_cuda_calls(void) { return bop2nd::cuda::n_calls.loa
 
 // Why the kernels cannot run on the current device `device` (no code for it, say), or null if they can.
 BOP2ND_EXPORT const char* bop2nd_cuda_unusable(int device) {
-  bop2nd::cuda::DeviceTraits traits;
-  return bop2nd::cuda::device_traits(device, &traits);
+  bop2nd::cuda::Chip chip;
+  return bop2nd::cuda::chip_of(device, &chip);
 }
 
 // Enqueues the product kernels' instruction back to back on the current device `device`; returns the

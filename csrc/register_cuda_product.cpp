@@ -59,10 +59,9 @@ void compute(const ConvShape& shape, int64_t padding_value, const Tensor& x, con
   check_beside(x, weight, "weight");
   Place place(x);
   Tensor w = compact(weight);
-  DeviceTraits traits;
-  check(device_traits(place.device, &traits), "binary product");
-  MatmulPlan plan =
-      plan_matmul(shape, static_cast<int>(padding_value), traits.math, traits.n_multiprocessors);
+  Chip chip;
+  check(chip_of(place.device, &chip), "binary product");
+  MatmulPlan plan = plan_matmul(shape, static_cast<int>(padding_value), chip);
   plan.fit_alignment(const_words_of(x), const_words_of(w));
   check_size(plan.n_blocks(), "blocks");
   Tensor scratch = new_tensor(x, {plan.scratch_words()}, ScalarType::Int);

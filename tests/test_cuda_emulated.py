@@ -20,7 +20,7 @@ from tests.epilogues import epilogues
 reference: Any = _reference  # called with one tuple for its geometry
 pytestmark = pytest.mark.timeout(900)  # compiles when its sources changed
 
-CHIPS = (80, 90, 100)
+CHIPS = (80, 89, 90, 100, 120)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

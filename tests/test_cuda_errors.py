@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bop2nd_fast import backends
-from bop2nd_fast.cuda_library import OPS, CudaLibrary
+from bop2nd_fast.cuda_library import CudaLibrary
 
 CUDA = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 RUNTIME = """
@@ -68,6 +68,9 @@ class FakeSymbols:
     def __init__(self, capabilities: list[tuple[int, int]], built_for: set[tuple[int, int]]) -> None:
         self.capabilities, self.built_for = capabilities, built_for
 
+    def bop2nd_cuda_calls(self) -> int:
+        return 0
+
     def bop2nd_cuda_unusable(self, device: int) -> bytes | None:
         assert FakeDevice.current == device, "it is asked on the device in question"
         return None if self.capabilities[device] in self.built_for else b"no kernel image"
@@ -103,9 +106,9 @@ def test_every_device_is_asked_whether_the_library_has_code_for_it(monkeypatch: 
     assert _library(monkeypatch, [(8, 0), (9, 0)], {(8, 0), (9, 0)}).why_not() is None
     reason = _library(monkeypatch, [(9, 0), (8, 0)], {(9, 0)}).why_not()  # 8.0 is enough, but not in it
     assert reason is not None
-    assert "cuda:1, chip 1, compute capability 8.0" in reason and "no kernel image" in reason
+    assert "cuda:1 (chip 1, 8.0)" in reason and "no kernel image" in reason
     reason = _library(monkeypatch, [(7, 5)], {(8, 0)}).why_not()
-    assert reason is not None and "compute capability 7.5" in reason
+    assert reason is not None and "chip 0, 7.5" in reason
 
 
 @pytest.fixture
@@ -113,15 +116,18 @@ def unusable(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(backends, "_cuda", _library(monkeypatch, [(7, 5)], {(8, 0)}))
     monkeypatch.setattr(backends, "_spared", [])
     yield backends
-    backends.use("auto")
-    for library in backends._spared:
+    spared = backends._spared
+    monkeypatch.undo()
+    for library in spared:
         library._destroy()
+    backends.use("auto")
 
 
-def _serves_cuda(op: str) -> str:
-    """The kernel registered for CUDA tensors, as the dispatcher lists it ('' for none)."""
-    listed = torch._C._dispatch_dump(f"bop2nd::{op}")
-    return "".join(line for line in listed.splitlines() if line.startswith("CUDA"))
+def _packed_as_on_cuda(x: torch.Tensor) -> torch.Tensor:
+    """``pack_bits`` by the kernel that is registered for CUDA tensors."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    packed: torch.Tensor = torch.ops.bop2nd.pack_bits.default.redispatch(keys, x, -1)
+    return packed
 
 
 @pytest.mark.parametrize("triton", [None, "Triton is not there"])
@@ -134,7 +140,10 @@ def test_kernels_that_cannot_run_are_taken_out_of_use_loudly(
     with pytest.warns(RuntimeWarning, match=f"not built for cuda:0.*{served} serves CUDA tensors"):
         backends._settle_cuda()
     assert backends.active("cuda") == ("triton" if triton is None else "reference")
-    assert all(_serves_cuda(op) for op in OPS)
+    if triton is not None:
+        served_before, x = backends.calls()["reference"], torch.tensor([[-1.0, 2.0, -0.5]])
+        assert torch.equal(_packed_as_on_cuda(x), torch.tensor([[5]], dtype=torch.int32))
+        assert backends.calls()["reference"] == served_before + 1
     assert "chip 0" in (backends.why_not("cuda") or "")
     with pytest.raises(backends.BackendError, match="not built for"):
         backends.use("cuda")

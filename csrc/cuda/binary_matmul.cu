@@ -3,6 +3,7 @@
 // binary_terms.h (what does not depend on the pair), and their launcher. Kernels are named
 // binary_matmul_<tile>_<vector>; the arithmetic follows from the architecture compiled for (fragment.h).
 #include <atomic>
+#include <type_traits>
 
 #include "device_block.cuh"
 #include "error.cuh"
@@ -14,7 +15,8 @@ template <class Tile, int kVector, int kBlocksPerMultiprocessor>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocksPerMultiprocessor)
     binary_matmul(const __grid_constant__ MatmulProblem p) {
   DeviceBlock block;
-  MatmulBlock<Tile, kDeviceMath, kVector, DeviceBlock> work(block, p, static_cast<int>(blockIdx.x),
+  using Used = std::conditional_t<kDeviceLean, typename Tile::Lean, Tile>;
+  MatmulBlock<Used, kDeviceMath, kVector, DeviceBlock> work(block, p, static_cast<int>(blockIdx.x),
                                                             static_cast<int>(blockIdx.y));
   work.run();
 }
@@ -42,11 +44,12 @@ struct Choice {
 };
 
 template <class Tile, int kBlocks>
-Choice tile_kernel(int vector_words) {
+Choice tile_kernel(const MatmulPlan& plan) {
+  int vector_words = plan.vector_words;
   MatmulKernel kernel = vector_words == 4   ? binary_matmul<Tile, 4, kBlocks>
                         : vector_words == 2 ? binary_matmul<Tile, 2, kBlocks>
                                             : binary_matmul<Tile, 1, kBlocks>;
-  return {kernel, Tile::kThreads, Tile::kSharedBytes};
+  return {kernel, Tile::kThreads, plan.lean ? Tile::Lean::kSharedBytes : Tile::kSharedBytes};
 }
 
 Choice choose(const MatmulPlan& plan) {
@@ -54,9 +57,9 @@ Choice choose(const MatmulPlan& plan) {
     return {plan.vector_words == 4 ? binary_skinny<4> : binary_skinny<1>, SkinnyTile::kThreads,
             SkinnyTile::kSharedBytes};
   }
-  if (plan.kernel == Kernel::kLargeTile) return tile_kernel<LargeTile, 2>(plan.vector_words);
-  if (plan.kernel == Kernel::kTallTile) return tile_kernel<TallTile, 2>(plan.vector_words);
-  return tile_kernel<SmallTile, 4>(plan.vector_words);
+  if (plan.kernel == Kernel::kLargeTile) return tile_kernel<LargeTile, 2>(plan);
+  if (plan.kernel == Kernel::kTallTile) return tile_kernel<TallTile, 2>(plan);
+  return tile_kernel<SmallTile, 4>(plan);
 }
 
 // More than 48 KiB of shared memory has to be asked for, once per kernel and device.
@@ -68,9 +71,9 @@ Error allow_shared_memory(const Choice& choice) {
 
 }  // namespace
 
-Error device_traits(int device, DeviceTraits* traits) {
-  constexpr int kMaxDevices = 64;
-  static std::atomic<int> known[kMaxDevices];  // 0: not asked yet; else multiprocessors * 4 + math + 1
+Error chip_of(int device, Chip* chip) {
+  constexpr int kMaxDevices = 64, kArchs = 4096;
+  static std::atomic<int> known[kMaxDevices];  // 0: not asked yet; else multiprocessors * kArchs + arch
   bool cached = device >= 0 && device < kMaxDevices;
   int packed = cached ? known[device].load() : 0;
   if (packed == 0) {
@@ -80,11 +83,10 @@ Error device_traits(int device, DeviceTraits* traits) {
       return e;
     // The virtual architecture the kernel in use was compiled for: what __CUDA_ARCH__ was.
     if (Error e = text_of(cudaFuncGetAttributes(&attributes, binary_matmul<SmallTile, 4, 4>))) return e;
-    packed = multiprocessors * 4 + static_cast<int>(math_of_arch(attributes.ptxVersion * 10)) + 1;
+    packed = multiprocessors * kArchs + attributes.ptxVersion * 10;
     if (cached) known[device].store(packed);
   }
-  traits->math = static_cast<Math>((packed - 1) % 4);
-  traits->n_multiprocessors = (packed - 1) / 4;
+  *chip = {packed % kArchs, packed / kArchs};
   return nullptr;
 }
 

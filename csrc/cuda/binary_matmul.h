@@ -60,8 +60,9 @@ template <class Tile>
 struct MatmulThread {
   int32_t x_base[Tile::kRowCopies];  // word of tap (0, 0); may lie in the padding
   int32_t y[Tile::kRowCopies], x[Tile::kRowCopies];
-  int32_t w_base[Tile::kColCopies];  // negative where there is no such output
-  int32_t copy_target;               // of this thread's first chunk, within a stage
+  int32_t w_base[Tile::kColCopies];                              // negative where there is no such output
+  int32_t term[Tile::kRowTerms], border_class[Tile::kRowTerms];  // of rows thread, thread + kThreads, ...
+  int32_t copy_target;  // of this thread's first chunk, within a stage
   int32_t count[Tile::kDown][Tile::kAcross][4];
 };
 
@@ -85,8 +86,8 @@ struct MatmulBlock {
     col0 = tile % across * Tile::kCols;
   }
 
-  BOP2ND_HD int32_t* shared_row_terms() { return block.template shared<int32_t>(Tile::kBufferBytes); }
-  BOP2ND_HD int32_t* shared_classes() { return shared_row_terms() + Tile::kRows; }
+  BOP2ND_HD int32_t* shared_row_terms() { return block.template shared<int32_t>(Tile::kPartBytes); }
+  BOP2ND_HD int32_t* shared_classes() { return shared_row_terms() + Tile::kPartRows; }
 
   BOP2ND_HD void locate() {
     const ConvShape& s = p.shape;
@@ -114,16 +115,18 @@ struct MatmulBlock {
 #pragma unroll
           for (int r = 0; r < 4; ++r) t.count[i][j][r] = 0;
       t.copy_target = swizzle(thread / Tile::kChunksPerRow, thread % Tile::kChunksPerRow);
-      for (int row = thread; row < Tile::kRows; row += Tile::kThreads) row_term(row);
+#pragma unroll
+      for (int i = 0; i < Tile::kRowTerms; ++i) row_term(t, i, row0 + thread + i * Tile::kThreads);
     });
   }
 
-  // -2 popc(x) over the taps inside the image (AND only), and the border class.
-  BOP2ND_HD void row_term(int row) {
+  // Of a row: -2 popc(x) over the taps inside the image (AND only), and the border class. Worked out before
+  // the accumulators take their registers.
+  BOP2ND_HD void row_term(Thread& t, int i, int row) {
     const ConvShape& s = p.shape;
     int term = 0, border_class = 0;
-    if (row0 + row < s.n_rows()) {
-      Pixel pixel = s.pixel(row0 + row);
+    if (row < s.n_rows()) {
+      Pixel pixel = s.pixel(row);
       if (p.n_classes > 1) border_class = s.class_of(pixel);
       if (math != Math::kXorBits) {
         for (int ky = 0; ky < s.vertical.kernel; ++ky)
@@ -133,8 +136,8 @@ struct MatmulBlock {
           }
       }
     }
-    shared_row_terms()[row] = term;
-    shared_classes()[row] = border_class;
+    t.term[i] = term;
+    t.border_class[i] = border_class;
   }
 
   // Where a source does not exist (padding, rows past the end) nothing is read and zeros are written, so its
@@ -241,16 +244,16 @@ struct MatmulBlock {
     block.sync();
   }
 
-  // Counts into shared memory (or, with several slices, added up in global memory first). False: another
-  // block will write this tile.
-  BOP2ND_HD bool stage_counts() {
+  // A part's counts into shared memory, from registers; with several slices those of the whole tile, added to
+  // global memory. One loop for both: two cost registers that are not there.
+  BOP2ND_HD void put(int part, int32_t* sums) {
     int32_t* counts = block.template shared<int32_t>(0);
-    bool split = p.split.n_slices > 1;
-    int32_t* sums = split ? p.partial + static_cast<int64_t>(tile) * Tile::kRows * Tile::kCols : nullptr;
     block.each(threads, [&](int thread, Thread& t) {
       int warp = thread / 32;
       int down = warp / Tile::kWarpsAcross * Tile::kWarpRows,
           across = warp % Tile::kWarpsAcross * Tile::kWarpCols;
+      if (!sums && down / Tile::kPartRows != part) return;
+      if (!sums) down -= part * Tile::kPartRows;
 #pragma unroll
       for (int i = 0; i < Tile::kDown; ++i)
 #pragma unroll
@@ -259,7 +262,7 @@ struct MatmulBlock {
           for (int r = 0; r < 4; r += 2) {  // registers r and r + 1 hold neighbours of a row
             Coordinate at = FragmentBits::c(thread % 32, r);
             int index = result_index(down + i * 16 + at.row, across + j * 8 + at.col, Tile::kCols);
-            if (split) {
+            if (sums) {
               block.atomic_add(sums + index, t.count[i][j][r]);
               block.atomic_add(sums + index + 1, t.count[i][j][r + 1]);
             } else {
@@ -268,37 +271,48 @@ struct MatmulBlock {
             }
           }
     });
-    if (split) {
-      int32_t* last = shared_classes() + Tile::kRows;
-      block.fence();
-      block.sync();
-      block.each(threads, [&](int thread, Thread&) {
-        if (thread == 0)
-          *last = block.atomic_add(p.arrivals + tile, 1u) + 1 == static_cast<uint32_t>(p.split.n_slices);
-      });
-      block.sync();
-      if (!*last) return false;
-      block.fence();
-      block.each(threads, [&](int thread, Thread&) {
-        for (int i = thread; i < Tile::kRows * Tile::kCols; i += Tile::kThreads)
-          counts[i] = block.load_shared_by_blocks(sums + i);
-      });
-    }
+  }
+
+  // After all slices but this one have added theirs. False: another block will write this tile.
+  BOP2ND_HD bool is_last() {
+    int32_t* last = shared_classes() + Tile::kPartRows;
+    block.fence();
     block.sync();
+    block.each(threads, [&](int thread, Thread&) {
+      if (thread == 0)
+        *last = block.atomic_add(p.arrivals + tile, 1u) + 1 == static_cast<uint32_t>(p.split.n_slices);
+    });
+    block.sync();
+    if (!*last) return false;
+    block.fence();
     return true;
   }
 
-  BOP2ND_HD void run() {
-    locate();
-    accumulate();
-    if (!stage_counts()) return;
+  // The rest of a part: its rows' terms, and its counts where all slices' sums hold them.
+  BOP2ND_HD void stage(int part, const int32_t* sums) {
+    int32_t* counts = block.template shared<int32_t>(0);
+    block.each(threads, [&](int thread, Thread& t) {
+#pragma unroll
+      for (int i = 0; i < Tile::kRowTerms; ++i) {
+        int row = thread + i * Tile::kThreads - part * Tile::kPartRows;
+        if (row < 0 || row >= Tile::kPartRows) continue;
+        shared_row_terms()[row] = t.term[i];
+        shared_classes()[row] = t.border_class[i];
+      }
+      if (!sums) return;
+      for (int i = thread; i < Tile::kPartRows * Tile::kCols; i += Tile::kThreads)
+        counts[i] = block.load_shared_by_blocks(sums + part * Tile::kPartRows * Tile::kCols + i);
+    });
+  }
+
+  BOP2ND_HD void emit(int part, int rows) {
     const ConvShape& s = p.shape;
-    int rows = s.n_rows() - row0, cols = s.group_outputs - col0;
+    int cols = s.group_outputs - col0;
     StagedResult result{block.template shared<int32_t>(0),
                         shared_row_terms(),
                         shared_classes(),
-                        row0,
-                        rows < Tile::kRows ? rows : Tile::kRows,
+                        row0 + part * Tile::kPartRows,
+                        rows < Tile::kPartRows ? rows : Tile::kPartRows,
                         group * s.group_outputs + col0,
                         cols < Tile::kCols ? cols : Tile::kCols,
                         s.n_outputs(),
@@ -306,8 +320,25 @@ struct MatmulBlock {
                         s.k_elements(),
                         p.column_terms};
     if (p.epilogue.values)
-      emit_values<Tile::kRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
-    if (p.epilogue.bits) emit_bits<Tile::kRows, Tile::kCols, Tile::kThreads>(block, result, p.epilogue);
+      emit_values<Tile::kPartRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
+    if (p.epilogue.bits) emit_bits<Tile::kPartRows, Tile::kCols, Tile::kThreads>(block, result, p.epilogue);
+  }
+
+  BOP2ND_HD void run() {
+    locate();
+    accumulate();
+    bool split = p.split.n_slices > 1;
+    int32_t* sums = split ? p.partial + static_cast<int64_t>(tile) * Tile::kRows * Tile::kCols : nullptr;
+    int rows = p.shape.n_rows() - row0;
+#pragma unroll 1
+    for (int part = 0; part < Tile::kParts && rows > part * Tile::kPartRows; ++part) {
+      if (part > 0) block.sync();  // the part before has been read
+      if (part == 0 || !split) put(part, sums);
+      if (part == 0 && split && !is_last()) return;
+      stage(part, sums);
+      block.sync();
+      emit(part, rows - part * Tile::kPartRows);
+    }
   }
 };
 

@@ -15,9 +15,19 @@ namespace bop2nd::cuda {
 
 enum class Kernel : int { kSkinny, kSmallTile, kTallTile, kLargeTile };
 
+// What a choice of kernel depends on. `arch` is the virtual architecture a kernel in use was compiled for, as
+// __CUDA_ARCH__: kernels count (fragment.h) and share a multiprocessor (tile.h) by it.
+struct Chip {
+  int arch = 800, n_multiprocessors = 1;
+
+  Math math() const { return math_of_arch(arch); }
+  bool lean() const { return is_lean(arch); }
+};
+
 struct MatmulPlan {
   Kernel kernel = Kernel::kSmallTile;
   Math math = Math::kXorBits;
+  bool lean = false;
   int vector_words = 1;
   int n_classes = 1;
   bool needs_terms = false;
@@ -72,7 +82,7 @@ inline int64_t tile_area(Kernel kernel) {
                                        : SmallTile::kRows * SmallTile::kCols;
 }
 
-inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, Math math, int n_multiprocessors) {
+inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, const Chip& chip) {
   MatmulPlan plan;
   plan.vector_words = s.group_words % 4 == 0 ? 4 : s.group_words % 2 == 0 ? 2 : 1;
   bool linear = s.n_taps() == 1 && s.groups == 1 && s.vertical.size * s.horizontal.size == 1;
@@ -82,23 +92,24 @@ inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, Math math, 
     plan.n_tiles = count_tiles<SkinnyTile>(s);
     return plan;
   }
-  plan.math = math;
+  plan.math = chip.math();
+  plan.lean = chip.lean();
   int stages = s.n_stages(LargeTile::kStageWords);
   bool wide = s.group_outputs > limits::kNarrowOutputs.value;
-  int64_t enough = static_cast<int64_t>(limits::kTilesPerMultiprocessor.value) * n_multiprocessors;
+  int64_t enough = static_cast<int64_t>(limits::kTilesPerMultiprocessor.value) * chip.n_multiprocessors;
   plan.kernel = wide ? Kernel::kLargeTile : Kernel::kTallTile;
   plan.n_tiles = count_tiles(plan.kernel, s);
   if (plan.n_tiles < enough) {
     plan.kernel = Kernel::kSmallTile;
     plan.n_tiles = count_tiles(plan.kernel, s);
   }
-  plan.split = {stages, choose_slices(plan.n_tiles, stages, n_multiprocessors, limits::kSplitBlocks.value,
-                                      limits::kSplitStages.value)};
+  plan.split = {stages, choose_slices(plan.n_tiles, stages, chip.n_multiprocessors,
+                                      limits::kSplitBlocks.value, limits::kSplitStages.value)};
   bool padded = s.vertical.top + s.vertical.bottom + s.horizontal.top + s.horizontal.bottom > 0;
   plan.n_classes = padded && padding_value != 1 ? s.n_classes() : 1;
-  plan.needs_terms = math != Math::kXorBits || plan.n_classes > 1;
+  plan.needs_terms = plan.math != Math::kXorBits || plan.n_classes > 1;
   if (plan.needs_terms) plan.column_term_words = static_cast<int64_t>(plan.n_classes) * s.n_outputs();
-  if (math != Math::kXorBits) {
+  if (plan.math != Math::kXorBits) {
     plan.pixel_count_words =
         static_cast<int64_t>(s.n_images) * s.vertical.size * s.horizontal.size * s.groups;
   }

@@ -36,6 +36,8 @@ TILES = {"128": "large", "256": "tall", "64": "small"}  # by rows
 # multiprocessor takes 8 clocks for a BMMA on sm_80 (data sheet) and issues one instruction a clock, so more
 # than 8 would starve the tensor cores.
 LOOP_BUDGETS = {"binary_matmul_large": 3.2, "binary_matmul_tall": 4.0, "binary_matmul_small": 7.0}
+# The same where bits are decoded to bytes, so that a regression shows; most of it is the decoding.
+LOOP_BUDGETS_OF_BYTES = {"binary_matmul_large": 5.5, "binary_matmul_tall": 6.0, "binary_matmul_small": 10.5}
 
 # Registers a thread each kernel may use: what lets the blocks stated in its launch bounds share one
 # multiprocessor (65536 registers).
@@ -247,10 +249,10 @@ def broken_rules(r: KernelReport) -> list[str]:
     if r.name.startswith("binary_matmul"):
         rule(r.count(r"^LDGSTS") > 0, "no asynchronous copies")
         rule(r.count(r"^LDSM.*\.4") > 0, "no ldmatrix.x4")
-        if r.variant == "vector 4" and r.arch < 100:
-            budget = LOOP_BUDGETS[r.name]
+        if r.variant == "vector 4":
+            budget = (LOOP_BUDGETS if r.arch < 100 else LOOP_BUDGETS_OF_BYTES)[r.name]
             rule(
-                r.per_mma() <= budget, f"{r.per_mma():.2f} instructions per BMMA in the loop, budget {budget}"
+                r.per_mma() <= budget, f"{r.per_mma():.2f} instructions per MMA in the loop, budget {budget}"
             )
         if r.variant == "vector 4":
             rule(r.count(r"^LDGSTS\.E\..*128") > 0, "no 16-byte asynchronous copies")

@@ -4,7 +4,7 @@
 // the same text with an emulated block. Everything inlines; the lambdas leave no trace in the machine code.
 #pragma once
 
-#include "fragment.h"
+#include "tile.h"
 
 namespace bop2nd::cuda {
 
@@ -16,8 +16,10 @@ extern __shared__ __align__(128) unsigned char shared_memory[];
 #endif
 #if defined(__CUDA_ARCH__)
 constexpr Math kDeviceMath = math_of_arch(__CUDA_ARCH__);
+constexpr bool kDeviceLean = is_lean(__CUDA_ARCH__);
 #else
-constexpr Math kDeviceMath = Math::kXorBits;  // the host pass only needs a name
+constexpr Math kDeviceMath = Math::kXorBits;  // the host pass only needs names
+constexpr bool kDeviceLean = false;
 #endif
 
 struct DeviceBlock {

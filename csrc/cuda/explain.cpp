@@ -25,8 +25,7 @@ BOP2ND_EXPORT int bop2nd_gpu_explain(const int64_t* sizes, int n_sizes, int arch
   } else {
     return -1;
   }
-  MatmulPlan plan =
-      plan_matmul(shape, n_sizes == 15 ? at(14) : 1, math_of_arch(arch * 10), n_multiprocessors);
+  MatmulPlan plan = plan_matmul(shape, n_sizes == 15 ? at(14) : 1, {arch * 10, n_multiprocessors});
   return std::snprintf(text, static_cast<size_t>(n_chars), "%s", plan.describe().c_str());
 }
 

@@ -12,12 +12,8 @@ namespace bop2nd::cuda {
 using Stream = void*;  // cudaStream_t
 using Error = const char*;
 
-// How the product kernels that would run on `device` count (fragment.h), and how many multiprocessors it has.
-struct DeviceTraits {
-  Math math = Math::kXorBits;
-  int n_multiprocessors = 1;
-};
-Error device_traits(int device, DeviceTraits* traits);
+// Asks the driver once per device; the current device must be `device`.
+Error chip_of(int device, Chip* chip);
 
 Error launch_matmul(const MatmulPlan&, const MatmulProblem&, const TermsProblem&, Stream);
 Error launch_step(const StepBatch&, int n_blocks, Stream);

@@ -35,12 +35,12 @@ __global__ void __launch_bounds__(kPeakThreads) mma_peak(int32_t* out, int n_ite
 }
 
 Error launch_mma_peak(int32_t* out, int n_iterations, int device, double* n_macs, Stream stream) {
-  DeviceTraits traits;
-  if (Error e = device_traits(device, &traits)) return e;
-  int n_blocks = 4 * traits.n_multiprocessors;
+  Chip chip;
+  if (Error e = chip_of(device, &chip)) return e;
+  int n_blocks = 4 * chip.n_multiprocessors;
   mma_peak<<<static_cast<unsigned>(n_blocks), kPeakThreads, 0, static_cast<cudaStream_t>(stream)>>>(
       out, n_iterations);
-  double per_instruction = traits.math == Math::kAndBytes ? 16.0 * 8 * 32 : 16.0 * 8 * 256;
+  double per_instruction = chip.math() == Math::kAndBytes ? 16.0 * 8 * 32 : 16.0 * 8 * 256;
   *n_macs = per_instruction * kPeakChains * (kPeakThreads / 32) * n_blocks * n_iterations;
   return launch_error();
 }

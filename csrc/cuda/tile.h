@@ -24,9 +24,13 @@ struct FastDivide {
   BOP2ND_HD uint32_t remainder(uint32_t n) const { return n - quotient(n) * divisor; }
 };
 
-// A block computes kRows pixels x kCols outputs; each of its warps kWarpRows x kWarpCols of them.
-template <int rows, int cols, int warps_down, int warps_across, int stages>
+// A block computes kRows pixels x kCols outputs; each of its warps kWarpRows x kWarpCols of them. The result
+// is staged in shared memory in kParts parts, one after the other. Lean: the same tile where a multiprocessor
+// has little shared memory (below).
+template <int rows, int cols, int warps_down, int warps_across, int stages, int parts, int lean_stages,
+          int lean_parts>
 struct Tile {
+  using Lean = Tile<rows, cols, warps_down, warps_across, lean_stages, lean_parts, lean_stages, lean_parts>;
   static constexpr int kRows = rows, kCols = cols, kStages = stages;
   static constexpr int kWarpsDown = warps_down, kWarpsAcross = warps_across;
   static constexpr int kThreads = warps_down * warps_across * 32;
@@ -39,19 +43,36 @@ struct Tile {
   static constexpr int kRowStep = kThreads / kChunksPerRow;  // rows one pass of all threads copies
   static constexpr int kRowCopies = rows / kRowStep, kColCopies = cols / kRowStep;
   static constexpr int kStageBytes = (rows + cols) * kStageWords * 4;
-  static constexpr int kResultBytes = rows * cols * 4;  // the epilogue reuses the stages
-  static constexpr int kBufferBytes =
+  static constexpr int kRowTerms = (rows + kThreads - 1) / kThreads;  // of a thread
+  static constexpr int kParts = parts, kPartRows = rows / parts;
+  static constexpr int kPartBytes = kPartRows * cols * 4;
+  // The epilogue reuses the stages; per pixel also its term and its border class, then a flag.
+  static constexpr int kResultBytes = kPartBytes + kPartRows * 8 + 16;
+  static constexpr int kSharedBytes =
       stages * kStageBytes > kResultBytes ? stages * kStageBytes : kResultBytes;
-  static constexpr int kRowTermBytes = rows * 8;  // per pixel: its term and its border class
-  static constexpr int kSharedBytes = kBufferBytes + kRowTermBytes + 16;
 
+  static_assert(stages >= 2 && kPartRows % kWarpRows == 0, "a warp's rows are in one part");
   static_assert(kWarpRows % 16 == 0 && kWarpCols % 16 == 0 && cols % 32 == 0);
   static_assert(rows % kRowStep == 0 && cols % kRowStep == 0);
 };
 
-using LargeTile = Tile<128, 128, 2, 2, 4>;  // 64 x 64 per warp: 128 accumulators a thread
-using TallTile = Tile<256, 64, 4, 1, 3>;    // 64 x 64 per warp, for few outputs
-using SmallTile = Tile<64, 64, 2, 2, 4>;    // 32 x 32 per warp
+using LargeTile = Tile<128, 128, 2, 2, 4, 1, 3, 2>;  // 64 x 64 per warp: 128 accumulators a thread
+using TallTile = Tile<256, 64, 4, 1, 3, 1, 2, 2>;    // 64 x 64 per warp, for few outputs
+using SmallTile = Tile<64, 64, 2, 2, 4, 1, 3, 1>;    // 32 x 32 per warp
+
+// Of these, so many blocks shall share a multiprocessor: one copies and finishes while the other multiplies.
+// `arch` as __CUDA_ARCH__; a block costs 1 KiB more than it asks for. Shared memory of a multiprocessor: 164
+// KiB on 8.0 and 8.7, 228 KiB on 9.0 to 11.0, 100 KiB on 8.6, 8.9 and 12.x (CUDA programming guide).
+BOP2ND_HD constexpr bool is_lean(int arch) {
+  return arch >= 1200 || (arch >= 810 && arch < 900 && arch != 870);
+}
+template <class Tile>
+constexpr bool fits(int blocks, int kib_of_multiprocessor) {
+  return blocks * (Tile::kSharedBytes + 1024) <= kib_of_multiprocessor * 1024;
+}
+static_assert(fits<LargeTile>(2, 164) && fits<TallTile>(2, 164) && fits<SmallTile>(4, 164));
+static_assert(fits<LargeTile::Lean>(2, 100) && fits<TallTile::Lean>(2, 100) && fits<SmallTile::Lean>(4, 100));
+static_assert(fits<LargeTile>(1, 99) && fits<TallTile>(1, 99), "PTX of 9.0 on a chip with 100 KiB");
 
 // Byte offset of 16-byte chunk `chunk` (0..3) of row `row` in a 64-byte-row operand. Eight rows x one chunk
 // (ldmatrix) and two rows x four chunks (copies) both fall into eight different 16-byte bank groups.

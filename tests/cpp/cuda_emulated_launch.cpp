@@ -10,7 +10,7 @@
 namespace bop2nd::cuda {
 namespace {
 
-DeviceTraits pretended;
+Chip pretended;
 
 template <class Tile, Math math, int kVector>
 void run_tiles(const MatmulPlan& plan, const MatmulProblem& p) {
@@ -31,6 +31,10 @@ void run_vector(const MatmulPlan& plan, const MatmulProblem& p) {
 
 template <class Tile>
 void run_math(const MatmulPlan& plan, const MatmulProblem& p) {
+  using Lean = typename Tile::Lean;
+  if constexpr (!std::is_same_v<Tile, Lean>) {
+    if (plan.lean) return run_math<Lean>(plan, p);
+  }
   if (plan.math == Math::kXorBits) return run_vector<Tile, Math::kXorBits>(plan, p);
   if (plan.math == Math::kAndBits) return run_vector<Tile, Math::kAndBits>(plan, p);
   run_vector<Tile, Math::kAndBytes>(plan, p);
@@ -52,8 +56,8 @@ void run_pack(const PackProblem& p) {
 
 }  // namespace
 
-Error device_traits(int, DeviceTraits* traits) {
-  *traits = pretended;
+Error chip_of(int, Chip* chip) {
+  *chip = pretended;
   return nullptr;
 }
 
@@ -126,7 +130,7 @@ Error clear_memory(void* at, int64_t n_bytes, Stream) {
 
 }  // namespace bop2nd::cuda
 
-// Which chip to pretend to be: 80 (XOR), 90 (AND), 100 (bytes), and its multiprocessors.
+// Which chip to pretend to be: 80 (XOR; lean: 89), 90 (AND), 100 (bytes; lean: 120), and its multiprocessors.
 extern "C" __attribute__((visibility("default"))) void bop2nd_emulated_chip(int arch, int n_multiprocessors) {
-  bop2nd::cuda::pretended = {bop2nd::cuda::math_of_arch(arch * 10), n_multiprocessors};
+  bop2nd::cuda::pretended = {arch * 10, n_multiprocessors};
 }

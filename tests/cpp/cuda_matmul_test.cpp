@@ -82,6 +82,10 @@ void run_vector(const MatmulProblem& p, const MatmulPlan& plan) {
 
 template <class Tile>
 void run_math(const MatmulProblem& p, const MatmulPlan& plan) {
+  using Lean = typename Tile::Lean;
+  if constexpr (!std::is_same_v<Tile, Lean>) {
+    if (plan.lean) return run_math<Lean>(p, plan);
+  }
   if (plan.math == Math::kXorBits) return run_vector<Tile, Math::kXorBits>(p, plan);
   if (plan.math == Math::kAndBits) return run_vector<Tile, Math::kAndBits>(p, plan);
   run_vector<Tile, Math::kAndBytes>(p, plan);
@@ -113,10 +117,10 @@ void run_plan(const MatmulProblem& p, const TermsProblem& terms, const MatmulPla
 }
 
 // All outputs of one problem, checked against the definition. `n_multiprocessors` steers tile and split.
-void check(const ConvShape& shape, int padding_value, Math math, int n_multiprocessors, Value type,
-           bool fused, uint64_t seed) {
+void check(const ConvShape& shape, int padding_value, int arch, int n_multiprocessors, Value type, bool fused,
+           uint64_t seed) {
   Operands operands(shape, padding_value, seed);
-  MatmulPlan plan = plan_matmul(shape, padding_value, math, n_multiprocessors);
+  MatmulPlan plan = plan_matmul(shape, padding_value, {arch, n_multiprocessors});
   std::vector<int32_t> scratch(static_cast<size_t>(plan.scratch_words()) + 4, -77);
   for (int64_t i = plan.zero_begin(); i < plan.scratch_words(); ++i) scratch[static_cast<size_t>(i)] = 0;
   size_t n = operands.residual.size(), row_words = static_cast<size_t>(words_for(shape.n_outputs()));
@@ -168,18 +172,18 @@ void check(const ConvShape& shape, int padding_value, Math math, int n_multiproc
   }
 }
 
-constexpr Math kMaths[] = {Math::kXorBits, Math::kAndBits, Math::kAndBytes};
+constexpr int kArchs[] = {800, 890, 900, 1000, 1200};  // XOR, XOR lean, AND, bytes, bytes lean
 
 void test_linear() {
   uint64_t seed = 0;
-  for (Math math : kMaths) {
-    check(ConvShape::linear(9, 1, 1), 1, math, 132, Value::kFloat32, false, ++seed);
-    check(ConvShape::linear(17, 33, 65), 1, math, 132, Value::kBFloat16, false, ++seed);
-    check(ConvShape::linear(64, 512, 64), 1, math, 1, Value::kFloat32, true, ++seed);
-    check(ConvShape::linear(70, 1023, 70), 1, math, 1, Value::kFloat16, false, ++seed);
-    check(ConvShape::linear(129, 640, 132), 1, math, 1, Value::kBFloat16, true, ++seed);   // large tile
-    check(ConvShape::linear(20, 8192, 40), 1, math, 132, Value::kFloat32, false, ++seed);  // split k
-    check(ConvShape::linear(65, 5000, 33), 1, math, 132, Value::kFloat32, true, ++seed);
+  for (int arch : kArchs) {
+    check(ConvShape::linear(9, 1, 1), 1, arch, 132, Value::kFloat32, false, ++seed);
+    check(ConvShape::linear(17, 33, 65), 1, arch, 132, Value::kBFloat16, false, ++seed);
+    check(ConvShape::linear(64, 512, 64), 1, arch, 1, Value::kFloat32, true, ++seed);
+    check(ConvShape::linear(70, 1023, 70), 1, arch, 1, Value::kFloat16, false, ++seed);
+    check(ConvShape::linear(129, 640, 132), 1, arch, 1, Value::kBFloat16, true, ++seed);   // large tile
+    check(ConvShape::linear(20, 8192, 40), 1, arch, 132, Value::kFloat32, false, ++seed);  // split k
+    check(ConvShape::linear(65, 5000, 33), 1, arch, 132, Value::kFloat32, true, ++seed);
   }
 }
 
@@ -189,65 +193,63 @@ void test_skinny() {
     for (int features : {1, 31, 64, 128, 4096 + 128, 5000})
       for (int outputs : {1, 32, 45}) {
         ConvShape shape = ConvShape::linear(rows, features, outputs);
-        CHECK(plan_matmul(shape, 1, Math::kAndBits, 132).kernel == Kernel::kSkinny);
-        check(shape, 1, Math::kAndBits, 132, rows == 3 ? Value::kFloat16 : Value::kFloat32, outputs == 45,
-              ++seed);
+        CHECK(plan_matmul(shape, 1, {900, 132}).kernel == Kernel::kSkinny);
+        check(shape, 1, 900, 132, rows == 3 ? Value::kFloat16 : Value::kFloat32, outputs == 45, ++seed);
       }
 }
 
 void test_conv() {
   uint64_t seed = 200;
-  for (Math math : kMaths)
+  for (int arch : kArchs)
     for (int padding_value : {0, 1, -1}) {
       // kernel, stride, padding, dilation and groups; channels not a multiple of 32; vectors of 4, 2 and 1
-      check(ConvShape(2, Axis(6, 3, 1, 1, 1), Axis(7, 3, 1, 1, 1), 1, 128, 40), padding_value, math, 1,
+      check(ConvShape(2, Axis(6, 3, 1, 1, 1), Axis(7, 3, 1, 1, 1), 1, 128, 40), padding_value, arch, 1,
             Value::kFloat32, false, ++seed);
-      check(ConvShape(1, Axis(9, 3, 2, 1, 1), Axis(8, 3, 2, 1, 1), 1, 64, 33), padding_value, math, 132,
+      check(ConvShape(1, Axis(9, 3, 2, 1, 1), Axis(8, 3, 2, 1, 1), 1, 64, 33), padding_value, arch, 132,
             Value::kBFloat16, true, ++seed);
-      check(ConvShape(2, Axis(7, 3, 1, 2, 2), Axis(5, 1, 1, 0, 1), 1, 33, 12), padding_value, math, 132,
+      check(ConvShape(2, Axis(7, 3, 1, 2, 2), Axis(5, 1, 1, 0, 1), 1, 33, 12), padding_value, arch, 132,
             Value::kFloat32, true, ++seed);
-      check(ConvShape(1, Axis(5, 5, 3, 4, 1), Axis(4, 2, 1, 3, 3), 2, 20, 6), padding_value, math, 132,
+      check(ConvShape(1, Axis(5, 5, 3, 4, 1), Axis(4, 2, 1, 3, 3), 2, 20, 6), padding_value, arch, 132,
             Value::kFloat32, false, ++seed);
-      check(ConvShape(2, Axis(4, 3, 1, 1, 1), Axis(4, 3, 1, 1, 1), 3, 1, 1), padding_value, math, 132,
+      check(ConvShape(2, Axis(4, 3, 1, 1, 1), Axis(4, 3, 1, 1, 1), 3, 1, 1), padding_value, arch, 132,
             Value::kFloat16, false, ++seed);
-      check(ConvShape(1, Axis(5, 3, 1, 1, 1), Axis(5, 3, 1, 1, 1), 2, 96, 64), padding_value, math, 132,
+      check(ConvShape(1, Axis(5, 3, 1, 1, 1), Axis(5, 3, 1, 1, 1), 2, 96, 64), padding_value, arch, 132,
             Value::kFloat32, true, ++seed);
-      check(ConvShape(1, Axis(7, 3, 1, 1, 1), Axis(7, 3, 1, 1, 1), 1, 512, 70), padding_value, math, 132,
+      check(ConvShape(1, Axis(7, 3, 1, 1, 1), Axis(7, 3, 1, 1, 1), 1, 512, 70), padding_value, arch, 132,
             Value::kFloat32, false, ++seed);
     }
   // Terms: fewer taps than warps, and more of them than are counted at a time.
-  for (Math math : kMaths)
+  for (int arch : kArchs)
     for (int padding_value : {0, -1}) {
-      check(ConvShape(1, Axis(3, 2, 1, 1, 1), Axis(40, 1, 1, 1, 1), 1, 256, 33), padding_value, math, 132,
+      check(ConvShape(1, Axis(3, 2, 1, 1, 1), Axis(40, 1, 1, 1, 1), 1, 256, 33), padding_value, arch, 132,
             Value::kFloat32, false, ++seed);
-      check(ConvShape(1, Axis(5, 1, 1, 0, 1), Axis(9, 3, 1, 1, 1), 1, 300, 9), padding_value, math, 132,
+      check(ConvShape(1, Axis(5, 1, 1, 0, 1), Axis(9, 3, 1, 1, 1), 1, 300, 9), padding_value, arch, 132,
             Value::kFloat32, true, ++seed);
-      check(ConvShape(1, Axis(36, 34, 1, 1, 1), Axis(34, 33, 1, 1, 1), 1, 3, 5), padding_value, math, 132,
+      check(ConvShape(1, Axis(36, 34, 1, 1, 1), Axis(34, 33, 1, 1, 1), 1, 3, 5), padding_value, arch, 132,
             Value::kFloat32, true, ++seed);
     }
   // A whole tall tile: 256 pixels and more x up to 64 outputs; all three vectors.
-  for (Math math : kMaths)
+  for (int arch : kArchs)
     for (int channels : {128, 64, 20})
-      check(ConvShape(2, Axis(12, 3, 1, 1, 1), Axis(11, 3, 1, 1, 1), 1, channels, 50), -1, math, 1,
+      check(ConvShape(2, Axis(12, 3, 1, 1, 1), Axis(11, 3, 1, 1, 1), 1, channels, 50), -1, arch, 1,
             Value::kBFloat16, channels == 64, ++seed);
   // A whole large tile: 128 pixels and more x 128 outputs and more.
-  for (Math math : kMaths)
-    check(ConvShape(1, Axis(12, 3, 1, 1, 1), Axis(11, 3, 1, 1, 1), 1, 128, 136), 0, math, 1, Value::kFloat32,
+  for (int arch : kArchs)
+    check(ConvShape(1, Axis(12, 3, 1, 1, 1), Axis(11, 3, 1, 1, 1), 1, 128, 136), 0, arch, 1, Value::kFloat32,
           false, ++seed);
 }
 
 void test_plans() {
-  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, Math::kXorBits, 132).kernel ==
-        Kernel::kLargeTile);
-  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, Math::kXorBits, 132).scratch_words() == 0);
-  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, Math::kAndBits, 132).scratch_words() == 16384);
-  CHECK(plan_matmul(ConvShape::linear(9, 8192, 64), 1, Math::kXorBits, 132).split.n_slices == 4);
+  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, {800, 132}).kernel == Kernel::kLargeTile);
+  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, {800, 132}).scratch_words() == 0);
+  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, {900, 132}).scratch_words() == 16384);
+  CHECK(plan_matmul(ConvShape::linear(9, 8192, 64), 1, {800, 132}).split.n_slices == 4);
   ConvShape conv(256, Axis(56, 3, 1, 1, 1), Axis(56, 3, 1, 1, 1), 1, 64, 64);
-  CHECK(plan_matmul(conv, 0, Math::kXorBits, 132).kernel == Kernel::kTallTile);
-  CHECK(plan_matmul(conv, 0, Math::kXorBits, 99999).kernel == Kernel::kSmallTile);
-  CHECK(plan_matmul(conv, 0, Math::kXorBits, 132).n_classes == 9);
-  CHECK(plan_matmul(conv, 1, Math::kXorBits, 132).needs_terms == false);
-  CHECK(plan_matmul(conv, 0, Math::kXorBits, 132).vector_words == 2);
+  CHECK(plan_matmul(conv, 0, {800, 132}).kernel == Kernel::kTallTile);
+  CHECK(plan_matmul(conv, 0, {800, 99999}).kernel == Kernel::kSmallTile);
+  CHECK(plan_matmul(conv, 0, {800, 132}).n_classes == 9);
+  CHECK(plan_matmul(conv, 1, {800, 132}).needs_terms == false);
+  CHECK(plan_matmul(conv, 0, {800, 132}).vector_words == 2);
 }
 
 }  // namespace
