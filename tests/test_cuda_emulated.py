@@ -275,5 +275,5 @@ def test_wrong_operands_raise_and_change_nothing(emulated: Emulated) -> None:
         emulated.binary_conv2d(
             torch.randn(1, 8, 2, 2), _words(4, 3, 3, length=8), [1, 1], [0, 0], [1, 1], 1, 0, True
         )
-    with pytest.raises(RuntimeError, match="int32 words"):
+    with pytest.raises(ValueError, match="int32 words"):
         emulated.unpack_bits(torch.zeros(3), 32)
