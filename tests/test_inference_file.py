@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import bop2nd_fast as bf
-from bop2nd_fast.inference import FORMAT_VERSION, PackedFileError, PackedModel, convert, file_format, load
+from bop2nd_fast.inference import FORMAT_VERSION, PackedFileError, PackedModel, convert, load, tensor_file
+from bop2nd_fast.inference.graph import InputSpec, Ref, Step
+from bop2nd_fast.inference.layers import Constant
 from bop2nd_fast.nn import BinaryConv2d, BinaryLinear
 from tests.inference_models import assert_identical, images, wild_batch_norms
 
@@ -112,7 +116,7 @@ def test_in_a_new_process(tmp_path: Path) -> None:
 def test_what_is_in_the_file(path: Path, packed: PackedModel) -> None:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-        words, threshold = file.get_tensor("conv2.weight"), file.get_tensor("conv2.threshold")
+        words, threshold = file.get_tensor("layers.conv2.weight"), file.get_tensor("layers.conv2.threshold")
     assert words.dtype == torch.int32 and words.shape == (4, 3, 3, 1) and threshold.dtype == torch.int32
     assert metadata["version"] == str(FORMAT_VERSION) and metadata["format"] == "bop2nd_fast.packed_model"
     layout = json.loads(metadata["graph"])["layers"]["conv2"]["layouts"]["weight"]
@@ -123,7 +127,7 @@ def test_what_is_in_the_file(path: Path, packed: PackedModel) -> None:
 def test_batch_norm_statistics_of_folded_layers_are_not_in_the_file(path: Path) -> None:
     with safetensors.safe_open(path, framework="pt") as file:
         real = {key for key in file.keys() if file.get_tensor(key).is_floating_point()}  # noqa: SIM118
-    assert {key.partition(".")[0] for key in real} == {"norm1", "norm9"}
+    assert {key.split(".")[1] for key in real} == {"norm1", "norm9"}
 
 
 # ------------------------------------------------------------------------------ what cannot be saved
@@ -181,7 +185,7 @@ def rewritten(path: Path, change: Any, seal: bool) -> None:
     change(metadata, graph, tensors)
     metadata["graph"] = json.dumps(graph, separators=(",", ":"))
     if seal:
-        metadata["sha256"] = file_format._digest(metadata["version"], metadata["graph"], tensors)
+        metadata["sha256"] = tensor_file.checksum(metadata, tensors)
     path.write_bytes(safetensors.torch.save(tensors, metadata))
 
 
@@ -197,9 +201,9 @@ def test_every_truncation_is_refused(path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        refused(path, "is damaged or not a packed model")
+        refused(path, "damaged")
     path.write_bytes(whole + b"\0")
-    refused(path, "is damaged or not a packed model")
+    refused(path, "damaged or not a packed model")
     path.write_bytes(whole)
     load(path)
 
@@ -219,7 +223,7 @@ def test_every_altered_byte_is_refused(path: Path) -> None:
 
 def test_altered_words_say_so(path: Path) -> None:
     def flip(metadata: dict[str, str], graph: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        tensors["conv3.weight"][0, 1, 1, 0] ^= 1
+        tensors["layers.conv3.weight"][0, 1, 1, 0] ^= 1
 
     rewritten(path, flip, seal=False)
     refused(path, "was altered after it was written: its checksum does not match")
@@ -241,9 +245,9 @@ def test_other_versions_are_refused(path: Path) -> None:
 def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"weight": torch.ones(3)}, other)
-    refused(other, "is a safetensors file, but not a packed model of bop2nd_fast")
+    refused(other, "a safetensors file, but not a packed model of bop2nd_fast")
     torch.save({"weight": torch.ones(3)}, other)
-    refused(other, "is damaged or not a packed model")
+    refused(other, "damaged or not a packed model")
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nothing.safetensors")
     with pytest.raises(OSError):
@@ -251,7 +255,7 @@ def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
 
 
 def _words_of_another_count(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
-    tensors["conv3.weight"] = tensors["conv3.weight"].repeat(1, 1, 1, 2)
+    tensors["layers.conv3.weight"] = tensors["layers.conv3.weight"].repeat(1, 1, 1, 2)
 
 
 def _another_logical_shape(metadata: Any, graph: Any, tensors: Any) -> None:
@@ -267,19 +271,19 @@ def _newer_layout(metadata: Any, graph: Any, tensors: Any) -> None:
 
 
 def _words_of_another_type(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
-    tensors["conv3.weight"] = tensors["conv3.weight"].to(torch.int64)
+    tensors["layers.conv3.weight"] = tensors["layers.conv3.weight"].to(torch.int64)
 
 
 def _too_few_thresholds(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
-    tensors["conv3.threshold"] = tensors["conv3.threshold"][:-1].clone()
+    tensors["layers.conv3.threshold"] = tensors["layers.conv3.threshold"][:-1].clone()
 
 
 def _missing_tensor(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
-    del tensors["conv3.weight"]
+    del tensors["layers.conv3.weight"]
 
 
 def _missing_statistics(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
-    del tensors["norm9.running_var"]
+    del tensors["layers.norm9.running_var"]
 
 
 def _unknown_layer(metadata: Any, graph: Any, tensors: Any) -> None:
@@ -291,49 +295,232 @@ def _unknown_module(metadata: Any, graph: Any, tensors: Any) -> None:
 
 
 def _unknown_setting(metadata: Any, graph: Any, tensors: Any) -> None:
-    graph["layers"]["norm9"]["config"]["device"] = "cuda"
+    graph["layers"]["norm9"]["attributes"]["device"] = "cuda"
 
 
 def _forbidden_method(metadata: Any, graph: Any, tensors: Any) -> None:
-    graph["steps"][-2].update(kind="method", target="numpy")
+    graph["steps"][-2] = {"name": "m", "kind": "method", "target": "numpy", "arguments": [], "keywords": {}}
 
 
 def _forbidden_function(metadata: Any, graph: Any, tensors: Any) -> None:
-    graph["steps"][-2].update(kind="function", target="os.system")
+    graph["steps"][-2] = {"name": "f", "kind": "operator", "operator": "os.system", "arguments": {}}
 
 
 def _forward_reference(metadata: Any, graph: Any, tensors: Any) -> None:
-    graph["steps"][2]["args"] = [{"ref": "dense9"}]
+    graph["steps"][2]["arguments"] = [{"ref": "dense9"}]
 
 
 def _no_output(metadata: Any, graph: Any, tensors: Any) -> None:
     del graph["steps"][-1]
 
 
+def _layout_version_of_another_type(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv3"]["layouts"]["weight"]["version"] = 1.9
+
+
+def _tail_bits(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
+    tensors["layers.conv3.weight"][..., -1] |= -(2**31)
+
+
+def _negative_padding(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv2_pool"]["attributes"]["padding"] = [-1, 0]
+
+
+def _padding_that_wraps(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv3"]["attributes"].update(padding=[(6148914691236517206 - 2) // 2, 1])
+
+
+def _more_padding_than_window(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv2_pool"]["attributes"]["padding"] = [2**30, 0]
+
+
+def _stride_of_zero(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv3"]["attributes"]["stride"] = [0, 1]
+
+
+def _attribute_of_another_type(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv3"]["attributes"]["groups"] = True
+
+
+def _missing_attribute(metadata: Any, graph: Any, tensors: Any) -> None:
+    del graph["layers"]["conv3"]["attributes"]["groups"]
+
+
+def _tensor_of_nobody(metadata: Any, graph: Any, tensors: dict[str, Tensor]) -> None:
+    tensors["layers.conv3.more"] = torch.zeros(2)
+
+
+def _tensor_twice(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["layers"]["conv3"]["tensors"].append("weight")
+
+
+def _unknown_field(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["code"] = "import os"
+
+
+def _escape_sequence(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["steps"][1]["name"] = "\x1b[2J"
+
+
+def _name_twice(metadata: Any, graph: Any, tensors: Any) -> None:
+    graph["steps"][2]["name"] = graph["steps"][1]["name"]
+
+
+def _another_profile(metadata: Any, graph: Any, tensors: Any) -> None:
+    metadata["profile"] = "bits"
+
+
+def _nested_argument(metadata: Any, graph: Any, tensors: Any) -> None:
+    tree: Any = 1
+    for _ in range(200):
+        tree = [tree]
+    graph["steps"][-1]["value"] = tree
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_words_of_another_count, r"words of shape \(8, 3, 3, 2\) do not fit logical shape \(8, 4, 3, 3\)"),
-        (_another_logical_shape, r"words of shape \(8, 3, 3, 1\) do not fit logical shape \(8, 40, 3, 3\)"),
+        (_words_of_another_count, r"words of shape \[8, 3, 3, 2\] do not fit logical shape \[8, 4, 3, 3\]"),
+        (_another_logical_shape, r"words of shape \[8, 3, 3, 1\] do not fit logical shape \[8, 40, 3, 3\]"),
         (_length_against_shape, "length 5 contradicts shape"),
         (_newer_layout, "layout version 2 is not known"),
+        (_layout_version_of_another_type, "layout version 1.9 is not known"),
         (_words_of_another_type, "words must be int32, got torch.int64"),
-        (_too_few_thresholds, r"thresholds must be int32 \[8\], got torch.int32 \(7,\)"),
-        (_missing_tensor, "weight"),
+        (_tail_bits, "bits behind the last of 4 are set"),
+        (_too_few_thresholds, r"threshold must be int32 \[8\], got int32 \[7\]"),
+        (_missing_tensor, "weight is missing"),
+        (_tensor_twice, "weight is missing, or named twice"),
+        (_tensor_of_nobody, "'layers.conv3.more' belongs to no layer"),
         (_missing_statistics, "running_var"),
         (_unknown_layer, "layer 'conv3' is of unknown kind 'quantum_conv2d'"),
         (_unknown_module, "layer 'norm9' is of unknown kind 'Module'"),
         (_unknown_setting, r"BatchNorm1d has no settings \['device'\]"),
+        (_unknown_field, "the graph has the fields"),
         (_forbidden_method, "calls an unknown method 'numpy'"),
         (_forbidden_function, "os.system"),
-        (_forward_reference, r"reads \['dense9'\], which no earlier step makes"),
-        (_no_output, "its inputs or its output are missing"),
+        (_forward_reference, r"reads 'dense9', which no earlier step makes"),
+        (_name_twice, "two values have the name"),
+        (_no_output, "the graph has no output"),
+        (_negative_padding, r"padding must be two integers from 0 to \d+, got \[-1, 0\]"),
+        (_padding_that_wraps, "padding must be two integers"),
+        (_more_padding_than_window, "at most half the window"),
+        (_stride_of_zero, "stride must be two integers from 1"),
+        (_attribute_of_another_type, "groups must be an integer from 1 to .*, got True"),
+        (_missing_attribute, "has attributes"),
+        (_escape_sequence, r"a step's name must be printable text .*, got '\\x1b\[2J'"),
+        (_nested_argument, "nested more than 64 deep"),
     ],
 )
 def test_files_that_contradict_themselves_are_refused(path: Path, change: Any, message: str) -> None:
     """Whole files with a right checksum that do not describe a model of this format."""
     rewritten(path, change, seal=True)
     refused(path, f"the graph does not describe a model: (?s:.*){message}")
+
+
+def test_a_file_of_another_profile_than_it_says_is_refused(path: Path) -> None:
+    rewritten(path, _another_profile, seal=True)
+    refused(path, "it says profile 'bits', but is 'torch'")
+
+
+def replaced_text(path: Path, old: str, new: str) -> None:
+    """Change the graph's JSON as text, with a right checksum."""
+    metadata, tensors = tensor_file.read(path)
+    assert old in metadata["graph"]
+    metadata["graph"] = metadata["graph"].replace(old, new, 1)
+    metadata["sha256"] = tensor_file.checksum(metadata, tensors)
+    path.write_bytes(tensor_file.write(metadata, tensors))
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ("9" * 30, "an integer beyond 64 bits"),
+        ("9" * 5000, "an integer beyond 64 bits"),
+        ("NaN", "no finite one"),
+        ("1e999", "no finite one"),
+        ('4,"groups":4', "the key 'groups' stands twice"),
+        ("[" * 100_000, "damaged or not a packed model"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("\\", "damaged or not a packed model"),
+    ],
+    ids=["big", "huge", "nan", "infinite", "twice", "open", "deep", "escape"],
+)
+def test_json_that_is_no_graph_is_refused(path: Path, new: str, message: str) -> None:
+    replaced_text(path, '"groups":1', f'"groups":{new}')
+    refused(path, message)
+
+
+def header_of(path: Path, change: Any) -> None:
+    """Change the safetensors header itself."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"data_offsets": [0, 4]}, {"data_offsets": [-4, 0]}, {"data_offsets": [4, 0]},
+        {"data_offsets": [0.0, 8]}, {"data_offsets": [2**62, 2**62 + 8]}, {"data_offsets": None},
+        {"shape": [2**62, 2**62]}, {"shape": [-1, -288]}, {"shape": [True, 288]},
+        {"shape": [1] * 17}, {"shape": "288"}, {"dtype": "F8_E5M2"},
+        {"dtype": "object"}, {"dtype": None}, {"dtype": "I64"}, {"more": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_tensors_that_do_not_fit_the_file_are_refused(path: Path, entry: dict[str, Any]) -> None:
+    header_of(path, lambda header: header["layers.conv3.weight"].update(entry))
+    with pytest.raises(PackedFileError, match=r"model\.safetensors: .*tensor 'layers\.conv3\.weight'"):
+        load(path)
+
+
+def test_holes_and_overlaps_are_refused(path: Path) -> None:
+    def overlap(header: dict[str, Any]) -> None:
+        header["layers.conv3.weight"]["data_offsets"] = header["layers.conv4.weight"]["data_offsets"]
+        header["layers.conv3.weight"]["shape"] = header["layers.conv4.weight"]["shape"]
+
+    header_of(path, overlap)
+    refused(path, "starts at byte")
+
+
+@pytest.mark.parametrize("length", [2**24 + 1, 2**40, 2**64 - 1])
+def test_headers_beyond_the_file_or_the_limit_are_refused(path: Path, length: int) -> None:
+    path.write_bytes(length.to_bytes(8, "little") + bytes(2**24 + 2 if length < 2**25 else 100))
+    refused(path, "packed model")
+
+
+def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for special in (tmp_path / "fifo", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(PackedFileError, match="not a regular file"):
+            load(special)
+
+
+def test_messages_move_no_cursor(tmp_path: Path) -> None:
+    file = tmp_path / "\x1b[31mred.safetensors"
+    file.write_bytes(b"nothing")
+    with pytest.raises(PackedFileError) as caught:
+        load(file)
+    assert str(caught.value).isprintable() and "red.safetensors: damaged" in str(caught.value)
+
+
+def test_loading_is_linear_in_the_number_of_tensors(tmp_path: Path) -> None:
+    """Time per tensor with 8 times as many: about the same (a square would make it 8 times as much)."""
+
+    def seconds(n: int) -> float:
+        steps = [Step("x", "input"), Step("output", "output", "", (Ref("x"),))]
+        constants = {f"c{i}": torch.zeros(1) for i in range(n)}
+        layers = {f"z{i}": Constant(torch.zeros(1)) for i in range(n)}
+        PackedModel(steps, layers, [InputSpec((1,), torch.float32)], constants).save(tmp_path / "many")
+        start = time.process_time()
+        load(tmp_path / "many")
+        return time.process_time() - start
+
+    seconds(100)
+    assert seconds(4000) < 24 * min(seconds(500), seconds(500))
 
 
 def test_a_refused_file_changes_nothing(path: Path, packed: PackedModel) -> None:

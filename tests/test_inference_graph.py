@@ -126,6 +126,31 @@ def test_copies_run_by_themselves(how: Any) -> None:
     assert model(x)[0, 0] == 1 and other(x)[0, 0] == 7
 
 
+def test_names_of_layers_are_no_attributes() -> None:
+    names = ["update", "keys", "training", "_modules", "forward", "items", "a b", "\u00e9"]
+    steps = [Step("x", "input"), *(Step(f"s_{n}", "layer", n) for n in names)]
+    result = output([Ref(f"s_{n}") for n in names])
+    layers = {n: Constant(torch.full((1,), float(i))) for i, n in enumerate(names)}
+    model = PackedModel([*steps, result], layers, [X])
+    for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert [v.item() for v in one(torch.zeros(2, 3))] == list(range(len(names)))
+        one.load_state_dict({f"layers.{n}.value": torch.full((1,), 9.0) for n in names})
+        assert [v.item() for v in one(torch.zeros(2, 3))] == [9] * len(names)
+    for name in ("", "a.b", 1):
+        with pytest.raises(ValueError, match="cannot have the name"):
+            model.layers[name] = layers["keys"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("cast", ["half", "double", "bfloat16", torch.float64, torch.float16])
+def test_another_dtype_is_refused_at_once(cast: Any) -> None:
+    steps = [Step("x", "input"), aten("y", "add.Tensor", Ref("x"), Ref("c")), output(Ref("y"))]
+    model = PackedModel(steps, {}, [X], {"c": torch.ones(3)})
+    with pytest.raises(TypeError, match="computes in the dtypes it was converted in"):
+        model.to(cast) if isinstance(cast, torch.dtype) else getattr(model, cast)()
+    assert model.float().to("cpu").to(torch.float32)(torch.zeros(2, 3)).sum() == 6
+    assert model.to("meta").constants["c"].is_meta
+
+
 def test_sizes_known_at_the_call_are_judged() -> None:
     steps = [
         Step("x", "input"),

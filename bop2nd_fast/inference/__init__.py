@@ -1,7 +1,7 @@
 """Packed inference: bits between layers, batch norm folded into thresholds, one file without code in it."""
 
 from .convert import ConversionError, convert
-from .file_format import FORMAT_VERSION, PackedFileError, load
+from .packed_file import FORMAT_VERSION, PackedFileError, load
 from .packed_model import LayerReport, PackedModel
 
 __all__ = [

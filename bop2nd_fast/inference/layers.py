@@ -7,16 +7,15 @@ convolution, ``[N, words(K)]`` after a dense layer; bit 1 means -1. With thresho
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
-from ..ops.binary_conv2d import output_size
-from ..ops.pack_bits import words_for
-from .packed_layer import PackedLayer
+from ..kernels.geometry import PADDING_VALUES, Geometry, words_for
+from .packed_layer import PackedLayer, integer, one_of, pair
 from .pooling import MaxPool, PoolBits
 
 
@@ -27,26 +26,44 @@ def dtype_name(dtype: torch.dtype) -> str:
 DTYPES = {dtype_name(t): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 
 
+_FP32_BYTES = {"fp32_bytes": integer(0, 0, 2**63)}  # for reports: what the trained parameters would take
+_GEOMETRY = {
+    "stride": pair(1),
+    "padding": pair(0),
+    "dilation": pair(1),
+    "groups": integer(1),
+    "padding_value": one_of(PADDING_VALUES),
+}
+_DTYPE = {"dtype": one_of(tuple(DTYPES))}
+_EMITS = {"emits": one_of((None, "values", "signs", "both"), None)}
+
+
 class _WeightLayer(PackedLayer):
     """Packed weight; int32 thresholds ``[out]``, or real outputs with an optional bias ``[out]``."""
 
     weight: BinaryTensor
     threshold: Tensor | None
     bias: Tensor | None
+    n_axes: int
+    tensors: ClassVar[tuple[str, ...]] = ("weight", "threshold", "bias")
 
     def __init__(
         self, weight: BinaryTensor, threshold: Tensor | None = None, bias: Tensor | None = None, **config: Any
     ) -> None:
         super().__init__(**config)
-        n_out = weight.shape[0]
-        if threshold is not None and (threshold.dtype != torch.int32 or tuple(threshold.shape) != (n_out,)):
-            got = f"{threshold.dtype} {tuple(threshold.shape)}"
-            raise ValueError(f"thresholds must be int32 [{n_out}], got {got}")
-        if bias is not None and tuple(bias.shape) != (n_out,):
-            raise ValueError(f"a bias for {n_out} outputs cannot have shape {tuple(bias.shape)}")
+        if not isinstance(weight, BinaryTensor):
+            raise ValueError(f"{self.kind}: the weight must be a BinaryTensor, got {type(weight).__name__}")
+        layout = weight.bit_layout
+        groups = self.config.get("groups", 1)
+        if layout.dim != 1 or len(layout.shape) != self.n_axes or layout.shape[0] % groups:
+            wanted = "convolution" if self.n_axes == 4 else "dense layer"
+            raise ValueError(f"{self.kind}: not the weight of a {wanted} with {groups} groups: {layout}")
+        if bias is not None and not bias.is_floating_point():
+            raise ValueError(f"{self.kind}: a bias is real, got {bias.dtype}")
+        n_out = layout.shape[0]
         self._tensor("weight", weight)
-        self._tensor("threshold", threshold)
-        self._tensor("bias", bias)
+        self._tensor("threshold", threshold, torch.int32, (n_out,))
+        self._tensor("bias", bias, bias.dtype if bias is not None else None, (n_out,))
 
 
 class _PackedProduct(_WeightLayer):
@@ -57,19 +74,23 @@ class _PackedProduct(_WeightLayer):
 
     scale: Tensor | None
     shift: Tensor | None
+    tensors = ("weight", "threshold", "bias", "scale", "shift")
+    operands = ("words", "residual")
 
     def __init__(
         self, weight: BinaryTensor, scale: Tensor | None = None, shift: Tensor | None = None, **kwargs: Any
     ) -> None:
         super().__init__(weight, **kwargs)
-        n_out = weight.shape[0]
         for name, factor in (("scale", scale), ("shift", shift)):
-            if factor is not None and (factor.dtype != torch.float32 or tuple(factor.shape) != (n_out,)):
-                raise ValueError(f"{name} must be fp32 [{n_out}], got {factor.dtype} {tuple(factor.shape)}")
-            self._tensor(name, factor)
-        self._emits: str = self.config.get("emits", "values" if self.threshold is None else "signs")
-        if self._emits not in ("values", "signs", "both"):
-            raise ValueError(f"a layer emits values, signs or both, not {self._emits!r}")
+            self._tensor(name, factor, torch.float32, (weight.shape[0],))
+        self._tail = "emits" in self.config
+        self._emits: str = self.config.get("emits") or ("values" if self.threshold is None else "signs")
+        if self.threshold is not None and (self._tail or self.bias is not None):
+            raise ValueError(f"{self.kind}: thresholds stand alone, without bias and emits")
+        if not self._tail and (scale is not None or shift is not None):
+            raise ValueError(f"{self.kind}: scale and shift belong to a layer with emits")
+        if self._tail and self.bias is not None:
+            raise ValueError(f"{self.kind}: a layer with emits has its bias in the shift")
 
     def _adds_bias(self) -> bool:
         """Whether the operator itself adds the bias, to the same bits: in fp32, right after the dot."""
@@ -81,7 +102,7 @@ class _PackedProduct(_WeightLayer):
         asked: dict[str, Any] = {"values": self._emits != "signs", "signs": self._emits != "values"}
         if self.threshold is not None:
             return asked | {"threshold": self.threshold}
-        if "emits" in self.config:
+        if self._tail:
             dtype = DTYPES[self.config["dtype"]]
             return asked | {"scale": self.scale, "shift": self.shift, "residual": residual, "dtype": dtype}
         return {"shift": self.bias} if self._adds_bias() else {}
@@ -107,6 +128,8 @@ class PackedConv2d(_PackedProduct):
     """
 
     kind = "packed_conv2d"
+    attributes = {**_GEOMETRY, **_DTYPE, **_EMITS, **_FP32_BYTES}
+    n_axes = 4
 
     def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
         super().__init__(weight, **kwargs)
@@ -115,16 +138,27 @@ class PackedConv2d(_PackedProduct):
         self._geometry = (*sizes, c["groups"], c["padding_value"])
         self._in_channels: int = weight.shape[1] * c["groups"]
         self._in_words: int = words_for(weight.shape[1]) * c["groups"]
-        if weight.dim() != 4 or weight.bit_layout.dim != 1 or weight.shape[0] % c["groups"]:
-            raise ValueError(f"no weight of a convolution with {c['groups']} groups: {weight.bit_layout}")
+        self._checked: Any = None  # the shape of words whose sizes have been looked at
 
-    def forward(self, words: Tensor, residual: Tensor | None = None) -> Any:
-        if words.dim() != 4 or words.shape[-1] != self._in_words:
+    def _check(self, shape: torch.Size) -> Geometry:
+        if len(shape) != 4 or shape[-1] != self._in_words:
             raise ValueError(
                 f"a packed convolution of {self._in_channels} channels takes words "
-                f"[N, H, W, {self._in_words}], got {tuple(words.shape)}"
+                f"[N, H, W, {self._in_words}], got {tuple(shape)}"
             )
-        check_image(words.shape[1:3], self.weight.shape[2:], *self._geometry[:3])
+        geometry = check_image(shape[1:3], self.weight.shape, self.config, shape[0])
+        self._checked = shape
+        return geometry
+
+    def scratch(self, *args: Tensor) -> int:
+        shape = args[0].shape
+        geometry = self._check(shape)
+        height, width = (s + 2 * p for s, p in zip(geometry.image, geometry.padding, strict=True))
+        return 4 * shape[0] * height * width * shape[3]
+
+    def forward(self, words: Tensor, residual: Tensor | None = None) -> Any:
+        if words.shape != self._checked:
+            self._check(words.shape)
         values, signs = torch.ops.bop2nd.binary_conv2d_packed(
             words,
             self.weight.words,
@@ -156,11 +190,13 @@ class PackedLinear(_PackedProduct):
     """
 
     kind = "packed_linear"
+    attributes = {"padding_bits": integer(0, 0), **_DTYPE, **_EMITS, **_FP32_BYTES}
+    n_axes = 2
 
     def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
         super().__init__(weight, **kwargs)
-        if weight.dim() != 2 or weight.bit_layout.dim != 1:
-            raise ValueError(f"not the weight of a dense layer: {weight.bit_layout}")
+        if self.config["padding_bits"] > weight.shape[1]:
+            raise ValueError(f"{self.kind}: more padding bits than the weight's {weight.shape[1]} bits")
         self._n_words = words_for(weight.shape[1])
 
     def forward(self, words: Tensor, residual: Tensor | None = None) -> Any:
@@ -181,7 +217,7 @@ class PackedLinear(_PackedProduct):
         if self._emits == "signs":
             return signs
         values = values.reshape(*words.shape[:-1], values.shape[-1])
-        if self.config["padding_bits"] and "emits" not in self.config:
+        if self.config["padding_bits"] and not self._tail:
             values = values - self.config["padding_bits"]
         return (self._real(values), signs) if self._emits == "both" else self._real(values)
 
@@ -192,6 +228,9 @@ class PackedLinear(_PackedProduct):
 
 class _RealInput(_WeightLayer):
     """A first layer: real inputs, so torch's own product on the unpacked weight, which is kept as a cache."""
+
+    tensors = ("weight", "bias")
+    operands = ("input",)
 
     def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
         super().__init__(weight, **kwargs)
@@ -213,6 +252,8 @@ class RealConv2d(_RealInput):
     """
 
     kind = "real_conv2d"
+    attributes = {**_GEOMETRY, "padding_value": one_of((0,), 0), **_FP32_BYTES}
+    n_axes = 4
 
     def forward(self, input: Tensor) -> Tensor:
         c = self.config
@@ -221,7 +262,7 @@ class RealConv2d(_RealInput):
             wanted = f"[N, {channels}, H, W]"
             raise ValueError(f"a convolution of {channels} channels takes {wanted}, got {tuple(input.shape)}")
         geometry = (tuple(c["stride"]), tuple(c["padding"]), tuple(c["dilation"]))
-        check_image(input.shape[2:], self.weight.shape[2:], *geometry)
+        check_image(input.shape[2:], self.weight.shape, c, input.shape[0])
         return F.conv2d(input, self._unpacked(input.dtype), self.bias, *geometry, c["groups"])
 
     def describe(self) -> str:
@@ -233,6 +274,8 @@ class RealLinear(_RealInput):
     """Real ``[..., K]`` -> real ``[..., O]`` with binary weights."""
 
     kind = "real_linear"
+    attributes = _FP32_BYTES
+    n_axes = 2
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self._unpacked(input.dtype), self.bias)
@@ -249,6 +292,15 @@ class Pack(PackedLayer):
     """
 
     kind = "pack"
+    operands = ("input",)
+    attributes = {"dim": one_of((1, -1)), "length": integer(0), "groups": integer(1)}
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        if self.config["length"] % self.config["groups"] or (
+            self.config["dim"] == -1 and config["groups"] > 1
+        ):
+            raise ValueError(f"{self.kind}: so many groups do not divide the axis: {config}")
 
     def forward(self, input: Tensor) -> Tensor:
         dim, length, groups = self.config["dim"], self.config["length"], self.config["groups"]
@@ -267,8 +319,23 @@ class Regroup(PackedLayer):
     """Words of C channels -> words in which each of ``groups`` groups starts on a word of its own."""
 
     kind = "regroup"
+    operands = ("words",)
+    attributes = {"length": integer(1), "groups": integer(1)}
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        if self.config["length"] % self.config["groups"]:
+            raise ValueError(
+                f"{self.kind}: {config['groups']} groups do not divide {config['length']} channels"
+            )
+
+    def scratch(self, *args: Tensor) -> int:
+        return 4 * 2 * 32 * args[0].numel()  # the values, and once more in groups
 
     def forward(self, words: Tensor) -> Tensor:
+        if words.shape[-1] != words_for(self.config["length"]):
+            wanted = words_for(self.config["length"])
+            raise ValueError(f"{self.config['length']} channels take {wanted} words, got {words.shape[-1]}")
         values = torch.ops.bop2nd.unpack_bits(words, self.config["length"])
         return torch.ops.bop2nd.pack_bits(values.unflatten(-1, (self.config["groups"], -1))).flatten(-2)
 
@@ -280,6 +347,7 @@ class FlattenBits(PackedLayer):
     """Words ``[N, H, W, W_c]`` -> ``[N, H * W * W_c]``: pixel after pixel, each in whole words."""
 
     kind = "flatten_bits"
+    operands = ("words",)
 
     def forward(self, words: Tensor) -> Tensor:
         return words.flatten(1)
@@ -289,6 +357,7 @@ class Constant(PackedLayer):
     """A parameter or buffer that the traced ``forward`` used by itself."""
 
     kind = "constant"
+    tensors = ("value",)
     value: Tensor
 
     def __init__(self, value: Tensor, **config: Any) -> None:
@@ -302,12 +371,13 @@ class Constant(PackedLayer):
         return f"{list(self.value.shape)} {dtype_name(self.value.dtype)}"
 
 
-def check_image(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
-    """Raise ``ValueError`` where the image is smaller than the kernel with its dilation."""
-    for axis in (0, 1):
-        if output_size(size[axis], kernel[axis], stride[axis], padding[axis], dilation[axis]) < 1:
-            image, window = "x".join(map(str, size)), "x".join(map(str, kernel))
-            raise ValueError(f"an image of {image} is smaller than the {window} kernel with its dilation")
+def check_image(size: Any, weight: Any, config: dict[str, Any], batch: int) -> Geometry:
+    """The geometry on images of that size; raises ``ValueError`` where the limits of kernels are not kept."""
+    geometry = Geometry.of(
+        tuple(size), tuple(weight[2:]), weight[1] * config["groups"], weight[0],
+        config["stride"], config["padding"], config["dilation"], config["groups"], config["padding_value"],
+    )  # fmt: skip
+    return geometry.check(batch)
 
 
 def _geometry_text(config: dict[str, Any]) -> str:

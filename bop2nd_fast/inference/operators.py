@@ -111,7 +111,8 @@ upsample_trilinear3d.vec
 # Profile ``bits``: real-valued operators that the specification of the file defines.
 _BITS = """
 adaptive_avg_pool2d add.Tensor avg_pool2d batch_norm cat clamp contiguous conv2d flatten.using_ints hardtanh
-leaky_relu linear log_softmax.int mean.dim mul.Tensor neg permute prelu relu softmax.int sub.Tensor
+leaky_relu linear log_softmax.int mean.dim mul.Tensor neg permute prelu relu reshape softmax.int sub.Tensor
+view
 """
 
 
@@ -202,9 +203,9 @@ def find(name: str) -> Operator:
     if name not in NAMES:
         raise ValueError(f"{name!r} is not an operator that a packed model can run")
     if name in NUMBERS:
-        return Operator(name, NUMBERS[name], None, "torch")
+        return Operator(name, NUMBERS[name], None, "bits")
     if name == "aten.sym_size.int":
-        return Operator(name, Tensor.size, torch.ops.aten.sym_size.int._schema, "torch")
+        return Operator(name, Tensor.size, torch.ops.aten.sym_size.int._schema, "bits")
     _, packet, overload = name.split(".")
     try:
         found = getattr(getattr(torch.ops.aten, packet), overload)
@@ -233,6 +234,7 @@ _MUST_BE: dict[str, dict[str, Any]] = {
     "embedding": {"sparse": False},
     "embedding_bag": {"sparse": False},
 }
+_NOT_IN_GRAPHS = ("device", "layout", "pin_memory", "generator")
 # Sizes that torch divides by, or multiplies without looking: their least value, by the argument's name.
 _LEAST = {
     "kernel_size": 1, "stride": 1, "dilation": 1, "groups": 1, "upscale_factor": 1, "downscale_factor": 1,
@@ -263,7 +265,7 @@ def check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operator:
                 raise ValueError(f"{name} misses its argument {argument.name!r}")
             continue
         value = given[argument.name]
-        if argument.name in ("device", "layout", "pin_memory") and value:
+        if argument.name in _NOT_IN_GRAPHS and value is not None:
             raise ValueError(f"{name}: results are where the model is, a graph names no {argument.name}")
         if not _fits(str(argument.real_type), value):
             raise ValueError(f"{name} takes {argument.name} of type {argument.real_type}, not {value!r}")
@@ -295,6 +297,25 @@ def bind(found: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     return given | kwargs
 
 
+def explicit(found: Operator, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments in the schema's order; those of profile ``bits`` with their defaults written out."""
+    named = [a for a in found.schema.arguments if a.name not in _NOT_IN_GRAPHS]
+    defaults = {a.name: a.default_value for a in named if a.has_default_value()}
+    chosen = defaults | given if found.profile == "bits" else given
+    return {a.name: chosen[a.name] for a in named if a.name in chosen}
+
+
+def unbind(found: Operator, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by name as a call: by position as far as the schema has them in order."""
+    args = []
+    left = dict(given)
+    for argument in found.schema.arguments:
+        if argument.kwarg_only or argument.name not in left:
+            break
+        args.append(left.pop(argument.name))
+    return tuple(args), left
+
+
 def check_size(name: str, argument: str, value: Any) -> None:
     """Raise ``ValueError`` for a size that torch would divide by, or that leaves 31 bits."""
     least = _LEAST.get(argument)
@@ -324,7 +345,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "number": (int, float, bool),
     "ScalarType": (torch.dtype,),
     "MemoryFormat": (torch.memory_format,),
-    "Tensor": (),
+    "Tensor": (int, float, bool),  # a number is a tensor without axes
 }
 _TAKES_REFERENCES = ("int", "float", "number", "Tensor")
 
@@ -343,7 +364,7 @@ def _fits(wanted: str, value: Any) -> bool:
     if wanted not in _TYPES:
         return False
     if isinstance(value, bool):
-        return wanted in ("bool", "number")
+        return wanted in ("bool", "number", "Tensor")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return False
     return isinstance(value, _TYPES[wanted])

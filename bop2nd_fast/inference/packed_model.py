@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from . import operators
 from .graph import InputSpec, Ref, Signature, Step, map_leaves, references
 from .layers import dtype_name
+from .memory import Gauge
 from .packed_layer import PackedLayer
 from .program import Program
 
@@ -26,6 +28,30 @@ class LayerReport:
     kind: str
     bytes_packed: int
     bytes_fp32: int
+
+
+class Layers(nn.ModuleDict):
+    """Layers by name. Any name without a dot will do: none is looked up as an attribute."""
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"layer {name!r} must be a module, got {type(module).__name__}")
+        if not isinstance(name, str) or not name or "." in name:
+            raise ValueError(f"a layer cannot have the name {name!r}")
+        self._modules[name] = module
+
+    def train(self, mode: bool = True) -> Layers:
+        self.__dict__["training"] = mode  # a layer may have that name too
+        for layer in self.values():
+            layer.train(mode)
+        return self
+
+
+class Profile(NamedTuple):
+    """``bits``: any language can run the file by its specification. ``torch``: ``because`` of what not."""
+
+    name: str
+    because: tuple[str, ...] = ()
 
 
 class Constants(nn.Module):
@@ -44,6 +70,9 @@ class Constants(nn.Module):
 
     def items(self) -> Iterable[tuple[str, Tensor]]:
         return cast("Iterable[tuple[str, Tensor]]", self._buffers.items())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._buffers)
 
     def __getitem__(self, name: str) -> Tensor:
         return cast("Tensor", self._buffers[name])
@@ -68,6 +97,7 @@ class PackedModel(nn.Module):
         inputs: Sequence[InputSpec],
         constants: dict[str, Tensor] | None = None,
         signature: Signature | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         """``inputs`` in the order of the input steps; without a ``signature`` a call gives them by position.
 
@@ -85,17 +115,29 @@ class PackedModel(nn.Module):
         self.signature.check(names)
         self._labels = tuple(names if signature else map(str, range(len(names))))
         self._plain = self.signature.plain == self._names
-        self.layers = nn.ModuleDict(layers)
+        self.layers = Layers(layers)
         self.constants = Constants(constants or {})
         for parameter in self.parameters():
             parameter.requires_grad_(False)
+        self.memory_limit = memory_limit  # bytes, see memory.py; None: whatever the graph asks for
         self._program: Program | None = None
+        self._gauge: Gauge | None = None
         self._current_program()
         super().train(False)
 
     def train(self, mode: bool = True) -> PackedModel:
         """Stays in eval mode, also inside a module that is put in training mode (a teacher, say)."""
         return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedModel:
+        """Moves to other devices; a change of dtype (``half``, ``to(torch.float64)``) is refused at once."""
+        for dtype in {t.dtype for t in self.state_dict().values() if t.is_floating_point()}:
+            if (changed := fn(torch.empty(0, dtype=dtype)).dtype) != dtype:
+                raise TypeError(
+                    f"a PackedModel computes in the dtypes it was converted in, here {dtype_name(dtype)}, "
+                    f"not in {dtype_name(changed)}: cast the trained model and convert it again"
+                )
+        return super()._apply(fn, recurse)
 
     def _current_program(self) -> Program:
         """The graph made ready to run, anew after a layer or constant was put in another's place."""
@@ -107,11 +149,13 @@ class PackedModel(nn.Module):
         return program
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_program": None}
+        return self.__dict__ | {"_program": None, "_gauge": None}
 
     @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the steps in order.
+
+        A model from a file is measured first, once for every set of input shapes: see ``memory_limit``.
 
         Raises:
             TypeError, ValueError: arguments of another number, shape, dtype, device or constant value than in
@@ -128,7 +172,35 @@ class PackedModel(nn.Module):
                 device = value.device
             elif value.device != device:
                 raise ValueError(f"input {name} is on {value.device}, the model on {device}")
+        if self.memory_limit is not None:
+            if self._gauge is None or self._gauge.program is not program:
+                self._gauge = Gauge(program, list(self.constants.tensors()))
+            self._gauge.check(args, self.memory_limit)
         return program.run(self.constants.tensors(), device, args)
+
+    @property
+    def profile(self) -> Profile:
+        """Which profile of the file format the model is of, and if it is ``torch``, because of what."""
+        because = []
+        for name, spec in zip(self._names, self.inputs, strict=True):
+            if spec.dtype.is_floating_point and spec.dtype != torch.float32:
+                because.append(f"input {name!r} is {dtype_name(spec.dtype)}")
+        for name, constant in self.constants.items():
+            if constant.is_floating_point() and constant.dtype != torch.float32:
+                because.append(f"constant {name!r} is {dtype_name(constant.dtype)}")
+        for name, layer in self.layers.items():
+            dtype = (
+                layer.config.get("dtype", "float32") if isinstance(layer, PackedLayer) else "a torch module"
+            )
+            if dtype != "float32":
+                because.append(f"layer {name!r} is {dtype}")
+        for step in self.steps:
+            known = step.kind in ("input", "layer", "output") or (
+                step.kind == "operator" and operators.find(str(step.target)).profile == "bits"
+            )
+            if not known:
+                because.append(f"step {step.name!r} is {step.target}")
+        return Profile("torch" if because else "bits", tuple(because))
 
     def prepare(self) -> PackedModel:
         """Build what the kernels in use want kept beside the words (calls would do it when needed)."""
@@ -160,12 +232,12 @@ class PackedModel(nn.Module):
         return rows
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all. See ``file_format``.
+        """Write one safetensors file, whole or not at all. See ``packed_file``.
 
         Raises:
             ValueError: the model has a module or function that a file cannot hold; the message names it.
         """
-        from .file_format import save
+        from .packed_file import save
 
         save(self, path)
 

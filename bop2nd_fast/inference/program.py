@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import operators
 from .graph import Ref, Step
+from .packed_layer import PackedLayer
 
 # What to call, how to take its arguments, the register of its result, the registers it empties.
 Instruction = tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]], int, tuple[int, ...]]
@@ -39,10 +40,12 @@ class Program:
         self._device = len(self._registers)
         self._initial: list[Any] = [None] * (self._device + 1)
         self._code: list[tuple[Callable[..., Any], list[int], int]] = []
+        self.names: list[str] = []  # of the step that every instruction belongs to
         self.inputs: list[int] = []
         self.output = -1
         for step in steps:
             self._step(step)
+            self.names += [step.name] * (len(self._code) - len(self.names))
         if self.output < 0:
             raise ValueError("the graph has no output")
         self.instructions = self._with_last_uses()
@@ -50,14 +53,21 @@ class Program:
 
     def run(self, constants: Iterable[Tensor], device: torch.device | None, inputs: Sequence[Any]) -> Any:
         """The output. ``constants`` in the order of their names, ``inputs`` in the order of the steps."""
-        registers = [*constants, device, *self.initial]
-        for register, value in zip(self.inputs, inputs, strict=True):
-            registers[register] = value
+        registers = self.registers(constants, device, inputs)
         for call, take, result, finished in self.instructions:
             registers[result] = call(*take(registers))
             for register in finished:
                 registers[register] = None
         return registers[self.output]
+
+    def registers(
+        self, constants: Iterable[Tensor], device: torch.device | None, inputs: Sequence[Any]
+    ) -> list[Any]:
+        """The registers at the start of a run."""
+        registers = [*constants, device, *self.initial]
+        for register, value in zip(self.inputs, inputs, strict=True):
+            registers[register] = value
+        return registers
 
     # ---------------------------------------------------------------------------------------- building
 
@@ -75,16 +85,18 @@ class Program:
             self._registers[step.name] = self._new(None)
             self.inputs.append(self._registers[step.name])
             return
-        call = self._callable(step)
-        taken = [self._value(a, step) for a in step.args]
+        call, args, kwargs = self._callable(step), step.args, step.kwargs
+        if isinstance(call, PackedLayer):
+            args, kwargs = tuple(call.bind(args, kwargs).values()), {}
+        taken = [self._value(a, step) for a in args]
         if step.kind == "operator" and operators.makes_from_nothing(operators.find(str(step.target))):
-            call = _with_keywords(partial(call, **step.kwargs), len(taken), ("device",))
+            call = _with_keywords(partial(call, **kwargs), len(taken), ("device",))
             taken.append(self._device)
-        elif step.kwargs and not _refers(step.kwargs):
-            call = partial(call, **step.kwargs)
-        elif step.kwargs:
-            call = _with_keywords(call, len(taken), tuple(step.kwargs))
-            taken += [self._value(a, step) for a in step.kwargs.values()]
+        elif kwargs and not _refers(kwargs):
+            call = partial(call, **kwargs)
+        elif kwargs:
+            call = _with_keywords(call, len(taken), tuple(kwargs))
+            taken += [self._value(a, step) for a in kwargs.values()]
         self._registers[step.name] = self._emit(call, taken)
 
     def _callable(self, step: Step) -> Callable[..., Any]:
