@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,8 +99,10 @@ def test_bounds_against_numbers_worked_by_hand(correction: str) -> None:
         "reference": (0.5 * 1e-2 / 0.2, 5e-6),
         "adam": (0.5 * 0.0199 / 0.28, 0.5 * 0.0199 * 1e-3),
     }[correction]
-    numbers = [torch.tensor(x, dtype=torch.float64) for x in (1e-2, 4e-2, 0.5, 1e-3, 2.0)]
-    hyper = bf.optim.thresholds.bop2nd_hyper(*numbers, correction)
+    names = ("gamma", "sigma", "threshold", "eps")
+    *values, step = [torch.tensor(x, dtype=torch.float64) for x in (1e-2, 4e-2, 0.5, 1e-3, 2.0)]
+    knobs = dict(zip(names, values, strict=True))
+    hyper = bf.optim.thresholds.bop2nd_hyper(knobs, step, correction, None)
     assert hyper.dtype == torch.float32
     torch.testing.assert_close(hyper, torch.tensor([1e-2, 4e-2, *wanted]), rtol=2e-7, atol=0)
 
@@ -145,7 +148,7 @@ def test_adam_correction_counts_each_parameters_own_steps() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(n, v) for n in ("gamma", "sigma") for v in (0.0, -1e-3, 1.5, math.nan, math.inf)]
+    [(n, v) for n in ("gamma", "sigma") for v in (-1e-3, 1.5, math.nan, math.inf)]
     + [(n, v) for n in ("threshold", "eps") for v in (-1e-9, math.nan, math.inf)]
     + [("bias_correction", "Adam"), ("moment_dtype", torch.float16), ("warmup_steps", -1)]
     + [("target_flip_rate", 0.0), ("target_flip_rate", 1.0), ("seed", 0.5)],
@@ -245,7 +248,78 @@ def test_other_refusals() -> None:
     assert len(optimizer.param_groups) == len(optimizer._plans) == 1
 
 
+DTYPES = [torch.float64, torch.float8_e4m3fn, torch.complex64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_gradient_of_another_dtype_changes_nothing_in_any_group(dtype: torch.dtype, packed: bool) -> None:
+    params = [parameter(signs(3, 33, seed=i), packed) for i in range(4)]
+    optimizer = Bop2ndOrder([{"params": params[:2]}, {"params": params[2:]}], **VALUES)
+    train(optimizer, 2)
+    before = snapshot(optimizer)
+    params[3].grad, params[3].grad_dtype = None, None
+    params[3].grad = torch.ones(3, 33).to(dtype)
+    with pytest.raises(ValueError, match=str(dtype)):
+        optimizer.step()
+    assert same(before, snapshot(optimizer))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_dense_weights_have_a_dtype_that_the_step_takes(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=r"dense weights may be float32, bfloat16, float16"):
+        Bop([nn.Parameter(torch.ones(4).to(dtype))])
+    params = [parameter(signs(3, 33), True), parameter(signs(3, 33), False)]
+    optimizer = Bop([{"params": params[:1]}, {"params": params[1:]}])
+    train(optimizer, 1)
+    params[1].grad = None
+    params[1].data = params[1].data.to(dtype)
+    params[1].grad_dtype = None
+    params[1].grad = torch.ones(3, 33)
+    before = optimizer.state[params[0]]["exp_avg"].clone()
+    with pytest.raises(TypeError, match="dense weights may be"):
+        optimizer.step()
+    assert torch.equal(optimizer.state[params[0]]["exp_avg"], before)
+
+
+def test_a_capture_needs_capturable(monkeypatch: pytest.MonkeyPatch) -> None:
+    fine, other = parameter(signs(3, 33), True), parameter(signs(3, 33), True)
+    optimizer = Bop2ndOrder([{"params": [fine], "capturable": True}, {"params": [other]}], **VALUES)
+    train(optimizer, 1)
+    before = snapshot(optimizer)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="capturable=True"):
+        optimizer.step()
+    assert same(before, snapshot(optimizer))
+    optimizer.param_groups[1]["capturable"] = True
+    optimizer.step()
+    assert not same(before, snapshot(optimizer))
+
+
 # ------------------------------------------------------------------------- groups and hyperparameters
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    options: dict[str, Any] = {
+        "gamma": np.float32(0.25),
+        "sigma": np.float64(0.5),
+        "threshold": np.int64(1),
+        "warmup_steps": np.int64(3),
+        "seed": np.int32(5),
+        "target_flip_rate": np.float32(0.25),
+        "maximize": np.True_,
+    }
+    optimizer = Bop2ndOrder([parameter(signs(3, 33), True)], **options)
+    saved = _through_a_file(optimizer.state_dict())["param_groups"][0]
+    assert {name: saved[name] for name in options} == options
+    assert {type(saved[name]) for name in options} == {float, int, bool}
+    optimizer.param_groups[0]["gamma"] = np.float32(0.125)
+    train(optimizer, 2)
+    assert optimizer.param_groups[0]["gamma"] == 0.125
+    optimizer.signal_histogram(bins=np.int64(4))
+    bf.optim.FlipTracker(optimizer, window=np.int64(4))
+    with pytest.raises(ValueError, match="maximize"):
+        Bop([parameter(signs(3, 33), True)], maximize="no")  # type: ignore[arg-type]
 
 
 def test_groups_step_with_their_own_hyperparameters() -> None:
@@ -444,7 +518,8 @@ def test_resume_between_packed_and_dense(source: Any, target: Any, correction: s
             q.copy_(dense(p))
     resumed.load_state_dict(_through_a_file(optimizer.state_dict()))
     assert resumed.param_groups[0]["gamma"] == VALUES["gamma"]
-    assert len(resumed._plans[0].batches) == 1  # parameters in lock-step are one call again
+    (cut,) = resumed._plans[0].recent
+    assert len(cut.batches) == 1  # parameters in lock-step are one call again
     assert same(train(optimizer, 100, seed=5), train(resumed, 100, seed=5))
     for p, q in zip(params, other, strict=True):
         assert torch.equal(optimizer.state[p]["exp_avg"], resumed.state[q]["exp_avg"])
@@ -577,8 +652,22 @@ def test_saved_state_that_does_not_fit_changes_nothing(damage: Callable[[Any], N
 def test_state_of_bop_is_refused_by_bop2ndorder() -> None:
     bop, second = Bop(_network(True)), Bop2ndOrder(_network(True))
     train(bop, 1)
-    with pytest.raises(ValueError, match="exp_avg_sq"):
+    with pytest.raises(ValueError, match="another optimizer's: it has no sigma"):
         second.load_state_dict(bop.state_dict())
+
+
+def test_state_of_adam_is_refused() -> None:
+    """Its state has the same names and shapes."""
+    dense_ones = [nn.Parameter(signs(3, 40)) for _ in range(2)]
+    adam, ours = torch.optim.Adam(dense_ones), Bop2ndOrder([parameter(signs(3, 40), True) for _ in range(2)])
+    train(adam, 2)
+    before = snapshot(ours)
+    with pytest.raises(ValueError, match="another optimizer's: it has no gamma"):
+        ours.load_state_dict(adam.state_dict())
+    for wrong in ({}, {"state": {}}, {"param_groups": 3, "state": {}}):
+        with pytest.raises(ValueError, match="no optimizer's state_dict"):
+            ours.load_state_dict(wrong)
+    assert same(before, snapshot(ours))
 
 
 def test_an_unfrozen_parameter_joins_later() -> None:

@@ -166,6 +166,81 @@ def test_mixed_refuses_wrong_claims() -> None:
     assert [g.get("gamma") for g in mixed.param_groups] == [0.05, 0.5, None]
 
 
+def _sparse(model: nn.Module) -> None:
+    model[1].weight.grad = model[1].weight.grad.to_sparse()
+
+
+def _real_float64(model: nn.Module) -> None:
+    bias = model[5].bias
+    grad, bias.grad, bias.grad_dtype = bias.grad, None, None
+    bias.grad = grad.double()
+
+
+def _binary_float64(model: nn.Module) -> None:
+    weight = model[5].weight
+    grad, weight.grad, weight.grad_dtype = weight.grad, None, None
+    weight.grad = grad.double()
+
+
+@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize("harm", [_sparse, _real_float64, _binary_float64])
+def test_a_gradient_that_one_member_refuses_changes_neither(kind: str, harm: Callable[..., None]) -> None:
+    if (kind, harm) == ("sgd", _sparse):
+        return  # SGD takes sparse gradients
+    model = network()
+    mixed = MixedOptimizer(model, BOP, REAL[kind])
+    run(model, mixed.step, batches(2))
+    model.zero_grad()
+    F.cross_entropy(model(batches(1)[0][0]), batches(1)[0][1]).backward()
+    harm(model)
+    before = _all_of(model, mixed)
+    with pytest.raises(ValueError, match="gradient"):
+        mixed.step()
+    assert same(before, _all_of(model, mixed))
+
+
+class Moody(torch.optim.SGD):
+    """An optimizer of somebody else's that refuses for reasons of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        raise RuntimeError("not today")
+
+
+def test_a_real_member_that_raises_has_changed_no_binary_weight() -> None:
+    model = network()
+    mixed = MixedOptimizer(model, BOP, functools.partial(Moody, lr=0.1))
+    before = _all_of(model, mixed)
+    with pytest.raises(RuntimeError, match="not today"):
+        run(model, mixed.step, batches(1))
+    assert same(before, _all_of(model, mixed))
+
+
+def _bad_binary(saved: dict[str, Any]) -> None:
+    saved["state"][0]["exp_avg"] = torch.zeros(3)
+
+
+def _bad_real(saved: dict[str, Any]) -> None:
+    saved["param_groups"][1]["params"].pop()
+
+
+def _swapped(saved: dict[str, Any]) -> None:
+    saved["param_groups"].reverse()
+
+
+@pytest.mark.parametrize("harm", [_bad_binary, _bad_real, _swapped])
+def test_mixed_loads_all_or_nothing(harm: Callable[..., None]) -> None:
+    model = network()
+    mixed = MixedOptimizer(model, BOP, REAL["adam"])
+    run(model, mixed.step, batches(2))
+    saved = copy.deepcopy(mixed.state_dict())
+    run(model, mixed.step, batches(2))
+    harm(saved)
+    before = _all_of(model, mixed)
+    with pytest.raises(ValueError):
+        mixed.load_state_dict(saved)
+    assert same(before, _all_of(model, mixed))
+
+
 # ------------------------------------------------------------------------- mixed precision
 
 
@@ -312,6 +387,33 @@ def test_step_in_backward_refuses_what_would_go_wrong() -> None:
     F.cross_entropy(model(batches(1)[0][0]), batches(1)[0][1]).backward()
     with pytest.raises(ValueError, match="waiting for a step"):
         step_in_backward(model, optimizer)
+
+
+@pytest.mark.parametrize("kind", ["bop", "sgd"])
+def test_a_step_in_backward_looks_at_one_parameter(kind: str) -> None:
+    """Whatever the number of parameters: their gradients are asked for a fixed number of times each."""
+    asked: list[int] = []
+
+    class Counted(nn.Parameter):
+        @property  # type: ignore[override]
+        def grad(self) -> Tensor | None:
+            asked.append(1)
+            return super().grad
+
+        @grad.setter
+        def grad(self, value: Tensor | None) -> None:
+            Tensor.grad.__set__(self, value)  # type: ignore[attr-defined]
+
+    counts = []
+    for n in (10, 40):
+        model = nn.ParameterList([Counted(torch.ones(33)) for _ in range(n)])
+        optimizer = BOP(model) if kind == "bop" else torch.optim.SGD(model, lr=0.1, foreach=False)
+        step_in_backward(model, optimizer)
+        for _ in range(2):
+            asked.clear()
+            sum(p.sum() for p in model).backward()
+        counts.append(len(asked))
+    assert counts[1] == 4 * counts[0]
 
 
 # ------------------------------------------------------------------------- other people's trainers

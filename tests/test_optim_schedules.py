@@ -152,8 +152,69 @@ def test_a_value_out_of_range_or_a_wrong_name_is_refused() -> None:
     assert ours.param_groups[0]["gamma"] == 0.5
     with pytest.raises(ValueError, match="'lr' is in groups"):
         schedule(ours, "lr", lr_scheduler.StepLR, 1)
-    with pytest.raises(ValueError, match="positive ends"):
-        linear(ours, "gamma", 1e-2, 0.0, 10)
+    with pytest.raises(ValueError, match="starts above 0"):
+        linear(ours, "gamma", 0.0, 1e-2, 10)
+    with pytest.raises(ValueError, match="starts above 0"):
+        linear(ours, "gamma", 1e-2, -1e-3, 10)
+
+
+ENDS: dict[str, Callable[[Any, str], Any]] = {
+    "cosine": lambda o, name: schedule(o, name, lr_scheduler.CosineAnnealingLR, T_max=12),
+    "polynomial": lambda o, name: schedule(o, name, lr_scheduler.PolynomialLR, 12, power=2.0),
+    "linear": lambda o, name: linear(o, name, 1 / 3, 0.0, 12),
+    "torch's linear": lambda o, name: schedule(o, name, lr_scheduler.LinearLR, 1 / 3, 0.0, 12),
+    "lambda": lambda o, name: schedule(o, name, lr_scheduler.LambdaLR, lambda k: max(0.0, 1 - k / 12)),
+    "rounding": lambda o, name: schedule(
+        o, name, lr_scheduler.LambdaLR, lambda k: 1 - sum([1 / 12] * k) - 1e-15 * (k == 12)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["gamma", "sigma", "threshold", "eps"])
+@pytest.mark.parametrize("end", ENDS)
+def test_a_schedule_may_end_at_zero(end: str, name: str) -> None:
+    ours = optimizer(gamma=0.25, sigma=0.25, threshold=0.25, eps=0.25)
+    scheduler = ENDS[end](ours, name)
+    for _ in range(14):
+        if ours.param_groups[0][name] > 0 or end in ("linear", "torch's linear"):
+            scheduler.step()
+        ours.step()
+    assert ours.param_groups[0][name] == pytest.approx(0, abs=1e-15)
+    assert all(group[name] >= 0 for group in ours.param_groups)
+    ours.param_groups[0][name] = 0.0
+    with pytest.raises(ValueError, match=name):
+        ours.param_groups[0][name] = -1e-30
+
+
+@pytest.mark.parametrize("correction", ["none", "reference", "adam"])
+@pytest.mark.parametrize("rate", [0.0, 1e-60], ids=["zero", "zero in fp32"])
+def test_a_rate_of_zero_leaves_its_moment_and_a_correction_flips_nothing(
+    rate: float, correction: str
+) -> None:
+    w = nn.Parameter(torch.ones(64))
+    ours = Bop2ndOrder([w], gamma=0.5, sigma=0.5, threshold=1e9, bias_correction=correction)
+    w.grad = torch.randn(64)
+    ours.step()
+    before = {name: value.clone() for name, value in ours.state[w].items()}
+    for name, moment in (("gamma", "exp_avg"), ("sigma", "exp_avg_sq")):
+        ours.param_groups[0].update({"gamma": 0.5, "sigma": 0.5, "threshold": 1e-3, name: rate})
+        words = w.detach().clone()
+        ours.step()
+        assert torch.equal(ours.state[w][moment], before[moment])
+        if correction != "none" and (name, rate) != ("sigma", 1e-60):
+            assert torch.equal(words, w.detach())
+        before = {name: value.clone() for name, value in ours.state[w].items()}
+
+
+def test_torchs_schedulers_say_how_they_drive_a_hyperparameter() -> None:
+    ours = optimizer()
+    with pytest.raises(KeyError, match=r"bf\.optim\.schedule\(optimizer"):
+        lr_scheduler.StepLR(ours, 3)
+    with pytest.raises(KeyError, match="'lr'"):
+        ours.param_groups[0]["lr"]
+    assert "lr" not in ours.param_groups[0] and ours.param_groups[0].get("lr") is None
+    with pytest.raises(KeyError, match=r"^'other'$"):
+        ours.param_groups[0]["other"]
 
 
 # ------------------------------------------------------------------------- presets

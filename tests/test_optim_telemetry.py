@@ -109,6 +109,36 @@ def test_signal_histogram_by_hand() -> None:
         Bop([ones(2, 40)]).signal_histogram()
 
 
+@pytest.mark.parametrize(("value", "bad"), [(float("nan"), 20), (float("inf"), 20), (-1e25, 20)])
+def test_a_gradient_that_is_not_finite_is_named(value: float, bad: int, capsys: Any) -> None:
+    """1e25 is finite, its square is not. The other layer is what it was."""
+    p, q = ones(2, 40), ones(2, 40)
+    optimizer = Bop2ndOrder([("hurt", p), ("sound", q)], gamma=0.5, sigma=0.5, threshold=0.1)
+    for step in range(3):
+        p.grad, q.grad = torch.randn(2, 40), torch.randn(2, 40)
+        if step == 1:
+            p.grad[0, :bad] = value
+        optimizer.step()
+    hurt, sound = optimizer.report()
+    assert (hurt.regime, hurt.not_finite, sound.not_finite) == ("not finite", bad, 0)
+    assert f"moments of {bad} weights of hurt are infinite or NaN" in capsys.readouterr().out
+    assert sound.regime == "active"
+    assert [int(h.sum()) for h in optimizer.signal_histogram().values()] == [80 - bad, 80]
+    for name in ("exp_avg", "exp_avg_sq"):
+        moment = optimizer.state[p][name]
+        moment.masked_fill_(~moment.isfinite(), 0)
+    assert [row.not_finite for row in optimizer.report(quiet=True)] == [0, 0]
+
+
+def test_a_histogram_at_gamma_zero() -> None:
+    p = ones(2, 40)
+    optimizer = Bop2ndOrder([p], gamma=1.0, sigma=1.0)
+    give(p, 1.0, 0.0)
+    optimizer.step()
+    optimizer.param_groups[0]["gamma"] = 0
+    assert optimizer.signal_histogram(bins=2)["group0.param0"].tolist() == [40, 0, 40]
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_tracker_sees_oscillation_and_weights_that_never_flip(packed: bool) -> None:
     """gamma 1: a weight flips whenever its gradient's sign is its own. Column 0 flips at steps 1, 2, 6;

@@ -5,10 +5,11 @@ from .bop import Bop, Bop2ndOrder
 from .distributed import ReplicaMismatchError, broadcast_parameters, check_replicas
 from .flip_tracker import FlipTracker, TrackedFlips
 from .in_backward import StepInBackward, step_in_backward
+from .loggers import JsonLinesLogger, TensorBoardLogger
 from .mixed import MixedOptimizer
 from .schedules import Knob, linear, schedule
 from .split import split_parameters
-from .telemetry import FlipCounts, JsonLinesLogger, LayerReport, TensorBoardLogger
+from .telemetry import FlipCounts, LayerReport
 
 __all__ = [
     "Bop",

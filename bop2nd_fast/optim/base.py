@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..binary_tensor import BinaryTensor, check_plus_minus_one
-from . import saved_state
+from . import checks, saved_state
 from .distributed import local_tensor
 from .group import HyperGroup, Range
-from .plan import Batch, Plan, cut_batches, is_laid_like, lock_step_parts, steps_of
+from .plan import Cut, Plan, Rule, is_laid_like
 from .telemetry import FlipCounts, LayerReport, layer_reports, print_report, read_counts, signal_histograms
 
-MOMENT_DTYPES = (torch.float32, torch.bfloat16)
+_EDITED = "param_groups were edited: run one step that is not compiled before the next compiled one"
 
 
 class BopBase(Optimizer):
     """What both optimizers share: validation, state, the step, counters. Not made directly.
 
     State of a parameter: ``exp_avg`` (and ``exp_avg_sq``), shaped like it and lying in memory in its order;
-    ``step``, int64, shared by the parameters that have always stepped together; with ``target_flip_rate``
-    also ``threshold_scale``. It is made when the parameter is added, so that a first compiled step finds it.
+    ``step``, int64, shared by parameters that have taken as many steps; with ``target_flip_rate`` also
+    ``threshold_scale``. It is made when the parameter is added, so that a first compiled step finds it.
+
+    ``param_groups`` may be edited between steps as those of torch's optimizers: groups and parameters taken
+    out, moved, replaced, put back; a parameter's state is what ``state`` holds for it. Every step first looks
+    at what the groups hold now.
     """
 
     _step_supports_amp_scaling = True  # GradScaler hands over grad_scale and found_inf instead of unscaling
     _ranges: dict[str, Range]
     _moments: tuple[str, ...]
+    _rule: Rule
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
-        self._plans: list[Plan] = []
+        self._plans: list[Plan] = []  # one per group, in their order
         self._observers: list[Any] = []
-        self._weight_versions: dict[Tensor, int] = {}
         HyperGroup({**defaults, "params": []}, self._ranges, self._check_option)  # raises early
         super().__init__(params, defaults)
 
     # ------------------------------------------------------------------ groups
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self._groups = groups  # a name of its own: compilers treat an optimizer's param_groups as constant
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking it: binary or +-1 dense parameters, hyperparameters in range.
@@ -46,98 +57,138 @@ class BopBase(Optimizer):
         Raises:
             ValueError: hyperparameters out of range, dense weights that are not +1 / -1, parameters on
                 several devices or already in another group.
-            TypeError: a parameter that is not floating point, a hyperparameter that is not a number.
+            TypeError: a parameter that the step cannot take, a hyperparameter that is not a number.
         """
         params = param_group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
-        checked = HyperGroup(
-            {**self.defaults, **param_group, "params": params}, self._ranges, self._check_option
-        )
         tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in params]
-        _check_one_device([p for p in tensors if isinstance(p, Tensor)])
-        for i, p in enumerate(tensors):
-            _check_weight(local_tensor(p), f"parameter {i} of the group")
-        _check_knobs(checked, self._ranges, tensors)
+        self._follow()
+        self._check_group(self._wrapped({**self.defaults, **param_group, "params": tensors}))
         super().add_param_group({**param_group, "params": params})
-        wrapped = self.param_groups[-1] = self._wrapped(self.param_groups[-1])
-        for p in tensors:
-            self._weight_versions[p] = p._version
-        self._plans.append(self._plan(wrapped))
+        self.param_groups[-1] = self._wrapped(self.param_groups[-1])
+        self._follow()
 
-    def _wrapped(self, group: dict[str, Any]) -> HyperGroup:
-        return HyperGroup(group, self._ranges, self._check_option, self._replan)
+    def _wrapped(self, group: dict[str, Any], source: dict[str, Any] | None = None) -> HyperGroup:
+        return HyperGroup(
+            group, self._ranges, self._check_option, self._option_changed, self.defaults, source
+        )
 
-    def _check_option(self, name: str, value: Any, together: Mapping[str, Any]) -> None:
-        """Raise if a group's item may not have this value, alone or with the others."""
-        if name == "moment_dtype" and value not in MOMENT_DTYPES:
-            raise ValueError(f"moment_dtype must be one of {MOMENT_DTYPES}, got {value}")
-        if name == "warmup_steps" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ValueError(f"warmup_steps must be an integer >= 0, got {value!r}")
-        if name == "target_flip_rate" and value is not None and not 0 < value < 1:
-            raise ValueError(f"target_flip_rate must be None or in (0, 1), got {value!r}")
-        if name == "seed" and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ValueError(f"seed must be an integer, got {value!r}")
-        if name in ("threshold", "target_flip_rate") and together.get("target_flip_rate") is not None:
-            threshold = together["threshold"]
-            if not isinstance(threshold, Tensor) and threshold == 0:
-                raise ValueError("target_flip_rate multiplies the threshold, so the threshold must be > 0")
+    def _check_option(self, name: str, value: Any, together: Mapping[str, Any]) -> Any:
+        return checks.option(name, value, together)
+
+    def _check_group(self, group: HyperGroup) -> None:
+        params = group["params"]
+        for i, p in enumerate(params):
+            checks.weight(local_tensor(p), f"parameter {i} of the group")
+        checks.one_device(params)
+        checks.knobs(group, self._ranges, params)
+        checks.states(params, self.state, self._moments)
+
+    def _option_changed(self, group: HyperGroup, name: str) -> None:
+        """Make a group's plan anew. (Items that others keep in the group change nothing.)"""
+        for g, plan in enumerate(self._plans):
+            if plan.group is group and name in self.defaults:
+                self._plans[g] = self._plan(group, [plan])
+            elif plan.group is group and name == "params":
+                plan.listed = group["params"]
 
     # ------------------------------------------------------------------ plans
 
-    def _replan(self, group: HyperGroup, changed: str) -> None:
-        """Make a group's plan anew, as an option has changed. Its totals start from 0."""
-        if changed not in self.defaults:
-            return  # something that others keep in the group
-        for g, plan in enumerate(self._plans):
-            if plan.group is group:
-                self._plans[g] = self._plan(plan.group)
+    def _follow(self) -> None:
+        """Bring the plans in line with ``param_groups``, which anybody may have edited. Checks all first."""
+        groups: Any = self.param_groups
+        plans = self._plans
+        for plan in plans:
+            plan.group.follow()
+        if len(groups) == len(plans) and all(p.is_for(g) for p, g in zip(plans, groups, strict=True)):
+            return
+        for g, group in enumerate(groups):
+            checks.is_group(g, group)
+        wrapped: list[HyperGroup] = [
+            g if self._is_ours(g) else self._wrapped({**self.defaults, **g}, g) for g in groups
+        ]
+        kept = {id(plan.group): plan for plan in plans if plan.is_for(plan.group)}
+        checks.each_once(wrapped)
+        for group in wrapped:
+            if id(group) not in kept:
+                self._check_group(group)
+        if not isinstance(groups, list):
+            self.param_groups = groups = list(groups)
+        groups[:] = wrapped
+        old, self._plans = self._plans, []
+        for group in wrapped:
+            self._plans.append(kept[id(group)] if id(group) in kept else self._plan(group, old))
+        self._let_go(old)
+        self._separate_groups()
 
-    def _plan(self, group: HyperGroup) -> Plan:
-        params: list[Tensor] = group["params"]
-        target = group["target_flip_rate"]
-        self._complete_state(group, [p for p in params if p.requires_grad and not self.state.get(p)])
-        stepped = [p for p in params if self.state.get(p)]
-        self._settle_state(group, stepped)
+    def _is_ours(self, group: Any) -> bool:
+        return isinstance(group, HyperGroup) and group.belongs_to(self._option_changed)
+
+    def _let_go(self, old: list[Plan]) -> None:
+        """Parameters that left the groups keep their step count, which may be that of others too."""
+        staying = {id(lane.step) for plan in self._plans for lane in plan.lanes.values()}
+        listed = {id(p) for plan in self._plans for p in plan.params}
+        for lane in (lane for plan in old for lane in plan.lanes.values() if id(lane.p) not in listed):
+            if id(lane.step) in staying and self.state.get(lane.p) is lane.own:
+                lane.take_step(lane.step.clone())
+
+    def _separate_groups(self) -> None:
+        """Groups step by themselves, so parameters of two groups may not share a step tensor."""
+        owner: dict[int, Plan] = {}
+        for plan in self._plans:
+            for lane in plan.lanes.values():
+                if owner.setdefault(id(lane.step), plan) is not plan:
+                    lane.take_step(lane.step.clone())
+                    plan.drop_cuts()
+
+    def _plan(self, group: HyperGroup, old: Iterable[Plan]) -> Plan:
+        """The plan of a group as it is now. Counts and names follow their parameters from ``old`` plans."""
+        params: list[Tensor] = list(group["params"])
         device = params[0].device if params else torch.device("cpu")
-        parts = lock_step_parts(stepped, self.state)
-        batches = cut_batches(parts, self.state, group, target is not None)
-        return Plan(
+        fresh = [p for p in params if not self.state.get(p) and (p.requires_grad or p.grad is not None)]
+        self._complete_state(group, fresh)
+        self._settle_state(group, [p for p in params if self.state.get(p)])
+        plan = Plan(
             group=group,
+            params=params,
             knobs={name: group.knob(name, device) for name in self._ranges},
-            batches=batches,
-            last=torch.zeros(len(stepped), 2, dtype=torch.int64, device=device),
-            total=torch.zeros(len(stepped), 2, dtype=torch.int64, device=device),
-            since=steps_of(batches, device),
-            stateless=[p for p in params if not self.state.get(p)],
+            rule=self._rule,
+            moments=self._moments,
             maximize=group["maximize"],
             capturable=group["capturable"],
             bias_correction=group.get("bias_correction"),
             moment_dtype=group["moment_dtype"],
             seed=group["seed"],
             warmup_steps=group["warmup_steps"],
-            target_flip_rate=target,
+            target_flip_rate=group["target_flip_rate"],
+            device=device,
         )
+        plan.inherit(list(old), self.state)
+        return plan
 
     def _complete_state(self, group: HyperGroup, fresh: list[Tensor]) -> None:
         if not fresh:
             return
         step = torch.zeros((), dtype=torch.int64, device=fresh[0].device)
         for p in fresh:
-            self.state[p]["step"] = step
+            self.state[p] = {"step": step}
             for name in self._moments:
                 self.state[p][name] = torch.zeros_like(p, dtype=group["moment_dtype"])
 
     def _settle_state(self, group: HyperGroup, params: list[Tensor]) -> None:
-        """Moments on their parameter's device, in its memory order and the group's dtype; the controller's
-        factor if it is on."""
+        """Moments on their parameter's device, in its memory order and the group's dtype; the step an int64
+        tensor there; the controller's factor if it is on."""
         steps: dict[int, Tensor] = {}
         for p in params:
             state = self.state[p]
             for name in self._moments:
                 if not _fits(p, state[name], group["moment_dtype"]):
                     state[name] = torch.zeros_like(p, dtype=group["moment_dtype"]).copy_(state[name])
-            if state["step"].device != p.device:
-                state["step"] = steps.setdefault(id(state["step"]), state["step"].to(p.device))
+            step = state["step"]
+            fits = isinstance(step, Tensor) and step.device == p.device and step.dtype == torch.int64
+            if not fits or step.dim():
+                made = torch.as_tensor(step).to(p.device, torch.int64, copy=True).reshape(())
+                state["step"] = steps.setdefault(id(step), made)
             if group["target_flip_rate"] is None:
                 state.pop("threshold_scale", None)
             elif "threshold_scale" not in state:
@@ -150,8 +201,10 @@ class BopBase(Optimizer):
         """One step of every parameter that has a gradient. Returns the closure's loss, if one is given.
 
         Raises:
-            ValueError: a sparse, wrongly shaped or wrongly placed gradient, or a dense weight that is no
-                longer +-1. Nothing has been changed then.
+            ValueError: a gradient that is sparse, of another shape, place or dtype than the step takes,
+                a dense weight that is no longer +-1, groups that contradict each other. Nothing has been
+                changed then.
+            RuntimeError: inside a CUDA graph's capture without ``capturable``.
         """
         loss = None
         if closure is not None:
@@ -160,105 +213,89 @@ class BopBase(Optimizer):
         if torch.compiler.is_compiling():
             self._step_traced()
         else:
-            self._step_some(
-                [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-            )
+            active = self._check_step()
+            if any(active):
+                for plan, params in zip(self._plans, active, strict=True):
+                    self._run(plan, plan.take(params), params)
         return loss
 
+    def _check_step(self) -> list[list[Tensor]]:
+        """The parameters that the next step will step, one list per plan. Raises if it cannot step
+        them all; weights, moments and counts are as they were then."""
+        self._follow()
+        checks.capture(self._plans)
+        active = [[p for p in plan.params if p.grad is not None] for plan in self._plans]
+        for plan, params in zip(self._plans, active, strict=True):
+            lanes = plan.lanes
+            for p in params:
+                checks.parameter(p, lanes.get(id(p)))
+        stale = [g for g, plan in enumerate(self._plans) if plan.stale(active[g], self.state)]
+        if stale:
+            self._renew(stale)
+        return active
+
+    def _renew(self, which: list[int]) -> None:
+        """Make plans anew whose parameters' memory or state was moved or replaced."""
+        for g in which:
+            checks.one_device(self._plans[g].params)
+            checks.states(self._plans[g].params, self.state, self._moments)
+        for g in which:
+            self._plans[g] = self._plan(self._plans[g].group, [self._plans[g]])
+        self._separate_groups()
+
+    def _run(self, plan: Plan, cut: Cut, params: list[Tensor]) -> None:
+        if not params:
+            return
+        for observer in self._observers:
+            observer.before(params)
+        plan.run(cut, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        cut.note_written()
+        for observer in self._observers:
+            observer.after(params)
+
     @torch.no_grad()
-    def _step_only(self, p: Tensor) -> None:
-        """Step one parameter (for ``step_in_backward``)."""
-        groups = self.param_groups
-        self._step_some([[p] if any(p is q for q in group["params"]) else [] for group in groups], alone=True)
+    def _step_only(self, g: int, i: int, p: Tensor) -> None:
+        """Step one parameter, the ``i``-th of group ``g`` (for ``step_in_backward``)."""
+        if not (g < len(self._plans) and self._plans[g].holds(self.param_groups[g], i, p)):
+            self._follow()
+        checks.capture([self._plans[g]])
+        checks.parameter(p, self._plans[g].lanes.get(id(p)))
+        if self._plans[g].stale([p], self.state):
+            self._renew([g])
+        plan = self._plans[g]
+        self._run(plan, plan.take_alone(p), [p])
 
     def _step_traced(self) -> None:
         """What a compiler sees: tensors only; the host's checks and book-keeping stay outside."""
+        if len(self._plans) != len(self._groups):
+            raise RuntimeError(_EDITED)
+        for plan, group in zip(self._plans, self._groups, strict=True):
+            if plan.group is not group or not len(plan.listed) == len(plan.params) == len(plan.ready):
+                raise RuntimeError(_EDITED)
+            for p, q in zip(plan.listed, plan.params, strict=True):
+                if p is not q:
+                    raise RuntimeError(_EDITED)
         for plan in self._plans:
-            for batch in plan.batches:
-                for p in batch.params:
-                    if p.grad is None:
-                        raise RuntimeError(
-                            "a compiled step needs a gradient for every parameter of its group"
-                        )
-                plan.run(batch, self._hyper, None, None)
-            for p in plan.stateless:
-                if p.grad is not None:
+            for p, ready in zip(plan.params, plan.ready, strict=True):
+                if (p.grad is not None) != ready:
                     raise RuntimeError(
-                        "a parameter got its first gradient: run one step that is not compiled"
+                        "a compiled step steps what the step before it did, so each of these parameters "
+                        "needs a gradient, and no other may have one: run one step that is not compiled"
                     )
-
-    def _step_some(self, active: list[list[Tensor]], alone: bool = False) -> None:
-        """Step the ``active`` parameters (one list per group); checks all before it changes anything."""
-        for params in active:
-            for p in params:
-                self._check_gradient(p)
-            _check_one_device(params)
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if not any(active):
-            return
-        for g, params in enumerate(active):
-            if alone and not params:
-                continue
-            plan = self._ready_plan(g, params)
-            ids = {id(p) for p in params}
-            plan.missed = set() if alone else {id(p) for p in plan.params} - ids
-            for observer in self._observers:
-                observer.before(params)
-            for batch in plan.batches:
-                if id(batch.params[0]) in ids:
-                    plan.run(batch, self._hyper, grad_scale, found_inf)
-                elif not alone:
-                    plan.last[batch.rows].zero_()
-            torch.autograd.graph.increment_version(
-                [p for p in params if isinstance(local_tensor(p), BinaryTensor)]
-            )
-            for p in params:
-                self._weight_versions[p] = p._version
-            for observer in self._observers:
-                observer.after(params)
-
-    def _ready_plan(self, g: int, params: list[Tensor]) -> Plan:
-        """The plan of group ``g``, such that each of its batches is either all ``params`` or none of them."""
-        group, plan = self.param_groups[g], self._plans[g]
-        fresh = [p for p in params if not self.state.get(p)]
-        if fresh or plan.is_stale(self.state):
-            assert isinstance(group, HyperGroup)
-            self._complete_state(group, fresh)
-            self._plans[g] = plan = self._plan(group)
-        if len(params) < len(plan.params):
-            plan.split({id(p) for p in params}, self.state)
-        return plan
-
-    def _check_gradient(self, p: Tensor) -> None:
-        grad = p.grad
-        assert grad is not None
-        if grad.layout != torch.strided:
-            raise ValueError(
-                f"gradient of a parameter of shape {tuple(p.shape)} is {grad.layout}; it must be dense"
-            )
-        if grad.shape != p.shape or grad.device != p.device or not grad.is_floating_point():
-            raise ValueError(
-                f"gradient ({tuple(grad.shape)}, {grad.dtype}, {grad.device}) does not fit its parameter "
-                f"({tuple(p.shape)}, {p.dtype}, {p.device})"
-            )
-        weight = local_tensor(p)
-        if not isinstance(weight, BinaryTensor) and self._weight_versions.get(p) != p._version:
-            _check_weight(weight, f"parameter of shape {tuple(p.shape)}")  # somebody else wrote to it
-
-    def _hyper(self, plan: Plan, batch: Batch) -> Tensor:
-        """fp32 ``[gamma, sigma, a, b]`` of a batch, computed in fp64 on its device."""
-        knobs = {name: knob.to(batch.step.device, torch.float64) for name, knob in plan.knobs.items()}
-        if batch.scale is not None:
-            knobs["threshold"] = knobs["threshold"] * batch.scale
-        hold = batch.step <= plan.warmup_steps if plan.warmup_steps else None
-        return self._rule(knobs, batch.step.double(), plan.bias_correction, hold)
-
-    def _rule(
-        self, knobs: dict[str, Tensor], step: Tensor, bias_correction: str | None, hold: Tensor | None
-    ) -> Tensor:
-        raise NotImplementedError
+            for cut in plan.recent:
+                plan.run(cut, None, None)
 
     # ------------------------------------------------------------------ saving, copying
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; what ``state`` keeps for parameters that were taken out of the groups is left out."""
+        self._follow()
+        listed = {id(p) for group in self.param_groups for p in group["params"]}
+        absent = {p: self.state.pop(p) for p in list(self.state) if id(p) not in listed}
+        try:
+            return super().state_dict()
+        finally:
+            self.state.update(absent)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from :meth:`state_dict`, also of an optimizer on another device or backend, and between
@@ -270,16 +307,44 @@ class BopBase(Optimizer):
             ValueError: groups, parameters, moments or hyperparameters that do not fit. Nothing is changed
                 then.
         """
-        saved_state.load(self, state_dict)
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = pre_hook(self, state_dict)
+            if replaced is not None:
+                state_dict = replaced
+        loaded = self._check_state_dict(state_dict)
+        self.state.clear()
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            self.state.update(saved_state.taken(group["params"], loaded))
+            group.load(saved)  # type: ignore[attr-defined]
+        self._plans = [self._plan(group, []) for group in self.param_groups]  # type: ignore[arg-type]
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _check_state_dict(self, state_dict: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        """Raise unless ``state_dict`` can be loaded; returns the saved states by id of their parameter."""
+        self._follow()
+        states = saved_state.paired(self.param_groups, state_dict)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            missing = [name for name in self._ranges if name not in saved]
+            if missing:
+                raise ValueError(
+                    f"the saved state is another optimizer's: it has no {', '.join(missing)}, but "
+                    f"{', '.join(sorted(set(saved) - {'params'}))}"
+                )
+            group.check_all({k: v for k, v in saved.items() if k != "params"})  # type: ignore[attr-defined]
+            for p in group["params"]:
+                if states[id(p)]:
+                    checks.own_state(p, states[id(p)], self._moments, "the saved state of a parameter")
+        return states
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "param_groups": [dict(group) for group in self.param_groups]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._observers, self._weight_versions = [], {}
-        self.param_groups = [self._wrapped(dict(group)) for group in self.param_groups]
-        self._plans = [self._plan(group) for group in self.param_groups]  # type: ignore[arg-type]
+        super().__setstate__({name: value for name, value in state.items() if name != "param_groups"})
+        self._groups, self._observers, self._plans = state["param_groups"], [], []
+        self._follow()
 
     # ------------------------------------------------------------------ telemetry
 
@@ -289,16 +354,17 @@ class BopBase(Optimizer):
         >>> for c in optimizer.telemetry():
         ...     print(c.name, c.flips / c.numel, c.blocked)
         """
-        return read_counts(self)
+        return read_counts(self._plans)
 
     def report(self, quiet: bool = False) -> list[LayerReport]:
         """Print which regime each layer was in since the last report, and what to change; returns the rows.
 
         ``inactive``: the threshold holds back under 1 % of the flips that the sign alone would make;
-        ``frozen``: it holds back all but a millionth of the weights per step; ``active``: in between.
+        ``frozen``: it holds back all but a millionth of the weights per step; ``active``: in between;
+        ``not finite``: moments are infinite or NaN, and their weights do not flip any more.
         Clears the totals. Synchronises.
         """
-        rows = layer_reports(self)
+        rows = layer_reports(self._plans)
         if not quiet:
             print_report(rows)
         return rows
@@ -307,50 +373,13 @@ class BopBase(Optimizer):
         """Per parameter, the histogram of ``|m| / sqrt(v)`` in units of its noise ``sqrt(gamma / 2)``.
 
         Returns name -> int64 ``[bins + 1]`` on the CPU: equal bins over ``[0, limit)`` and one for the rest.
+        Weights with a moment that is not finite are in none.
 
         Raises:
             TypeError: the optimizer keeps no second moment (Bop).
         """
-        return signal_histograms(self, bins, limit)
-
-
-def _check_weight(p: Any, what: str) -> None:
-    if not isinstance(p, Tensor) or not p.is_floating_point():
-        raise TypeError(f"{what} must be a floating point tensor or a BinaryTensor, got {_kind(p)}")
-    if isinstance(p, BinaryTensor) or p.is_meta:
-        return
-    if p.numel() and not is_laid_like(p, p):
-        raise ValueError(
-            f"{what} must be dense in memory, got strides {p.stride()} for shape {tuple(p.shape)}"
-        )
-    check_plus_minus_one(p, what)
-
-
-def _kind(p: Any) -> str:
-    return f"a tensor of {p.dtype}" if isinstance(p, Tensor) else type(p).__name__
+        return signal_histograms(self._plans, bins, limit)
 
 
 def _fits(p: Tensor, moment: Tensor, dtype: torch.dtype) -> bool:
     return moment.device == p.device and moment.dtype == dtype and is_laid_like(p, moment)
-
-
-def _check_one_device(params: list[Tensor]) -> None:
-    devices = {p.device for p in params}
-    if len(devices) > 1:
-        names = ", ".join(sorted(map(str, devices)))
-        raise ValueError(f"a group's parameters must share a device, got {names}: use a group for each")
-
-
-def _check_knobs(group: HyperGroup, ranges: dict[str, Range], params: list[Tensor]) -> None:
-    """Values that contradict each other or the parameters' device."""
-    for name in ranges:
-        value = group[name]
-        if isinstance(value, Tensor) and group["capturable"] and params and value.device != params[0].device:
-            raise ValueError(
-                f"with capturable=True, {name} must lie on {params[0].device}, got {value.device}"
-            )
-    if group["target_flip_rate"] is not None and any(hasattr(p, "to_local") for p in params):
-        raise ValueError(
-            "target_flip_rate steers by the flips of a whole parameter; of a sharded one each process counts "
-            "only its block"
-        )

@@ -21,7 +21,8 @@ class Bop(BopBase):
 
     Args:
         params: BinaryTensors, or dense floating tensors of +1 / -1; or groups of them.
-        gamma: adaptivity rate of the moving average, in (0, 1]; a float or a 0-dim tensor.
+        gamma: adaptivity rate of the moving average, in [0, 1]; a number or a 0-dim tensor. 0 leaves the
+            average as it is.
         threshold: tau >= 0; likewise.
         maximize: ascend instead of descend.
         capturable: the step may be captured in a CUDA graph; hyperparameters given as tensors must lie on the
@@ -37,6 +38,7 @@ class Bop(BopBase):
 
     _ranges = {"gamma": RATE, "threshold": LEVEL}
     _moments = ("exp_avg",)
+    _rule = staticmethod(thresholds.bop_hyper)
 
     def __init__(
         self,
@@ -63,11 +65,6 @@ class Bop(BopBase):
         }
         super().__init__(params, defaults)
 
-    def _rule(
-        self, knobs: dict[str, Tensor], step: Tensor, bias_correction: str | None, hold: Tensor | None
-    ) -> Tensor:
-        return thresholds.bop_hyper(knobs["gamma"], knobs["threshold"], hold)
-
 
 class Bop2ndOrder(BopBase):
     """Bop2ndOrder (arXiv 2104.05124): the moving average is normalised by the second raw moment.
@@ -81,7 +78,8 @@ class Bop2ndOrder(BopBase):
 
     Args:
         params: BinaryTensors, or dense floating tensors of +1 / -1; or groups of them.
-        gamma, sigma: adaptivity rates of the first and second moment, in (0, 1]; floats or 0-dim tensors.
+        gamma, sigma: adaptivity rates of the first and second moment, in [0, 1]; numbers or 0-dim tensors. 0
+            leaves the moment as it is; with a bias correction, which divides by it, nothing flips then.
         threshold: tau >= 0. The noise of ``m / sqrt(v)`` is ``sqrt(gamma / 2)``, a natural unit for it.
         eps: >= 0, outside the square root; not negligible at these scales.
         bias_correction: ``"none"`` (the paper's biased version), ``"reference"`` (what the authors' code
@@ -96,6 +94,7 @@ class Bop2ndOrder(BopBase):
 
     _ranges = {"gamma": RATE, "sigma": RATE, "threshold": LEVEL, "eps": LEVEL}
     _moments = ("exp_avg", "exp_avg_sq")
+    _rule = staticmethod(thresholds.bop2nd_hyper)
 
     def __init__(
         self,
@@ -128,13 +127,7 @@ class Bop2ndOrder(BopBase):
         }
         super().__init__(params, defaults)
 
-    def _check_option(self, name: str, value: Any, together: Mapping[str, Any]) -> None:
-        super()._check_option(name, value, together)
+    def _check_option(self, name: str, value: Any, together: Mapping[str, Any]) -> Any:
         if name == "bias_correction" and value not in thresholds.BIAS_CORRECTIONS:
             raise ValueError(f"bias_correction must be one of {thresholds.BIAS_CORRECTIONS}, got {value!r}")
-
-    def _rule(
-        self, knobs: dict[str, Tensor], step: Tensor, bias_correction: str | None, hold: Tensor | None
-    ) -> Tensor:
-        gamma, sigma, threshold, eps = (knobs[name] for name in ("gamma", "sigma", "threshold", "eps"))
-        return thresholds.bop2nd_hyper(gamma, sigma, threshold, eps, step, bias_correction or "none", hold)
+        return super()._check_option(name, value, together)

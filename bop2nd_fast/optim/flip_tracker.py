@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from ..binary_tensor import BinaryTensor
 from .base import BopBase
 from .distributed import local_tensor
 from .mixed import MixedOptimizer
-from .telemetry import name_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class FlipTracker:
     """
 
     def __init__(self, optimizer: BopBase | MixedOptimizer, window: int = 10) -> None:
+        window = index(window)
         if window < 1:
             raise ValueError(f"window must be at least 1 step, got {window}")
         self._optimizer = optimizer if isinstance(optimizer, BopBase) else optimizer._bop()
@@ -90,12 +91,12 @@ class FlipTracker:
         """One row per parameter that has stepped, in the order of the groups. Synchronises."""
         rows = []
         for g, plan in enumerate(self._optimizer._plans):
-            for i, p in enumerate(plan.group["params"]):
+            for i, p in enumerate(plan.params):
                 if p in self._counts:
                     now, total, flips = self._counts[p].tolist()
                     never = 1 - int(_popcount(self._ever[p])) / max(1, local_tensor(p).numel())
                     rows.append(
-                        TrackedFlips(name_of(plan, g, i), local_tensor(p).numel(), now, total, flips, never)
+                        TrackedFlips(plan.name_of(g, i), local_tensor(p).numel(), now, total, flips, never)
                     )
         return rows
 

@@ -9,8 +9,9 @@ step reads only the knobs: compiled code and CUDA graphs see new values as data,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,12 +20,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Range:
-    """What a hyperparameter may be: a rate in (0, 1], or a level >= 0."""
+    """What a hyperparameter may be: a rate in [0, 1], or a level >= 0."""
 
     is_rate: bool
 
     def __str__(self) -> str:
-        return "in (0, 1]" if self.is_rate else ">= 0"
+        return "in [0, 1]" if self.is_rate else ">= 0"
 
     def check(self, name: str, value: Any) -> None:
         """Raise ``ValueError`` or ``TypeError`` unless ``value`` fits. Tensors on accelerators are only
@@ -34,10 +35,10 @@ class Range:
                 raise TypeError(f"{name} must be a number or a 0-dim floating tensor, got {_describe(value)}")
             if value.device.type != "cpu" or torch.compiler.is_compiling():
                 return
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        elif isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number or a 0-dim floating tensor, got {type(value).__name__}")
         number = float(value)
-        fits = 0 < number <= 1 if self.is_rate else number >= 0
+        fits = 0 <= number <= 1 if self.is_rate else number >= 0
         if not fits or not math.isfinite(number):
             raise ValueError(f"{name} must be {self}, got {number}")
 
@@ -56,22 +57,27 @@ class HyperGroup(dict[str, Any]):
     Args:
         values: the group's items, ``params`` among them.
         ranges: name -> :class:`Range` of the hyperparameters that have a knob.
-        check_option: called with (name, value, all items as they would be); raises if that is not allowed.
+        check_option: called with (name, value, all items as they would be); raises if that is not allowed,
+            returns the value as the group keeps it.
         on_option: called with (group, name) after another item, or a hyperparameter's tensor, changed.
+        required: names of the items that cannot be removed, besides ``params``.
+        source: a plain dict that stands for this group in somebody else's hands: see :meth:`follow`.
     """
 
     def __init__(
         self,
         values: Mapping[str, Any],
         ranges: Mapping[str, Range],
-        check_option: Callable[[str, Any, Mapping[str, Any]], None],
+        check_option: Callable[[str, Any, Mapping[str, Any]], Any],
         on_option: Callable[[HyperGroup, str], None] | None = None,
+        required: Iterable[str] = (),
+        source: dict[str, Any] | None = None,
     ) -> None:
         self.ranges, self._check_option, self._on_option = ranges, check_option, on_option
         self._buffers: dict[str, Tensor] = {}
-        for name, value in values.items():
-            self._check(name, value, values)
-        super().__init__({name: self._plain(name, value) for name, value in values.items()})
+        self._required = {"params", *required}
+        self._source, self._seen = source, dict(source or {})
+        super().__init__({name: self._checked(name, value, values) for name, value in values.items()})
 
     def knob(self, name: str, device: torch.device) -> Tensor:
         """The 0-dim tensor that holds hyperparameter ``name`` on ``device``: the user's own if given."""
@@ -84,36 +90,50 @@ class HyperGroup(dict[str, Any]):
             self._buffers[name] = buffer
         return buffer
 
+    def belongs_to(self, on_option: Callable[[HyperGroup, str], None]) -> bool:
+        """Whether this is a group of the optimizer that gave ``on_option``."""
+        return self._on_option == on_option
+
+    def follow(self) -> None:
+        """Take over what was written to the plain dict that this group was made from."""
+        if self._source is None:
+            return
+        for name, value in self._source.items():
+            if name not in self._seen or self._seen[name] is not value:
+                self[name] = value
+                self._seen[name] = value
+
     def load(self, saved: Mapping[str, Any]) -> None:
         """Take over the items of a saved group, except its parameters. A tensor hyperparameter keeps its
         identity (whoever holds it still drives the group) and takes the saved value."""
         on_option, self._on_option = self._on_option, None  # the caller acts once, on all of it
+        together = {**self, **saved}
         for name, value in saved.items():
             if name in ("params", "param_names"):
                 continue
             if name in self.ranges and isinstance(self[name], Tensor):
                 self[name].fill_(value)
             else:
-                self._set(name, value.detach().clone() if isinstance(value, Tensor) else value)
+                value = value.detach().clone() if isinstance(value, Tensor) else value
+                self._set(name, self._checked(name, value, together))
         self._on_option = on_option
 
     def check_all(self, values: Mapping[str, Any]) -> None:
         """Raise if ``values`` could not be assigned together; changes nothing."""
         together = {**self, **values}
         for name, value in values.items():
-            self._check(name, value, together)
+            self._checked(name, value, together)
 
     # ------------------------------------------------------------------ what dict would do around __setitem__
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check(name, value, {**self, name: value})
-        self._set(name, value)
+        self._set(name, self._checked(name, value, {**self, name: value}))
 
     def _set(self, name: str, value: Any) -> None:
         was_tensor = isinstance(self.get(name), Tensor)
-        super().__setitem__(name, self._plain(name, value))
+        super().__setitem__(name, value)
         if name not in self.ranges:
-            if self._on_option is not None and name != "params":
+            if self._on_option is not None:
                 self._on_option(self, name)
         elif isinstance(value, Tensor) or was_tensor:
             self._buffers.pop(name, None)
@@ -129,7 +149,8 @@ class HyperGroup(dict[str, Any]):
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         values = dict(*args, **kwargs)
-        self.check_all(values)
+        together = {**self, **values}
+        values = {name: self._checked(name, value, together) for name, value in values.items()}
         for name, value in values.items():
             self._set(name, value)
 
@@ -137,13 +158,41 @@ class HyperGroup(dict[str, Any]):
         self.update(other)
         return self
 
+    def __missing__(self, name: str) -> Any:
+        if name != "lr":
+            raise KeyError(name)
+        raise KeyError(
+            f"this optimizer of binary weights has no 'lr', but {', '.join(self.ranges)}. "
+            "Give schedulers one of them: bf.optim.schedule(optimizer, 'gamma', StepLR, step_size=100)"
+        )
+
+    def __delitem__(self, name: str) -> None:
+        self._refuse_removal(name)
+        super().__delitem__(name)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        self._refuse_removal(name)
+        return super().pop(name, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        raise TypeError("a param group's items cannot be popped in turn: the step needs them")
+
+    def clear(self) -> None:
+        raise TypeError("a param group cannot be cleared: the step needs its items")
+
+    def _refuse_removal(self, name: str) -> None:
+        if name in self._required:
+            raise KeyError(f"{name} cannot be removed from a param group: the step needs it")
+
     def __reduce__(self) -> Any:
         return dict, (dict(self),)  # pickles and copies are plain dicts; the optimizer wraps them again
 
-    def _check(self, name: str, value: Any, together: Mapping[str, Any]) -> None:
+    def _checked(self, name: str, value: Any, together: Mapping[str, Any]) -> Any:
+        """``value`` as the group keeps it: floats for numbers of any kind, so that files hold plain types."""
         if name in self.ranges:
             self.ranges[name].check(name, value)
-        self._check_option(name, value, together)
-
-    def _plain(self, name: str, value: Any) -> Any:
-        return float(value) if name in self.ranges and not isinstance(value, Tensor) else value
+            self._check_option(name, value, together)
+            return value if isinstance(value, Tensor) else float(value)
+        if name == "params":
+            return value if isinstance(value, list) else [value] if isinstance(value, Tensor) else list(value)
+        return self._check_option(name, value, together)

@@ -57,16 +57,45 @@ def step_in_backward(model: nn.Module, optimizer: Optimizer) -> StepInBackward:
         raise ValueError("there are gradients waiting for a step: take it, or call zero_grad(), first")
     for p, member in owned:
         if p.requires_grad:
-            handles.append(p.register_post_accumulate_grad_hook(_stepper(member)))
+            handles.append(p.register_post_accumulate_grad_hook(_Stepper(member)))
     return StepInBackward(handles)
 
 
-def _stepper(optimizer: Optimizer):  # type: ignore[no-untyped-def]
-    def step_and_free(p: Tensor) -> None:
-        if isinstance(optimizer, BopBase):
-            optimizer._step_only(p)
+class _Stepper:
+    """The hook of one parameter: steps it and frees its gradient, in a time that does not depend on how many
+    parameters the optimizer has."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._place = 0, 0  # group and index where the parameter was found last
+
+    def __call__(self, p: Tensor) -> None:
+        place = self._find(p)
+        if place is None:
+            return  # somebody took the parameter out of the optimizer
+        g, i = self._place = place
+        if isinstance(self._optimizer, BopBase):
+            self._optimizer._step_only(g, i, p)
         else:
-            optimizer.step()  # steps what has a gradient: only p, all others are freed or yet to come
+            _step_alone(self._optimizer, g, p)
         p.grad = None
 
-    return step_and_free
+    def _find(self, p: Tensor) -> tuple[int, int] | None:
+        groups = self._optimizer.param_groups
+        g, i = self._place
+        if g < len(groups) and i < len(groups[g]["params"]) and groups[g]["params"][i] is p:
+            return self._place
+        places = [(g, i) for g, group in enumerate(groups) for i, q in enumerate(group["params"]) if q is p]
+        return places[0] if places else None
+
+
+def _step_alone(optimizer: Optimizer, g: int, p: Tensor) -> None:
+    """Let an optimizer that is not ours see one parameter only, for one step."""
+    groups = optimizer.param_groups
+    group = groups[g]
+    params = group["params"]
+    optimizer.param_groups, group["params"] = [group], [p]
+    try:
+        optimizer.step()
+    finally:
+        optimizer.param_groups, group["params"] = groups, params

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..binary_tensor import BinaryTensor
+from . import checks, saved_state
 from .base import BopBase
 from .bop import Bop2ndOrder
 from .distributed import local_tensor
@@ -25,7 +26,7 @@ def is_binary(name: str, p: Tensor) -> bool:
 
 
 class _JoinedState(MutableMapping[Tensor, Any]):
-    """The members' states as one mapping; a write goes to the member that owns the parameter."""
+    """The members' states of the parameters in their groups as one mapping; a write goes to the owner."""
 
     def __init__(self, members: tuple[Optimizer, ...]) -> None:
         self._members = members
@@ -37,10 +38,10 @@ class _JoinedState(MutableMapping[Tensor, Any]):
         raise KeyError(p)
 
     def __getitem__(self, p: Tensor) -> Any:
-        for member in self._members:
-            if p in member.state:
-                return member.state[p]
-        raise KeyError(p)
+        return self._owner(p).state[p]
+
+    def __contains__(self, p: object) -> bool:
+        return any(p is q for q in self)
 
     def __setitem__(self, p: Tensor, value: Any) -> None:
         self._owner(p).state[p] = value
@@ -49,10 +50,41 @@ class _JoinedState(MutableMapping[Tensor, Any]):
         del self._owner(p).state[p]
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (p for member in self._members for p in member.state)
+        for member in self._members:
+            listed = {id(p) for group in member.param_groups for p in group["params"]}
+            yield from [p for p in member.state if id(p) in listed]
 
     def __len__(self) -> int:
-        return sum(len(member.state) for member in self._members)
+        return sum(1 for _ in self)
+
+
+class _JoinedGroups(list[dict[str, Any]]):
+    """The members' groups as one list; an edit of the list is an edit of theirs."""
+
+    def __init__(self, mixed: MixedOptimizer, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups)
+        self._mixed = mixed
+
+    def __reduce__(self) -> Any:
+        return list, (list(self),)
+
+
+def _through(name: str) -> Callable[..., Any]:
+    def edit(self: _JoinedGroups, *args: Any, **kwargs: Any) -> Any:
+        edited = list(self)
+        result = getattr(edited, name)(*args, **kwargs)
+        self._mixed.param_groups = edited
+        list.__init__(self, edited)
+        return self if result is edited else result
+
+    return edit
+
+
+for _name in (
+    *("append", "extend", "insert", "pop", "remove", "clear", "reverse", "sort"),
+    *("__setitem__", "__delitem__", "__iadd__", "__imul__"),
+):
+    setattr(_JoinedGroups, _name, _through(_name))
 
 
 class MixedOptimizer(Optimizer):
@@ -81,6 +113,7 @@ class MixedOptimizer(Optimizer):
     """
 
     _step_supports_amp_scaling = True
+    _ready = False
 
     def __init__(
         self,
@@ -109,24 +142,51 @@ class MixedOptimizer(Optimizer):
         self._members = (self.binary, self.real)
         _check_claims(named, self._members)
         super().__init__([p for _, p in named], {})
+        self._ready = True
 
-    # torch's constructor, copying and unpickling assign these; the members own what they stand for.
+    # The members own what these stand for. Torch's constructor assigns empty ones first.
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        return [group for member in self._members for group in member.param_groups]
+        return _JoinedGroups(self, [group for member in self._members for group in member.param_groups])
 
     @param_groups.setter
-    def param_groups(self, groups: Any) -> None:
-        pass
+    def param_groups(self, groups: Iterable[dict[str, Any]]) -> None:
+        if not self._ready:
+            return
+        groups = list(groups)
+        sides = [self._is_binary_group(group) for group in groups]
+        if sides != sorted(sides, reverse=True):
+            raise ValueError("param_groups of a MixedOptimizer are the binary groups, then the real ones")
+        n_binary = sum(sides)
+        for member, share in ((self.binary, groups[:n_binary]), (self.real, groups[n_binary:])):
+            member.param_groups = share
 
     @property
     def state(self) -> Any:
         return _JoinedState(self._members)
 
     @state.setter
-    def state(self, state: Any) -> None:
-        pass
+    def state(self, state: Mapping[Tensor, Any]) -> None:
+        if not self._ready:
+            return
+        joined = _JoinedState(self._members)
+        owners = [(joined._owner(p), p, own) for p, own in state.items()]
+        for member in self._members:
+            member.state.clear()
+        for owner, p, own in owners:
+            owner.state[p] = own
+
+    def _is_binary_group(self, group: Mapping[str, Any]) -> bool:
+        for member in self._members:
+            if any(group is own for own in member.param_groups):
+                return member is self.binary
+        params = group["params"]
+        owned = {id(p) for own in self.binary.param_groups for p in own["params"]}
+        kinds = {id(p) in owned or is_binary("", p) for p in params}
+        if len(kinds) > 1:
+            raise ValueError("a group must be all binary or all real")
+        return kinds == {True} or (not params and "gamma" in group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the member it belongs to: BinaryTensors to ``binary``, others to ``real``.
@@ -150,7 +210,12 @@ class MixedOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both members. Under a GradScaler nothing moves if any gradient is infinite or NaN."""
+        """One step of both members. Under a GradScaler nothing moves if any gradient is infinite or NaN.
+
+        Raises:
+            ValueError: a gradient that does not fit its parameter, as the members say. Nothing has been
+                changed then, in neither of them.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -159,13 +224,22 @@ class MixedOptimizer(Optimizer):
             for member in self._members:
                 _step_traced(member)
             return loss
+        self._check_step()
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        for member in self._members:
+        # The real one first: a step that torch refuses has then changed no binary weight.
+        for member in (self.real, self.binary):
             if found_inf is None:
                 member.step()
             else:
                 _step_scaled(member, grad_scale, found_inf)
         return loss
+
+    def _check_step(self) -> None:
+        for member in self._members:
+            if isinstance(member, (BopBase, MixedOptimizer)):
+                member._check_step()
+            else:
+                checks.other_optimizers_gradients(member)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop (or zero) the gradients of both members."""
@@ -178,25 +252,23 @@ class MixedOptimizer(Optimizer):
         """Resume both members from :meth:`state_dict`.
 
         Raises:
-            ValueError: the number of groups or parameters does not fit, or a member refuses its part.
+            ValueError: the number of groups or parameters does not fit, or a member refuses its part. Nothing
+                is changed then.
         """
+        state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = pre_hook(self, dict(state_dict)) or state_dict
-        groups = state_dict["param_groups"]
-        if len(groups) != len(self.param_groups):
-            raise ValueError(
-                f"the saved state has {len(groups)} groups, this optimizer {len(self.param_groups)}"
-            )
-        for mine, saved in zip(self.param_groups, groups, strict=True):
-            if len(mine["params"]) != len(saved["params"]):
-                raise ValueError(
-                    f"a saved group has {len(saved['params'])} parameters, not {len(mine['params'])}"
-                )
-        n_binary = len(self.binary.param_groups)
-        for member, part in ((self.binary, groups[:n_binary]), (self.real, groups[n_binary:])):
+            state_dict = pre_hook(self, state_dict) or state_dict
+        saved_state.paired(self.param_groups, state_dict)
+        groups, n_binary = state_dict["param_groups"], len(self.binary.param_groups)
+        parts = []
+        for part in (groups[:n_binary], groups[n_binary:]):
             keys = {key for group in part for key in group["params"]}
             state = {key: value for key, value in state_dict["state"].items() if key in keys}
-            member.load_state_dict({"state": state, "param_groups": part})
+            parts.append({"state": state, "param_groups": part})
+        if isinstance(self.binary, BopBase):
+            self.binary._check_state_dict(parts[0])
+        self.real.load_state_dict(parts[1])
+        self.binary.load_state_dict(parts[0])
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -206,6 +278,7 @@ class MixedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._members = (state["binary"], state["real"])
         super().__setstate__(state)
+        self._ready = True
 
     # ------------------------------------------------------------------ telemetry
 

@@ -1,18 +1,19 @@
 """Which parameters of a group step together, and the tensors that their step reads and writes.
 
-The operator takes one set of numbers ``[gamma, sigma, a, b]`` for a list of parameters. With Adam's bias
-correction those numbers depend on the parameter's own step count. So a group is cut into *batches* of
-parameters that have always stepped together: they share one ``step`` tensor, which is what makes "together"
-a fact that survives a checkpoint. Usually a group is one batch. A parameter that misses a step (no gradient)
-leaves its batch. With ``target_flip_rate`` every parameter is a batch of its own, because each has its own
-threshold.
+The operator takes one set of numbers ``[gamma, sigma, a, b]`` for a list of parameters: a *batch*. Where the
+numbers do not depend on how many steps a parameter took, all parameters that have a gradient are one batch.
+With Adam's bias correction or a warm-up they depend on it: parameters with one ``step`` tensor are a batch,
+and equal counts share that tensor. With ``target_flip_rate`` every parameter is a batch of its own, because
+each has its own threshold. The batches of one set of parameters are a :class:`Cut`; a plan keeps its cuts, so
+that sets which take turns are cut once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from operator import is_
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,210 +23,386 @@ from .control import adapt_threshold
 from .distributed import local_tensor
 from .group import HyperGroup
 
-State = dict[Tensor, dict[str, Any]]
+State: TypeAlias = dict[Tensor, dict[str, Any]]
+# (knobs and step count in fp64, bias correction, where nothing may flip) -> fp32 [gamma, sigma, a, b]
+Rule: TypeAlias = "Callable[[dict[str, Tensor], Tensor, str | None, Tensor | None], Tensor]"
+
+_SPARE_CUTS = 16  # kept besides those of single parameters
 
 
-def _in_walk_order(p: Tensor, x: Tensor) -> Tensor:
-    """A view of ``x`` (shaped like ``p``) whose axes are in the order in which ``p`` lies in memory."""
+def _walk_axes(p: Tensor) -> tuple[int, ...]:
+    """The axes of ``p`` (a local block) in the order in which it lies in memory."""
+    axes = range(p.dim())
     if isinstance(p, BinaryTensor):
-        dim = p.bit_layout.dim
-        return x if dim == x.dim() - 1 else x.movedim(dim, -1)
+        return (*(d for d in axes if d != p.bit_layout.dim), p.bit_layout.dim)
     strides = p.stride()
-    return x.permute(sorted(range(p.dim()), key=lambda d: (-strides[d], d)))
+    return tuple(sorted(axes, key=lambda d: (-strides[d], d)))
 
 
-def walk(p: Tensor, x: Tensor) -> Tensor:
-    """``x`` (shaped like ``p``) as a contiguous tensor in the order in which ``p`` lies in memory: a view of
-    ``x`` where :func:`is_laid_like` says so, else a copy. Of sharded tensors this process's blocks."""
-    return _in_walk_order(local_tensor(p), local_tensor(x)).contiguous()
+def _in_walk_order(axes: tuple[int, ...], x: Tensor) -> Tensor:
+    return x if axes == tuple(range(x.dim())) else x.permute(axes)
 
 
 def is_laid_like(p: Tensor, x: Tensor) -> bool:
-    """Whether ``walk(p, x)`` is a view of ``x``: only then does writing it write ``x``."""
-    return _in_walk_order(local_tensor(p), local_tensor(x)).is_contiguous()
+    """Whether ``x`` (shaped like ``p``) lies in memory in the order of ``p``, without gaps."""
+    p, x = local_tensor(p), local_tensor(x)
+    return _in_walk_order(_walk_axes(p), x).is_contiguous()
 
 
-@dataclass
+class Lane:
+    """One parameter with its state, and its moments as contiguous views in walk order: the order in which the
+    parameter lies in memory."""
+
+    def __init__(self, p: Tensor, own: dict[str, Any], index: int, moments: tuple[str, ...]) -> None:
+        self.p, self.index, self.own = p, index, own
+        self.step: Tensor = own["step"]
+        self.scale: Tensor | None = own.get("threshold_scale")
+        self.version: int | None = None  # of a dense weight when it was last known to be +-1
+        local = local_tensor(p)
+        self.is_packed, self.is_sharded = isinstance(local, BinaryTensor), local is not p
+        self._order, self._device, self.dtype = _order_of(local), local.device, local.dtype
+        axes = _walk_axes(local)
+        self._axes = None if axes == tuple(range(local.dim())) else axes
+        self.walked = [self.walk(local_tensor(own[name])) for name in moments]
+        self._moments: list[tuple[str, Tensor, int]] = [
+            (name, own[name], view.data_ptr()) for name, view in zip(moments, self.walked, strict=True)
+        ]
+
+    def walk(self, x: Tensor) -> Tensor:
+        """``x`` (shaped like the parameter's local block) as a contiguous tensor in walk order."""
+        return (x if self._axes is None else x.permute(self._axes)).contiguous()
+
+    def weight(self) -> Tensor:
+        """What the operator takes: words, or a dense weight in walk order."""
+        w = local_tensor(self.p) if self.is_sharded else self.p
+        return w.words if isinstance(w, BinaryTensor) else self.walk(w)
+
+    def gradient(self) -> Tensor:
+        grad = self.p.grad
+        assert grad is not None
+        return self.walk(local_tensor(grad) if self.is_sharded else grad)
+
+    def is_current(self, own: dict[str, Any] | None) -> bool:
+        """Whether parameter and state (now ``own``) are the tensors this lane was made for, in place."""
+        if own is None or own.get("step") is not self.step:
+            return False
+        sharded = self.is_sharded
+        for name, moment, address in self._moments:
+            if own.get(name) is not moment:
+                return False
+            if (local_tensor(moment) if sharded else moment).data_ptr() != address:
+                return False
+        local = local_tensor(self.p) if sharded else self.p
+        order = local.bit_layout if isinstance(local, BinaryTensor) else (local.shape, local.stride())
+        return (order is self._order or order == self._order) and local.device == self._device
+
+    def take_step(self, step: Tensor) -> None:
+        self.step = self.own["step"] = step
+
+
+def _order_of(local: Tensor) -> Any:
+    return local.bit_layout if isinstance(local, BinaryTensor) else (local.shape, local.stride())
+
+
 class Batch:
-    """Parameters that step together, with what their step reads and writes besides weights and gradients."""
+    """One call of the operator: parameters, their counts of the last step and of all since they were folded.
 
-    params: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
-    step: Tensor
-    scale: Tensor | None
-    rows: slice
-    first_index: int
-    strides: list[tuple[int, ...]]
-    walked: tuple[list[Tensor], list[Tensor]]  # both moments as views in walk order
-    cached: tuple[Any, Tensor] | None = None
+    ``counts``, ``total``: int64 ``[n, 2]``, candidates and flips, one row per lane.
+    """
+
+    def __init__(self, lanes: list[Lane], scale: Tensor | None) -> None:
+        self.lanes, self.scale = lanes, scale
+        self.params = [lane.p for lane in lanes]
+        self.walked = [list(column) for column in zip(*(lane.walked for lane in lanes), strict=True)]
+        self.step = lanes[0].step
+        self.counts = torch.zeros(len(lanes), 2, dtype=torch.int64, device=self.step.device)
+        self.total = torch.zeros_like(self.counts)
+        self.cached: tuple[Any, Tensor] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
+class Cut:
+    """The batches of parameters that step at the same time, and the step tensors that they share."""
+
+    steps: list[Tensor]
+    batches: list[Batch]
+
+    def __post_init__(self) -> None:
+        self.lanes = [lane for batch in self.batches for lane in batch.lanes]
+        self.dense = [lane for lane in self.lanes if not lane.is_packed]
+        self.packed = [lane.p for lane in self.lanes if lane.is_packed]
+
+    def note_written(self) -> None:
+        """The operator wrote the weights, behind autograd's back."""
+        torch.autograd.graph.increment_version(self.packed)
+        for lane in self.dense:
+            lane.version = lane.p._version
+
+
+@dataclass(eq=False)
 class Plan:
-    """The batches of one group and its counters.
+    """What one group's steps need, made for exactly these parameters and options.
 
-    ``last`` and ``total``: int64 ``[n, 2]``, candidates and flips of the last step and of all steps since the
-    totals were last cleared, one row per parameter in ``rows`` order (not always the group's order).
+    ``total``: int64 ``[n, 2]``, candidates and flips since the totals were last cleared, without what the
+    cuts still hold; ``since``: int64 ``[n]``, each parameter's step count then. Rows in the group's order.
     """
 
     group: HyperGroup
+    params: list[Tensor]
     knobs: dict[str, Tensor]
-    batches: list[Batch]
-    last: Tensor
-    total: Tensor
-    since: Tensor  # int64 [n], each row's step count when its total was 0
-    stateless: list[Tensor]  # parameters that never had a gradient (and need none so far)
-    missed: set[int] = field(default_factory=set)  # ids of the parameters that the last step left out
+    rule: Rule
+    moments: tuple[str, ...]
+    device: torch.device
     # read from the group when the plan is made, so that compiled code has them as constants of the plan
-    maximize: bool = False
-    capturable: bool = False
-    bias_correction: str | None = None
-    moment_dtype: torch.dtype = torch.float32
-    seed: int = 0
-    warmup_steps: int = 0
-    target_flip_rate: float | None = None
+    maximize: bool
+    capturable: bool
+    bias_correction: str | None
+    moment_dtype: torch.dtype
+    seed: int
+    warmup_steps: int
+    target_flip_rate: float | None
 
-    @property
-    def params(self) -> list[Tensor]:
-        return [p for batch in self.batches for p in batch.params]
+    def __post_init__(self) -> None:
+        self.lanes: dict[int, Lane] = {}  # by id of the parameter; none for those that never had a gradient
+        self.recent: list[Cut] = []  # one cut, that of the last step of all parameters; none after an edit
+        self.alone: dict[int, Cut] = {}  # by id, those of parameters that have since stepped by themselves
+        self.ready: list[bool] = []  # whether the last step stepped the parameter, in their order
+        self.listed: list[Tensor] = self.group["params"]  # the group's own list, to see whether it was edited
+        self._cuts: dict[tuple[int, ...], Cut] = {}
+        self.total = torch.zeros(len(self.params), 2, dtype=torch.int64, device=self.device)
+        self.since = torch.zeros(len(self.params), dtype=torch.int64, device=self.device)
+        self.names: list[str | None] = [None] * len(self.params)
 
-    def is_stale(self, state: State) -> bool:
-        """Whether somebody moved or replaced a parameter's memory or its state since the plan was made."""
-        device = self.last.device
-        return any(
-            (own := state[p]).get("exp_avg") is not batch.exp_avgs[i]
-            or (batch.exp_avg_sqs and own["exp_avg_sq"] is not batch.exp_avg_sqs[i])
-            or own["step"] is not batch.step
-            or p.stride() != batch.strides[i]
-            or p.device != device
-            for batch in self.batches
-            for i, p in enumerate(batch.params)
-        )
+    def inherit(self, old: Iterable[Plan], state: State) -> None:
+        """Make the lanes and the cut of all of them; counts, names and what is known of dense weights follow
+        their parameters from the ``old`` plans. Parameters with another state than there start from 0."""
+        before: dict[int, tuple[Plan, int]] = {}
+        for earlier in old:
+            earlier.totals()
+            before |= {id(p): (earlier, i) for i, p in enumerate(earlier.params)}
+        for i, p in enumerate(self.params):
+            if state.get(p):
+                self.lanes[id(p)] = lane = Lane(p, state[p], i, self.moments)
+                self.since[i].copy_(lane.step)
+            if id(p) in before:
+                self._inherit_row(i, *before[id(p)])
+        self._complete_names()
+        self.take([p for p in self.params if id(p) in self.lanes])
 
-    def clear_totals(self) -> None:
-        self.total.zero_()
-        self.since = steps_of(self.batches, self.last.device)
+    def _inherit_row(self, i: int, plan: Plan, row: int) -> None:
+        self.names[i] = plan.names[row]
+        lane, known = (lanes.get(id(self.params[i])) for lanes in (self.lanes, plan.lanes))
+        if lane is not None and known is not None and lane.step is known.step:
+            self.total[i].copy_(plan.total[row])
+            self.since[i].copy_(plan.since[row])
+            lane.version = known.version
+
+    def _complete_names(self) -> None:
+        """Parameters not known before have the group's names, and the group's list follows an edit."""
+        names = self.group.get("param_names")
+        if not names:
+            return
+        inherited = set(self.names)
+        for i, name in enumerate(names if len(names) == len(self.params) else ()):
+            if self.names[i] is None and name not in inherited:
+                self.names[i] = str(name)
+        kept = [name or f"param{i}" for i, name in enumerate(self.names)]
+        self.names = [*kept]
+        dict.__setitem__(self.group, "param_names", kept)
+
+    def is_for(self, group: Any) -> bool:
+        """Whether this is still the plan of ``group``, with the parameters that it has now."""
+        if group is not self.group:
+            return False
+        listed = group["params"]
+        return len(listed) == len(self.params) and all(map(is_, listed, self.params))
+
+    def holds(self, group: Any, i: int, p: Tensor) -> bool:
+        return group is self.group and i < len(self.params) and self.params[i] is p
+
+    def stale(self, params: Iterable[Tensor], state: State) -> list[Tensor]:
+        """Those of ``params`` that have no lane, or whose memory or state somebody moved or replaced."""
+        lanes = self.lanes
+        return [p for p in params if (lane := lanes.get(id(p))) is None or not lane.is_current(state.get(p))]
 
     def depends_on_step(self) -> bool:
         return self.bias_correction == "adam" or self.warmup_steps > 0 or self.target_flip_rate is not None
 
-    # ------------------------------------------------------------------ one batch's step
+    # ------------------------------------------------------------------ cutting
 
-    def run(self, batch: Batch, hyper_of: Any, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Step one batch. Nothing here reads a value on the host or depends on one."""
-        device = self.last.device
-        inv_scale = None if grad_scale is None else grad_scale.double().reciprocal().float().to(device)
-        applied = torch.ones_like(batch.step)
+    def cut(self, params: list[Tensor]) -> Cut:
+        """The cut of ``params``; each has a lane."""
+        key = tuple(map(id, params))
+        cut = self._cuts.get(key)
+        if cut is None:
+            lanes = [self.lanes[i] for i in key]
+            if self._part_ways(lanes, set(key)):
+                self.drop_cuts()
+            if len(self._cuts) >= len(self.params) + _SPARE_CUTS:
+                self._fold(self._cuts.pop(next(iter(self._cuts))))
+            cut = self._cuts[key] = self._cut(lanes)
+        return cut
+
+    def _part_ways(self, lanes: list[Lane], active: set[int]) -> bool:
+        """Give the lanes step tensors that no other lane has, and equal counts the same one; returns whether
+        any changed. Counts on an accelerator are read (the host waits) only where the numbers depend on them.
+        """
+        outside = {id(lane.step) for i, lane in self.lanes.items() if i not in active}
+        parts: dict[int, list[Lane]] = {}
+        for lane in lanes:
+            parts.setdefault(id(lane.step), []).append(lane)
+        changed = False
+        for i, part in parts.items():
+            if i in outside:
+                step, changed = part[0].step.clone(), True
+                for lane in part:
+                    lane.take_step(step)
+        firsts = [part[0].step for part in parts.values()]
+        kind = firsts[0].device.type if firsts else "meta"
+        if len(firsts) > 1 and kind != "meta" and (kind == "cpu" or self.depends_on_step()):
+            shared: dict[int, Tensor] = {}
+            for count, part in zip(torch.stack(firsts).tolist(), parts.values(), strict=True):
+                step = shared.setdefault(count, part[0].step)
+                changed |= step is not part[0].step
+                for lane in part:
+                    lane.take_step(step)
+        return changed
+
+    def _cut(self, lanes: list[Lane]) -> Cut:
+        if self.target_flip_rate is not None:
+            batches = [Batch([lane], lane.scale) for lane in lanes]
+        elif self.depends_on_step():
+            parts: dict[int, list[Lane]] = {}
+            for lane in lanes:
+                parts.setdefault(id(lane.step), []).append(lane)
+            batches = [Batch(part, None) for part in parts.values()]
+        else:
+            batches = [Batch(lanes, None)] if lanes else []
+        steps = list({id(lane.step): lane.step for lane in lanes}.values())
+        return Cut(steps, batches)
+
+    def drop_cuts(self) -> None:
+        """Forget all cuts; their totals are added to the plan's."""
+        for cut in self._cuts.values():
+            self._fold(cut)
+        self._cuts = {}
+        self.recent, self.alone, self.ready = [], {}, []
+
+    def _fold(self, cut: Cut) -> None:
+        for batch in cut.batches:
+            rows = [self.total[lane.index] for lane in batch.lanes]
+            torch._foreach_add_(rows, list(batch.total.unbind()))
+            batch.total.zero_()
+
+    # ------------------------------------------------------------------ a step
+
+    def take(self, params: list[Tensor]) -> Cut:
+        """The cut of ``params``, which from now on is what the last step stepped."""
+        cut = self.cut(params)
+        if self.alone or len(self.recent) != 1 or self.recent[0] is not cut:
+            active = {id(p) for p in params}
+            self.alone, self.recent, self.ready = {}, [cut], [id(p) in active for p in self.params]
+        return cut
+
+    def take_alone(self, p: Tensor) -> Cut:
+        """The cut of one parameter that steps by itself (for ``step_in_backward``)."""
+        cut = self.alone[id(p)] = self.cut([p])
+        return cut
+
+    def run(self, cut: Cut, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Step the parameters of a cut. Nothing here reads a value on the host or depends on one."""
+        inv_scale = applied = None
+        if grad_scale is not None:
+            inv_scale = grad_scale.double().reciprocal().float().to(self.device)
         if found_inf is not None:
-            found_inf = found_inf.to(device)
+            found_inf = found_inf.to(self.device)
             applied = (found_inf == 0).to(torch.int64).reshape(())
-        batch.step.add_(applied)
-        first, n = batch.rows.start, len(batch.params)
-        counts = self.last.narrow(0, first, n)
+        if len(cut.steps) == 1:
+            cut.steps[0].add_(1 if applied is None else applied)
+        elif cut.steps:
+            torch._foreach_add_(cut.steps, 1 if applied is None else applied)
+        for batch in cut.batches:
+            self._run(batch, inv_scale, found_inf, applied)
+
+    def _run(
+        self, batch: Batch, inv_scale: Tensor | None, found_inf: Tensor | None, applied: Tensor | None
+    ) -> None:
         torch.ops.bop2nd.bop_step_(
-            [w.words if isinstance(w, BinaryTensor) else walk(w, w) for w in map(local_tensor, batch.params)],
-            [walk(p, p.grad) for p in batch.params],  # type: ignore[arg-type]
-            *batch.walked,
-            self._hyper(batch, hyper_of),
-            counts,
+            [lane.weight() for lane in batch.lanes],
+            [lane.gradient() for lane in batch.lanes],
+            batch.walked[0],
+            batch.walked[1] if len(batch.walked) > 1 else [],
+            self._hyper(batch),
+            batch.counts,
             inv_scale=inv_scale,
             found_inf=found_inf,
             seed=None if self.moment_dtype == torch.float32 else self._seed(batch),
             maximize=self.maximize,
         )
-        self.total.narrow(0, first, n).add_(counts)
+        batch.total.add_(batch.counts)
         if batch.scale is not None:
             assert self.target_flip_rate is not None
-            adapting = applied * (batch.step > self.warmup_steps)
+            adapting = batch.step > self.warmup_steps
             adapt_threshold(
                 batch.scale,
-                counts.select(0, 0).select(0, 1),
+                batch.counts.select(0, 0).select(0, 1),
                 batch.params[0].numel(),
                 self.target_flip_rate,
-                adapting,
+                adapting if applied is None else adapting * applied,
             )
 
-    def _hyper(self, batch: Batch, hyper_of: Any) -> Tensor:
+    def _hyper(self, batch: Batch) -> Tensor:
         """fp32 ``[gamma, sigma, a, b]``; kept between steps where only the host decides when it changes."""
         if torch.compiler.is_compiling() or self.capturable or self.depends_on_step():
-            return hyper_of(self, batch)
+            return self._apply_rule(batch)
         key = tuple((id(knob), knob._version) for knob in self.knobs.values())
         if batch.cached is None or batch.cached[0] != key:
-            batch.cached = (key, hyper_of(self, batch))
+            batch.cached = (key, self._apply_rule(batch))
         return batch.cached[1]
+
+    def _apply_rule(self, batch: Batch) -> Tensor:
+        knobs = {name: knob.to(batch.step.device, torch.float64) for name, knob in self.knobs.items()}
+        if batch.scale is not None:
+            knobs["threshold"] = knobs["threshold"] * batch.scale
+        hold = batch.step <= self.warmup_steps if self.warmup_steps else None
+        return self.rule(knobs, batch.step.double(), self.bias_correction, hold)
 
     def _seed(self, batch: Batch) -> Tensor:
         """int64 ``[2]``; batches differ, or their first tensors would share their random bits."""
-        user = (self.seed + 0x9E3779B97F4A7C15 * batch.first_index) & 0xFFFFFFFFFFFFFFFF
+        user = (self.seed + 0x9E3779B97F4A7C15 * batch.lanes[0].index) & 0xFFFFFFFFFFFFFFFF
         return torch.stack([torch.full_like(batch.step, user - (user >> 63 << 64)), batch.step])
 
-    # ------------------------------------------------------------------ cutting
+    # ------------------------------------------------------------------ counts
 
-    def split(self, active: set[int], state: State) -> None:
-        """Cut every batch of which only some parameters are ``active`` (ids): those part ways."""
-        parts: list[list[Tensor]] = []
-        for batch in self.batches:
-            ours = [p for p in batch.params if id(p) in active]
-            rest = [p for p in batch.params if id(p) not in active]
-            if ours and rest:
-                step = batch.step.clone()
-                for p in ours:
-                    state[p]["step"] = step
-            parts += [part for part in (ours, rest) if part]
-        if len(parts) > len(self.batches):
-            self._arrange(parts, state)
+    def name_of(self, group_index: int, index: int) -> str:
+        return self.names[index] or f"group{group_index}.param{index}"
 
-    def _arrange(self, parts: list[list[Tensor]], state: State) -> None:
-        """Make the batches anew from ``parts``; the counters follow their parameters."""
-        old = {id(p): i for i, p in enumerate(self.params)}
-        order = [old[id(p)] for part in parts for p in part]
-        self.last, self.total, self.since = self.last[order], self.total[order], self.since[order]
-        self.batches = cut_batches(parts, state, self.group, self.target_flip_rate is not None)
+    def last_counts(self) -> dict[int, tuple[int, int]]:
+        """Index in the group -> (candidates, flips) of the last step, for parameters that took part in one.
+        Synchronises."""
+        cuts = [*self.recent, *self.alone.values()]
+        lanes = [lane for cut in cuts for lane in cut.lanes]
+        if not lanes:
+            return {}
+        counts = torch.cat([batch.counts for cut in cuts for batch in cut.batches]).tolist()
+        taken = torch.stack([lane.step for lane in lanes]).tolist()
+        return {  # a parameter's last cut comes last
+            lane.index: (row[0], row[1]) for lane, row, n in zip(lanes, counts, taken, strict=True) if n > 0
+        }
 
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """int64 ``[n, 2]`` candidates and flips, ``[n]`` steps, since the totals were last cleared."""
+        for cut in self._cuts.values():
+            self._fold(cut)
+        return self.total, (self._steps_by_row() - self.since).clamp_min(0)
 
-def steps_of(batches: list[Batch], device: torch.device) -> Tensor:
-    """int64 ``[n]``: how many steps the parameter of each row has taken."""
-    steps = [batch.step.expand(len(batch.params)) for batch in batches]
-    return torch.cat(steps) if steps else torch.zeros(0, dtype=torch.int64, device=device)
+    def clear_totals(self) -> None:
+        """Count anew from here."""
+        self.totals()
+        self.total.zero_()
+        self.since = self._steps_by_row()
 
-
-def lock_step_parts(params: Iterable[Tensor], state: State) -> list[list[Tensor]]:
-    """Parameters that share a step tensor, in the order in which they first appear."""
-    parts: dict[int, list[Tensor]] = {}
-    for p in params:
-        parts.setdefault(id(state[p]["step"]), []).append(p)
-    return list(parts.values())
-
-
-def cut_batches(parts: list[list[Tensor]], state: State, group: HyperGroup, singly: bool) -> list[Batch]:
-    """Batches from parts (lists of parameters in lock-step); one per parameter if ``singly``."""
-    if singly:
-        for part in parts:
-            for p in part[1:]:
-                state[p]["step"] = state[p]["step"].clone()
-        parts = [[p] for part in parts for p in part]
-    index = {id(p): i for i, p in enumerate(group["params"])}
-    batches, row = [], 0
-    for part in parts:
-        states = [state[p] for p in part]
-        exp_avgs = [s["exp_avg"] for s in states]
-        exp_avg_sqs = [s["exp_avg_sq"] for s in states if "exp_avg_sq" in s]
-        batches.append(
-            Batch(
-                params=part,
-                exp_avgs=exp_avgs,
-                exp_avg_sqs=exp_avg_sqs,
-                step=states[0]["step"],
-                scale=states[0].get("threshold_scale") if singly else None,
-                rows=slice(row, row + len(part)),
-                first_index=index[id(part[0])],
-                strides=[p.stride() for p in part],
-                walked=(
-                    [walk(p, m) for p, m in zip(part, exp_avgs, strict=True)],
-                    [walk(p, v) for p, v in zip(part, exp_avg_sqs, strict=False)],
-                ),
-            )
-        )
-        row += len(part)
-    return batches
+    def _steps_by_row(self) -> Tensor:
+        none = torch.zeros((), dtype=torch.int64, device=self.device)
+        steps = [lane.step if (lane := self.lanes.get(id(p))) else none for p in self.params]
+        return torch.stack(steps) if steps else torch.zeros_like(self.since)

@@ -11,34 +11,52 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
 S = TypeVar("S")
+_ROUNDING = 1e-12  # of the first value: the error of some thousand roundings in double precision
 
 
 class _Slot(dict[str, Any]):
     """A group of a :class:`Knob`: ``"lr"`` reads and writes the target's hyperparameter, the rest is its own
     (schedulers keep ``initial_lr`` and the like there, so several on one group do not meet)."""
 
-    def __init__(self, optimizer: Optimizer, index: int, name: str) -> None:
-        super().__init__(params=[], lr=optimizer.param_groups[index][name])
-        self._optimizer, self._index, self._name = optimizer, index, name
+    def __init__(self, knob: Knob, index: int) -> None:
+        self._knob, self._index = knob, index
+        self._group = knob.target.param_groups[index]
+        super().__init__(params=[], lr=self._group[knob.name])
+        value = self["lr"]
+        self._first = 0.0 if isinstance(value, Tensor) else abs(value)
+
+    def group(self) -> dict[str, Any]:
+        """The group that is driven: this object wherever it stands in the optimizer's list, or out of it.
+
+        ``load_state_dict`` of torch's optimizers puts new objects in the groups' places; these are taken."""
+        groups = self._knob.target.param_groups
+        if not any(group is self._group for group in groups) and self._index < len(groups):
+            new = groups[self._index]
+            if self._knob.name in new and not self._knob.has_driven(new):
+                self._group = new
+        return self._group
+
+    def drives(self, group: dict[str, Any]) -> bool:
+        return group is self._group
 
     def __getitem__(self, key: str) -> Any:
-        # resolved at every access: load_state_dict of torch's optimizers replaces the group
-        return (
-            self._optimizer.param_groups[self._index][self._name] if key == "lr" else super().__getitem__(key)
-        )
+        return self.group()[self._knob.name] if key == "lr" else super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self["lr"] if key == "lr" else super().get(key, default)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key == "lr":
-            self._optimizer.param_groups[self._index][self._name] = value
-        else:
+        if key != "lr":
             super().__setitem__(key, value)
+            return
+        if not isinstance(value, Tensor) and -_ROUNDING * self._first < value < 0:
+            value = 0.0  # schedulers multiply their way down, and may miss their end 0 by a rounding error
+        self.group()[self._knob.name] = value
 
 
 class Knob(Optimizer):
@@ -64,11 +82,15 @@ class Knob(Optimizer):
         if not chosen or not set(chosen) <= set(having):
             raise ValueError(f"hyperparameter {name!r} is in groups {having}, asked for {groups or 'any'}")
         self.target, self.name = optimizer, name
-        self._slots = [_Slot(optimizer, i, name) for i in chosen]
+        self._slots: list[_Slot] = []
+        self._slots = [_Slot(self, i) for i in chosen]
         super().__init__([torch.zeros(0)], {"lr": 0.0})
         self.param_groups = list(self._slots)
         # Schedulers warn when they step before their optimizer has; this one has nothing to step.
         self._opt_called = True
+
+    def has_driven(self, group: dict[str, Any]) -> bool:
+        return any(slot.drives(group) for slot in self._slots)
 
     def __eq__(self, other: object) -> bool:
         """Equal to its target: trainers ask whether a scheduler's optimizer is one of theirs."""
@@ -125,10 +147,13 @@ def linear(
     >>> gamma = bf.optim.linear(optimizer, "gamma", 1e-2, 1e-5, total_steps=epochs * len(loader))
 
     Raises:
-        ValueError: an end that is not positive; no group with that hyperparameter.
+        ValueError: a start that is not positive (a multiple of 0 stays 0), an end below 0; no group with that
+            hyperparameter.
     """
-    if not (start > 0 and end > 0):
-        raise ValueError(f"a linear schedule of {name} needs positive ends, got {start} and {end}")
+    if not (start > 0 and end >= 0):
+        raise ValueError(
+            f"a linear schedule of {name} starts above 0 and ends at 0 or above, not {start}, {end}"
+        )
     knob, top = Knob(optimizer, name, groups), max(start, end)
     for group in knob.param_groups:
         group["lr"] = top

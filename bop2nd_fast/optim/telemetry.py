@@ -1,28 +1,21 @@
-"""What the optimizer can tell about itself: counts, regimes, histograms, loggers.
+"""What plans can tell about their steps: counts, regimes, histograms.
 
-Everything here reads the counters that the step keeps anyway, and synchronises when it is called.
+Everything here reads the counters that the step keeps anyway, and synchronises when it is called. ``plans``
+are those of the param groups, in their order.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
 
 from .distributed import local_tensor
-from .group import HyperGroup
-from .plan import Plan, steps_of
-
-if TYPE_CHECKING:
-    from .base import BopBase
-    from .mixed import MixedOptimizer
-
-    Reporting: TypeAlias = BopBase | MixedOptimizer
+from .plan import Plan
 
 # Of the flips that sign(m) alone would make, the share below which the threshold does nothing.
 INACTIVE_BELOW = 0.01
@@ -54,8 +47,11 @@ class FlipCounts:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer since the last report: rates per weight and step, regime (``inactive``, ``active``,
-    ``frozen``, or ``idle`` where no step was taken) and what to change."""
+    """One layer since the last report: rates per weight and step, regime and what to change.
+
+    Regimes: ``inactive``, ``active``, ``frozen``; ``idle`` where no step was taken; ``not finite`` where
+    moments of ``not_finite`` weights are infinite or NaN, which keeps these weights from ever flipping.
+    """
 
     name: str
     numel: int
@@ -65,49 +61,54 @@ class LayerReport:
     blocked_share: float
     regime: str
     advice: str
+    not_finite: int = 0
 
 
-def name_of(plan: Plan, group_index: int, index: int) -> str:
-    names = plan.group.get("param_names")
-    return str(names[index]) if names else f"group{group_index}.param{index}"
-
-
-def read_counts(optimizer: BopBase) -> list[FlipCounts]:
+def read_counts(plans: Sequence[Plan]) -> list[FlipCounts]:
     """The last step's counts of every parameter that took part, in the order of the groups."""
-    records = []
-    for g, plan in enumerate(optimizer._plans):
-        steps = steps_of(plan.batches, plan.last.device).tolist()
-        counts = {
-            id(p): (*row, step) for p, row, step in zip(plan.params, plan.last.tolist(), steps, strict=True)
-        }
-        for i, p in enumerate(plan.group["params"]):
-            if id(p) not in counts or id(p) in plan.missed or counts[id(p)][2] == 0:
-                continue
-            candidates, flips, _ = counts[id(p)]
-            records.append(FlipCounts(g, i, local_tensor(p).numel(), candidates, flips, name_of(plan, g, i)))
-    return records
+    return [
+        FlipCounts(g, i, local_tensor(plan.params[i]).numel(), candidates, flips, plan.name_of(g, i))
+        for g, plan in enumerate(plans)
+        for i, (candidates, flips) in sorted(plan.last_counts().items())
+    ]
 
 
 # ------------------------------------------------------------------------- regimes
 
 
-def layer_reports(optimizer: BopBase) -> list[LayerReport]:
+def layer_reports(plans: Sequence[Plan]) -> list[LayerReport]:
     """Every parameter's rates since the totals were last cleared; clears them."""
     rows = []
-    for g, plan in enumerate(optimizer._plans):
-        taken = (steps_of(plan.batches, plan.last.device) - plan.since).tolist()
-        totals = {id(p): (*row, n) for p, row, n in zip(plan.params, plan.total.tolist(), taken, strict=True)}
+    for g, plan in enumerate(plans):
+        totals, taken = (x.tolist() for x in plan.totals())
         plan.clear_totals()
-        for i, p in enumerate(plan.group["params"]):
-            candidates, flips, steps = totals.get(id(p), (0, 0, 0))
-            rows.append(_judge(name_of(plan, g, i), local_tensor(p).numel(), candidates, flips, steps))
+        for i, p in enumerate(plan.params):
+            candidates, flips = totals[i]
+            name, numel, bad = plan.name_of(g, i), local_tensor(p).numel(), _not_finite(plan, p)
+            rows.append(_judge(name, numel, candidates, flips, taken[i], bad))
     return rows
 
 
-def _judge(name: str, numel: int, candidates: int, flips: int, steps: int) -> LayerReport:
+def _not_finite(plan: Plan, p: Tensor) -> int:
+    """How many weights of ``p`` have a moment that is infinite or NaN."""
+    lane = plan.lanes.get(id(p))
+    if lane is None:
+        return 0
+    finite = torch.stack([moment.isfinite() for moment in lane.walked]).all(0)
+    return int((~finite).sum())
+
+
+def _judge(name: str, numel: int, candidates: int, flips: int, steps: int, not_finite: int) -> LayerReport:
     chances = max(1, numel * steps)
     blocked = (candidates - flips) / max(1, candidates)
-    if steps == 0:
+    if not_finite:
+        regime = "not finite"
+        advice = (
+            f"moments of {not_finite} weights of {name} are infinite or NaN since a gradient was (or its "
+            "square): these weights never flip again. Set such moments to 0, and see 'Gradients that are not "
+            "finite' in docs/optimizer.md"
+        )
+    elif steps == 0:
         regime, advice = "idle", "no step was taken: does the layer get a gradient?"
     elif flips / chances < FROZEN_BELOW and candidates:
         regime, advice = "frozen", "hardly a weight flips: lower the threshold, or raise gamma"
@@ -116,7 +117,8 @@ def _judge(name: str, numel: int, candidates: int, flips: int, steps: int) -> La
         advice = "the threshold does nothing: raise it to flip less, or steer by gamma alone"
     else:
         regime, advice = "active", ""
-    return LayerReport(name, numel, steps, candidates / chances, flips / chances, blocked, regime, advice)
+    rates = candidates / chances, flips / chances
+    return LayerReport(name, numel, steps, *rates, blocked, regime, advice, not_finite)
 
 
 def print_report(rows: list[LayerReport]) -> None:
@@ -138,81 +140,31 @@ def print_report(rows: list[LayerReport]) -> None:
         for row in cells:
             table.add_row(*row)
         Console().print(table)
-    for regime, advice in {r.regime: r.advice for r in rows if r.advice}.items():
+    for advice, regime in {r.advice: r.regime for r in rows if r.advice}.items():
         print(f"{regime}: {advice}")
 
 
 # ------------------------------------------------------------------------- the signal
 
 
-def signal_histograms(optimizer: BopBase, bins: int, limit: float) -> dict[str, Tensor]:
-    """Histogram of ``|m| / sqrt(v)`` over ``sqrt(gamma / 2)`` for every parameter that has stepped."""
-    if "exp_avg_sq" not in optimizer._moments:
-        raise TypeError(f"{type(optimizer).__name__} keeps no second moment to measure its signal by")
+def signal_histograms(plans: Sequence[Plan], bins: int, limit: float) -> dict[str, Tensor]:
+    """Histogram of ``|m| / sqrt(v)`` over ``sqrt(gamma / 2)`` for every parameter that has stepped.
+
+    Weights whose moments are not finite are left out (``report`` counts them). With gamma 0 there is no noise
+    to measure by: every signal is in the last bin, and a signal of 0 in the first.
+    """
+    bins = index(bins)
     if bins < 1 or not limit > 0:
         raise ValueError(f"bins must be >= 1 and limit > 0, got {bins} and {limit}")
     result = {}
-    for g, plan in enumerate(optimizer._plans):
-        unit = math.sqrt(float(plan.group["gamma"]) / 2)
-        for i, p in enumerate(plan.group["params"]):
-            state = optimizer.state.get(p)
-            if state:
-                v = state["exp_avg_sq"].double().clamp_min(torch.finfo(torch.float64).tiny)
-                signal = state["exp_avg"].double().abs() / v.sqrt() / unit
-                cell = (signal / limit * bins).clamp(max=bins).long().flatten()
-                result[name_of(plan, g, i)] = torch.bincount(cell, minlength=bins + 1).cpu()
+    for g, plan in enumerate(plans):
+        if "exp_avg_sq" not in plan.moments:
+            raise TypeError("this optimizer keeps no second moment to measure its signal by")
+        unit = max(math.sqrt(float(plan.group["gamma"]) / 2), torch.finfo(torch.float64).tiny)
+        for i, p in enumerate(plan.params):
+            if (lane := plan.lanes.get(id(p))) is not None:
+                m, v = (moment.double().flatten() for moment in lane.walked)
+                signal = m.abs() / v.clamp_min(torch.finfo(torch.float64).tiny).sqrt() / unit
+                cell = (signal / limit * bins).clamp(max=bins)[m.isfinite() & v.isfinite()].long()
+                result[plan.name_of(g, i)] = torch.bincount(cell, minlength=bins + 1).cpu()
     return result
-
-
-# ------------------------------------------------------------------------- loggers
-
-
-def _hyperparameters(optimizer: Reporting) -> dict[str, float]:
-    """Everything a schedule may drive; of a real optimizer's groups the learning rate."""
-    return {
-        f"group{g}/{name}": float(group[name])
-        for g, group in enumerate(optimizer.param_groups)
-        for name in (group.ranges if isinstance(group, HyperGroup) else ("lr",))
-        if name in group
-    }
-
-
-class JsonLinesLogger:
-    """Append one JSON object per parameter and call to a file.
-
-    >>> log = bf.optim.JsonLinesLogger("flips.jsonl")
-    >>> log(optimizer, step)      # {"step": 100, "name": "conv1.weight", "flips": 12, ...}
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    def __call__(self, optimizer: Reporting, step: int) -> None:
-        """Write the last step's counts, stamped ``step``."""
-        hyper = _hyperparameters(optimizer)
-        with self.path.open("a", encoding="utf-8") as file:
-            for counts in optimizer.telemetry():
-                values: dict[str, Any] = {"step": step, **asdict(counts), "blocked": counts.blocked}
-                prefix = f"group{counts.group}/"
-                values |= {k.removeprefix(prefix): v for k, v in hyper.items() if k.startswith(prefix)}
-                file.write(json.dumps(values) + "\n")
-
-
-class TensorBoardLogger:
-    """Write flip, candidate and blocked rates and the hyperparameters to a TensorBoard writer.
-
-    >>> log = bf.optim.TensorBoardLogger(torch.utils.tensorboard.SummaryWriter("runs/a"))
-    >>> log(optimizer, step)
-    """
-
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
-
-    def __call__(self, optimizer: Reporting, step: int) -> None:
-        """Write the last step's rates, stamped ``step``."""
-        for counts in optimizer.telemetry():
-            for what in ("flips", "candidates", "blocked"):
-                value = getattr(counts, what) / max(1, counts.numel)
-                self.writer.add_scalar(f"{what}/{counts.name}", value, step)
-        for name, value in _hyperparameters(optimizer).items():
-            self.writer.add_scalar(f"hyper/{name}", value, step)
