@@ -301,6 +301,8 @@ def explicit(found: Operator, given: dict[str, Any]) -> dict[str, Any]:
     """Arguments in the schema's order; those of profile ``bits`` with their defaults written out."""
     named = [a for a in found.schema.arguments if a.name not in _NOT_IN_GRAPHS]
     defaults = {a.name: a.default_value for a in named if a.has_default_value()}
+    if isinstance(defaults.get("memory_format"), int):  # as schemas hold it
+        defaults["memory_format"] = torch.contiguous_format
     chosen = defaults | given if found.profile == "bits" else given
     return {a.name: chosen[a.name] for a in named if a.name in chosen}
 
