@@ -214,52 +214,65 @@ def documents(tmp_path, text):
 
 MARKED = """# Title
 
-<!-- benchmark:goals -->
+<!-- benchmark:summary -->
 old
 <!-- /benchmark -->
 
 Text stays.
 
-<!-- benchmark:step -->
+<!-- benchmark:machines -->
 <!-- /benchmark -->
 """
 
 
 def test_tables_are_put_between_markers_and_checked(tmp_path, machine):
-    path = documents(tmp_path, MARKED)
-    assert report.differences([path], machine.name, machine.parent) == [
-        "README.md does not match the results: run python -m benchmarks.report"
+    path, own = documents(tmp_path, MARKED), machine / "README.md"
+    stale = "does not match the results: run python -m benchmarks.report"
+    assert report.differences([path], machine.parent) == [
+        f"{tmp_path.name}/README.md {stale}",
+        f"test-machine/README.md {stale}",
     ]
-    assert report.write_documents([path], machine.name, machine.parent) == [path]
+    assert report.write_documents([path], machine.parent) == [path, own]
     text = path.read_text()
-    assert text.startswith("# Title\n\n<!-- benchmark:goals -->\n| goal |") and "Text stays." in text
-    assert "old" not in text.split("Text stays.")[0].replace("threshold", "")
-    assert "| 20x | met |" in text and "| 1.1x | **missed** |" in text and "unavailable: not here" in text
-    assert report.differences([path], machine.name, machine.parent) == []
-    assert report.write_documents([path], machine.name, machine.parent) == []
+    assert text.startswith("# Title\n\n<!-- benchmark:summary -->\n| work |") and "Text stays." in text
+    assert "| 10 ms | 1.1x Adam, fused, 20x careful eager |" in text and "old" not in text
+    assert "[test-machine](results/test-machine/README.md)" in text
+    assert report.differences([path], machine.parent) == []
+    assert report.write_documents([path], machine.parent) == []
 
-    path.write_text(text.replace("| 20x | met |", "| 21x | met |"))  # a typed number is noticed
-    assert len(report.differences([path], machine.name, machine.parent)) == 1
+    path.write_text(text.replace("20x careful", "21x careful"))  # a typed number is noticed
+    assert report.differences([path], machine.parent) == [f"{tmp_path.name}/README.md {stale}"]
+
+
+def test_the_text_of_a_machine_holds_goals_and_every_number(tmp_path, machine):
+    path = documents(tmp_path, MARKED)
+    report.write_documents([path], machine.parent)
+    text = (machine / "README.md").read_text()
+    assert text.startswith("# Results: test-machine\n") and "| 20x | met |" in text
+    assert "| 1.1x | **missed** |" in text and "unavailable: not here" in text
+    for r in results.read_all(machine):
+        assert r["case"] in text and all(c["name"] in text for c in r["contenders"])
+    assert "No results of suite `pack` yet." in text and "No pictures yet." in text
+    (machine / "README.md").write_text(text.replace("| 20x | met |", "| 21x | met |"))
+    assert len(report.differences([path], machine.parent)) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("no marker at all\n", "has no '<!-- benchmark:NAME -->' marker"),
-        ("<!-- benchmark:goals -->\n<!-- /benchmark -->\n<!-- benchmark:step -->\n", "without its"),
+        ("<!-- benchmark:summary -->\n<!-- /benchmark -->\n<!-- benchmark:machine -->\n", "without its"),
         ("<!-- benchmark:gaols -->\n<!-- /benchmark -->\n", "unknown marker benchmark:gaols"),
     ],
 )
 def test_documents_without_usable_markers_are_reported(tmp_path, machine, text, message):
     path = documents(tmp_path, text)
-    (line,) = report.differences([path], machine.name, machine.parent)
+    (line,) = report.differences([path], machine.parent)
     assert message in line
     with pytest.raises(report.ReportError):
-        report.write_documents([path], machine.name, machine.parent)
-    assert path.read_text() == text
-    assert report.differences([tmp_path / "missing.md"], machine.name, machine.parent) == [
-        "missing.md does not exist"
-    ]
+        report.write_documents([path], machine.parent)
+    assert path.read_text() == text and not (machine / "README.md").exists()
+    assert "missing.md does not exist" in report.differences([tmp_path / "missing.md"], machine.parent)
 
 
 def test_every_block_can_be_made(tmp_path, machine, mark):
@@ -269,17 +282,14 @@ def test_every_block_can_be_made(tmp_path, machine, mark):
     ]
     gpu = {"case": "step, 64 M weights", "contenders": rows, "dry_run": False, "stamp": mark}
     (machine / "gpu.jsonl").write_text(json.dumps(gpu) + "\n")
-    blocks = {
-        name: report.block(name, machine.name, machine.parent, path)
-        for name in ("summary", "goals", "gpu-goals", "machine", "pictures", "step", "conv", "pack")
-    }
-    assert "20x careful eager" in blocks["summary"] and "10x fp32" in blocks["summary"]
-    assert blocks["pack"] == "No results of suite `pack` yet." and blocks["pictures"] == "No pictures yet."
-    assert "| step, 64 M weights: of copy bandwidth | ≥ 0.9 | 0.932 | met |" in blocks["gpu-goals"]
-    assert "| step, 64 M weights: over torch.compile | ≥ 1.3 | - | open |" in blocks["gpu-goals"]
+    found = {name: report.block(name, machine.parent, path) for name in report.BLOCKS}
+    assert "20x careful eager" in found["summary"] and "10x fp32" in found["summary"]
+    assert "| step, 64 M weights: of copy bandwidth | ≥ 0.9 | 0.932 | met |" in found["gpu-goals"]
+    assert "| step, 64 M weights: over torch.compile | ≥ 1.3 | - | open |" in found["gpu-goals"]
     for name in ("CUDA C++, of the tensor cores' peak", "CUDA C++, time over Triton's", "compute-sanitizer"):
-        assert any(name in line and line.endswith("| open |") for line in blocks["gpu-goals"].splitlines())
-    assert "Commit" in blocks["machine"]
+        assert any(name in line and line.endswith("| open |") for line in found["gpu-goals"].splitlines())
+    assert "`binary_linear`" in found["gpu-dispatch"]
+    assert "Commit" in found["machine"]
 
 
 def test_the_machine_measured_last_is_the_default(machine, mark):
@@ -312,5 +322,4 @@ def test_the_committed_tables_match_the_committed_results():
         pytest.skip(
             "no results are committed yet: run `python -m benchmarks.run`, then `python -m benchmarks.report`"
         )
-    machine = report.default_machine(results.RESULTS)
-    assert report.differences(report.DOCUMENTS, machine, results.RESULTS) == []
+    assert report.differences(report.DOCUMENTS, results.RESULTS) == []
