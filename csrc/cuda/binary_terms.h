@@ -106,7 +106,7 @@ BOP2ND_HD void column_term_block(Block& block, const TermsProblem& p, int output
         *term = (first == 0 ? s.k_elements() : *term) + chunk_term(p, c, counts, first, taps, parts);
       }
     });
-    block.sync();  // before the next chunk overwrites the counts
+    if (first + kChunk < s.n_taps()) block.sync();  // before the next chunk overwrites the counts
   }
 }
 

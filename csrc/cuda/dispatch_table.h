@@ -15,10 +15,11 @@ struct DispatchLimit {
 
 namespace limits {
 
-constexpr DispatchLimit kSkinnyRows{
-    "linear: popcount kernel up to this many rows", 8,
-    "reading the weights once bounds such a product, and 8 of the 16 rows of a tensor-core tile would idle",
-    nullptr};
+constexpr DispatchLimit kSkinnyRows{"linear: popcount kernel up to this many rows", 8,
+                                    "up to some 4 rows reading the weights bounds such a product, then "
+                                    "popcounts do; of a tensor-core tile half "
+                                    "the rows would idle",
+                                    nullptr};
 constexpr DispatchLimit kNarrowOutputs{"64-column tiles (256x64, 64x64) up to this many outputs of a group",
                                        64, "half of a 128-column tile would be empty", nullptr};
 constexpr DispatchLimit kTilesPerMultiprocessor{
