@@ -57,7 +57,8 @@ def compare_samples(
         raise ValueError(f"a 95 % interval of a median needs at least 6 rounds, got {rounds}")
     once = max(1e-9, min(old(1), old(1), new(1), new(1)))
     n = max(1, math.ceil(min_sample_s / once))
-    olds, news = [], []
+    olds: list[float] = []
+    news: list[float] = []
     for r in range(rounds):
         for side in ("old", "new") if r % 2 else ("new", "old"):
             sample, seconds = (old, olds) if side == "old" else (new, news)
@@ -99,7 +100,7 @@ class Worker:
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process in {self._process.args} ended; its output is above")
+            raise RuntimeError(f"the process in {self._process.args!r} ended; its output is above")
         return json.loads(line)
 
     def sampler(self, contender: str) -> Sample:

@@ -18,7 +18,7 @@ sys.path[0] = os.getcwd()
 
 import torch  # noqa: E402
 
-from benchmarks.registry import OURS, VARIANT, Unavailable, cases  # noqa: E402
+from benchmarks.registry import OURS, VARIANT, Prepared, Unavailable, cases  # noqa: E402
 
 
 def reply(**values: object) -> None:
@@ -26,13 +26,13 @@ def reply(**values: object) -> None:
     answers.flush()
 
 
-def build(suite: str, name: str, quick: bool) -> tuple[bool, dict]:
+def build(suite: str, name: str, quick: bool) -> tuple[bool, dict[str, Prepared]]:
     """Whether the case is timed in inference mode, and our contenders of it, prepared and checked."""
     case = next((c for c in cases([suite], quick=quick) if c.name == name), None)
     if case is None:
         return False, {}
     torch.set_num_threads(case.threads or torch.get_num_threads())
-    prepared = {}
+    prepared: dict[str, Prepared] = {}
     for contender in case.contenders():
         if contender.role not in (OURS, VARIANT) or (quick and contender.slow):
             continue
@@ -49,7 +49,8 @@ def build(suite: str, name: str, quick: bool) -> tuple[bool, dict]:
 def main() -> None:
     threads = torch.get_num_threads()
     reply(ready=True)
-    inference, prepared = False, {}
+    inference = False
+    prepared: dict[str, Prepared] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if "suite" in request:
@@ -64,6 +65,7 @@ def main() -> None:
             reply(contenders=list(prepared))
             continue
         run = prepared[request["run"]].run
+        assert run is not None  # see `build`
         with torch.no_grad(), torch.inference_mode(inference):
             start = time.perf_counter()
             for _ in range(request["n"]):

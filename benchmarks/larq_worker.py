@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # TensorFlow prints to standard output, which carries our answers
@@ -33,7 +34,7 @@ except ImportError as missing:
     sys.exit(1)
 
 
-def build(request: dict) -> tuple[object, object]:
+def build(request: dict[str, Any]) -> tuple[object, object]:
     """An interpreter of a converted one-layer model, and its input; writes the output for the gate."""
     folder = Path(request["build"])
     x, w = np.load(folder / "x.npy"), np.load(folder / "w.npy")
@@ -58,7 +59,7 @@ def build(request: dict) -> tuple[object, object]:
 
 def main() -> None:
     reply(ready=True)
-    models: dict[int, tuple] = {}
+    models: dict[int, tuple[Any, Any]] = {}
     count = 0
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,10 +1,10 @@
-"""Memory of a training step on the CPU, in a process of its own: ``python -m benchmarks.memory NAME ...``.
+"""Memory of some work on the CPU, measured in a process of its own (a suite's ``main`` is that process).
 
 Two figures, because each misses something:
 
-* ``allocator_peak``: the highest sum of live bytes in torch's CPU allocator over three steps, from the
-  profiler's record of every allocation, starting before the network is built. Exact and reproducible; it
-  does not see scratch space that libraries take from ``malloc`` themselves.
+* ``allocator_peak``: the highest sum of live bytes in torch's CPU allocator while the work runs, from the
+  profiler's record of every allocation. Exact and reproducible; it does not see scratch space that
+  libraries take from ``malloc`` themselves.
 * ``rss_growth``: how much the process's peak resident set grew over its size after the imports and a small
   warm-up. Sees everything, page-sized, and depends on how ``malloc`` reuses what was freed.
 
@@ -110,36 +110,22 @@ def storage_of(t: Tensor) -> int:
     return words_of(t).untyped_storage().data_ptr()
 
 
-def in_own_process(name: str, *sizes: int) -> dict[str, int]:
-    """Peaks of training-step contender ``name`` (see ``suites/train_step.py``), measured in a fresh process.
+def peaks(work: Callable[[], object]) -> dict[str, int]:
+    """Both figures of ``work``, which is run twice."""
+    growth = rss_growth(work)
+    gc.collect()
+    return {"allocator_peak": allocator_peak(work), "rss_growth": growth}
+
+
+def in_own_process(module: str, *arguments: object) -> dict[str, int]:
+    """What ``python -m module arguments`` prints as JSON in its last line, from a fresh process.
 
     Raises:
         RuntimeError: the process failed; with its last line.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", name, *map(str, sizes)]
+    command = [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command[1:])} failed: {done.stderr.strip().splitlines()[-1]}")
     result: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return result
-
-
-def main(arguments: list[str]) -> None:
-    """``NAME WIDTH BATCH IMAGE_SIZE THREADS``: print the two peaks of three training steps as JSON."""
-    from .suites import train_step
-
-    name = arguments[0]
-    width, batch, image_size, threads = map(int, arguments[1:])
-    torch.set_num_threads(threads)
-    train_step.steps(name, 8, 2, 10, 2)  # the libraries' first-use allocations are not the step's
-
-    def work() -> object:
-        return train_step.steps(name, width, batch, image_size, 3)
-
-    growth = rss_growth(work)
-    gc.collect()
-    print(json.dumps({"allocator_peak": allocator_peak(work), "rss_growth": growth}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -253,8 +253,10 @@ def _roofline_layers(axes: Axes, records: Records) -> None:
         chosen = [(x, y) for r, x, y in points if r["suite"] == tag]
         if chosen:
             label = {"conv": "convolutions", "linear": "linear layers"}[tag]
+            x, y = zip(*chosen, strict=True)
             axes.scatter(
-                *zip(*chosen, strict=True),
+                x,
+                y,
                 s=36,
                 marker=marker,
                 color=colour,

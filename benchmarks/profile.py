@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from rich.console import Console
@@ -133,7 +133,9 @@ def convolution_table(shapes: Sequence[ConvShape], plan: Plan) -> Table:
     return table
 
 
-def comparison_table(title: str, columns: dict[str, dict[str, float]], text: Callable[[float], str]) -> Table:
+def comparison_table(
+    title: str, columns: Mapping[str, Mapping[str, float]], text: Callable[[float], str]
+) -> Table:
     """Groups as rows, each column with its share of the column's sum."""
     table = Table("", *columns, title=title)
     sums = {name: sum(values.values()) for name, values in columns.items()}

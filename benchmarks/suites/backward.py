@@ -91,8 +91,10 @@ class _Data:
 def _contenders(shape: ConvShape) -> list[Contender]:
     data = _Data(shape)
 
-    def entry(name: str, role: str, make: partial[Prepared], products: int = 2, **more: int) -> Contender:
-        return Contender(name, role, make, operations=products * shape.macs, **more)
+    def entry(
+        name: str, role: str, make: partial[Prepared], products: int = 2, threads: int | None = None
+    ) -> Contender:
+        return Contender(name, role, make, operations=products * shape.macs, threads=threads)
 
     ours = partial(_make_packed, data, torch.ops.bop2nd.binary_conv2d_backward)
     return [

@@ -6,7 +6,9 @@ the type and the memory format they like best.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +36,7 @@ LARQ_WORDS = 1 << 17  # its converter takes most of a minute for the largest lay
 
 
 def cases(quick: bool) -> list[Case]:
+    chosen: list[tuple[ConvShape, tuple[str, ...]]]
     if quick:
         chosen = [
             (ConvShape(1, 64, 8, 64, 3, padding=1), (GOAL,)),
@@ -41,7 +44,8 @@ def cases(quick: bool) -> list[Case]:
             (ConvShape(1, 64, 6, 32, 3, padding=2, dilation=2, groups=2), ()),
         ]
     else:
-        chosen = [(s, (GOAL,)) for s in STAGES] + [(s.with_batch(64), (LARGE_BATCH,)) for s in STAGES]
+        chosen = [(s, (GOAL,)) for s in STAGES]
+        chosen += [(s.with_batch(64), (LARGE_BATCH,)) for s in STAGES]
         chosen.append((ConvShape(1, 512, 14, 512, 3, padding=1), (INNER,)))
         rest = [s for shapes in CONVOLUTIONS.values() for s in shapes if s not in STAGES]
         chosen += [(s, ()) for s in [*rest, *OTHERS]]
@@ -102,9 +106,9 @@ def _contenders(shape: ConvShape) -> list[Contender]:
     traffic = 4 * (shape.input_elements + shape.output_elements + shape.weight_words)
 
     def entry(
-        name: str, role: str, make: partial[Prepared], n_bytes: int | None = None, **more: object
+        name: str, role: str, make: partial[Prepared], n_bytes: int | None = None, **more: Any
     ) -> Contender:
-        return Contender(name, role, make, bytes=n_bytes, operations=shape.macs, **more)  # type: ignore[arg-type]
+        return Contender(name, role, make, bytes=n_bytes, operations=shape.macs, **more)
 
     result = [
         entry(PACKED, OURS, partial(_make_ours, data), traffic),
@@ -186,7 +190,7 @@ def _make_float(data: _Data, dtype: torch.dtype, memory_format: torch.memory_for
     return Prepared(check, run)
 
 
-def _int8(build: partial[Prepared], data: _Data) -> Prepared:
+def _int8(build: Callable[..., Prepared], data: _Data) -> Prepared:
     full = F.conv2d(data.signs, data.dense, None, *data.geometry)
     return build(data.shape, data.signs, data.dense, full)
 

@@ -123,7 +123,7 @@ def _make_float(
     net: nn.Module = twin(model, inference=True).to(dtype)
     data = x.to(dtype)
     if channels_last:
-        net = net.to(memory_format=torch.channels_last)
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         data = data.contiguous(memory_format=torch.channels_last)
     run: Any = torch.compile(net, dynamic=False) if compiled else net
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
 
 import torch
@@ -147,7 +148,7 @@ def _make_float(data: _Data, dtype: torch.dtype) -> Prepared:
     return Prepared(check, lambda: F.linear(x, weight))
 
 
-def _make_int8(data: _Data, build: partial[Prepared]) -> Prepared:
+def _make_int8(data: _Data, build: Callable[..., Prepared]) -> Prepared:
     return build(data.signs, data.dense, data.expected)
 
 

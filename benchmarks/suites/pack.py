@@ -56,10 +56,15 @@ def _pack_contenders(shape: tuple[int, ...]) -> list[Contender]:
         return signs, mask
 
     def entry(
-        name: str, role: str, t: Tensor, run: Callable[[Tensor], object], n_out: int, **more: int
+        name: str,
+        role: str,
+        t: Tensor,
+        run: Callable[[Tensor], object],
+        n_out: int,
+        threads: int | None = None,
     ) -> Contender:
         make = partial(_make_pack, t, run)
-        return Contender(name, role, make, bytes=t.nbytes + n_out, items=x.numel(), **more)
+        return Contender(name, role, make, bytes=t.nbytes + n_out, items=x.numel(), threads=threads)
 
     last, half = x.contiguous(memory_format=torch.channels_last), x.bfloat16()
     return [
@@ -111,9 +116,9 @@ def _unpack_contenders(shape: tuple[int, ...]) -> list[Contender]:
     words = reference.pack_bits(_input(shape), 1)
     n_bytes = words.nbytes + 4 * math.prod(shape)
 
-    def entry(name: str, role: str, run: Callable[[], Tensor], **more: int) -> Contender:
+    def entry(name: str, role: str, run: Callable[[], Tensor], threads: int | None = None) -> Contender:
         make = partial(_make_unpack, words, shape[1], run)
-        return Contender(name, role, make, bytes=n_bytes, items=math.prod(shape), **more)
+        return Contender(name, role, make, bytes=n_bytes, items=math.prod(shape), threads=threads)
 
     def ours() -> Tensor:
         values: Tensor = torch.ops.bop2nd.unpack_bits(words, shape[1], 1)

@@ -183,9 +183,9 @@ def _reference_step(
 ) -> None:
     """The reference on one tensor that was number ``index`` of its list (its random bits depend on it)."""
     empty = [torch.empty(0, 0, dtype=t.dtype) for t in (w, g, m, v)]
-    lists = [[*([empty[k]] * index), t] for k, t in enumerate((w, g, m, v))]
+    ws, gs, ms, vs = ([*([empty[k]] * index), t] for k, t in enumerate((w, g, m, v)))
     all_counts = torch.zeros(index + 1, 2, dtype=torch.int64)
-    reference.bop_step_(*lists, hyper, all_counts, seed=seed)
+    reference.bop_step_(ws, gs, ms, vs, hyper, all_counts, seed=seed)
     counts.copy_(all_counts[index:])
 
 

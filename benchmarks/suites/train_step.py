@@ -1,11 +1,14 @@
 """Suite ``train_step``: forward, backward and optimizer step of BinaryNet, in time and in memory.
 
 The baseline is the same network as most people write it (``latent_network.py``): fp32 latent weights,
-``sign`` with a straight-through estimator, ``F.conv2d``, Adam.
+``sign`` with a straight-through estimator, ``F.conv2d``, Adam. Memory is measured in a process of its own:
+``python -m benchmarks.suites.train_step NAME WIDTH BATCH IMAGE_SIZE THREADS``.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -47,8 +50,9 @@ def cases(quick: bool) -> list[Case]:
 
 
 def _contenders(width: int, batch: int, image: int, quick: bool) -> list[Contender]:
-    def entry(name: str, role: str, **more: bool) -> Contender:
-        return Contender(name, role, partial(_make, name, width, batch, image, quick), items=batch, **more)
+    def entry(name: str, role: str, slow: bool = False) -> Contender:
+        make = partial(_make, name, width, batch, image, quick)
+        return Contender(name, role, make, items=batch, slow=slow)
 
     return [
         entry(PACKED, OURS),
@@ -107,7 +111,7 @@ def training(name: str, width: int, batch: int, image_size: int) -> Training:
 
 
 def steps(name: str, width: int, batch: int, image_size: int, n: int) -> Training:
-    """Build a contender and run ``n`` steps; what ``memory.py`` measures."""
+    """Build a contender and run ``n`` steps; what ``main`` measures."""
     it = training(name, width, batch, image_size)
     for _ in range(n):
         it.step()
@@ -122,7 +126,8 @@ def _make(name: str, width: int, batch: int, image: int, quick: bool) -> Prepare
     check = partial(_check_packed, name) if name in ALL_PACKED else partial(_check_latent, name)
 
     def measure_memory() -> dict[str, int]:
-        peaks = memory.in_own_process(name, width, batch, image, torch.get_num_threads())
+        sizes = (width, batch, image, torch.get_num_threads())
+        peaks = memory.in_own_process("benchmarks.suites.train_step", name, *sizes)
         return peaks | {"saved_for_backward": memory.saved_for_backward(it.model, it.x)}
 
     # Compiling once more in another process would take longer than everything else.
@@ -165,3 +170,16 @@ def _check_latent(name: str) -> str:
     if abs(losses[0] - losses[1]) > 1e-3 or worst > 1e-2:
         raise GateError(f"losses {losses}; weight gradients differ by {worst:.2g} of their norm")
     return f"same loss and weight gradients as ours (within {worst:.1e} of their norm)"
+
+
+def main(arguments: list[str]) -> None:
+    """``NAME WIDTH BATCH IMAGE_SIZE THREADS``: print the peaks of a network and its three steps as JSON."""
+    name = arguments[0]
+    width, batch, image_size, threads = map(int, arguments[1:])
+    torch.set_num_threads(threads)
+    steps(name, 8, 2, 10, 2)  # the libraries' first-use allocations are not the step's
+    print(json.dumps(memory.peaks(partial(steps, name, width, batch, image_size, 3))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 
 from .dataset import Dataset
@@ -25,7 +27,7 @@ def digits(test_share: float = 0.25, seed: int = 0) -> Dataset:
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 8 - 1  # pixels are 0..16
     labels = torch.tensor(bunch.target, dtype=torch.int64)
-    test = _stratified(labels, test_share, seed)
+    test = _stratified(labels, float(test_share), operator.index(seed))
     return Dataset(
         "digits", tuple(str(i) for i in range(10)), images[~test], labels[~test], images[test], labels[test]
     )
