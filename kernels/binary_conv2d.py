@@ -9,14 +9,13 @@ nine times, 1/32 of the bytes of a float one).
 Inner loops as in ``binary_linear.py``: ``decode`` to int8 for tensor cores, ``popcount`` where a group has
 few outputs. Operations: pixels * O * taps * C products. Bytes: N*H*W*C/8 in, 2, 4 or 1/8 per output out.
 
-Limits: fewer than 2**31 words in the input and fewer than 2**31 output pixels; taps * C < 2**24. Bit output
-of a group whose outputs are not whole words goes through fp32 dots in memory.
+Limits: those of ``geometry.py``; fewer than 2**31 - 65536 words of input, output pixels and outputs; taps * C
+< 2**24. Bit output of a group whose outputs are not whole words goes through fp32 dots in memory.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,112 +25,104 @@ from torch import Tensor
 
 from .bits import decode_for_registers, decode_for_shared, popcount
 from .epilogue import Outputs, finish_in_torch, outputs_for, store_tile
+from .geometry import Geometry, checked_geometry
+from .grid import check_index, grid_of, program_of
 from .pack_bits import pack_activation
 from .tuning import MatmulTile, conv_tile, family, on_device_of
 
 
 @triton.jit
-def _gather(
-    x, pixel_base, pixel_y, pixel_x, pixel_live, tap_y, tap_x, word, word_live, last_word,
-    height, width, image_words, last_word_mask, PADDING: tl.constexpr,
-):  # fmt: skip
+def _place(pixel, g):
+    """Of output pixels: first input pixel of their image, and row and column that their window starts at."""
+    y = pixel // g.out[1] % g.out[0] * g.stride[0] - g.padding[0]
+    x = pixel % g.out[1] * g.stride[1] - g.padding[1]
+    return pixel // (g.out[1] * g.out[0]) * (g.image[0] * g.image[1]), y, x
+
+
+@triton.jit
+def _gather(x, base, pixel_y, pixel_x, pixel_live, tap, word, word_live, g, PADDING: tl.constexpr):
     """Words of one tap for a block of pixels ``[BLOCK_M, words]``, and which pixels the image covers."""
-    y = pixel_y + tap_y
-    z = pixel_x + tap_x
-    inside = pixel_live & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-    at = (pixel_base + y * width + z) * image_words
+    y = pixel_y + tap // g.kernel[1] * g.dilation[0]
+    z = pixel_x + tap % g.kernel[1] * g.dilation[1]
+    inside = pixel_live & (y >= 0) & (y < g.image[0]) & (z >= 0) & (z < g.image[1])
+    at = (base + y * g.image[1] + z) * g.image_words
     words = tl.load(x + at[:, None] + word[None, :], mask=inside[:, None] & word_live[None, :], other=0)
     if PADDING == -1:  # all channels are -1, tail bits stay 0
-        minus = tl.where(word_live, tl.where(last_word, last_word_mask, -1), 0)
+        tail = g.channels - (g.words - 1) * 32
+        last = tl.where(tail == 32, -1, (1 << (tail & 31)) - 1)
+        minus = tl.where(word_live, tl.where(word == g.words - 1, last, -1), 0)
         words = tl.where(inside[:, None], words, minus[None, :])
     return words, inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def conv_popcount_kernel(
-    x, w, values, signs, threshold, scale, shift, residual, pixels, group_outputs, outputs, channels,
-    group_words, image_words, last_word_mask, height, width, out_height, out_width, taps, kernel_width,
-    stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
+    x, w, to, pixels, geometry,
     PADDING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr,
     SHARED: tl.constexpr,
 ):  # fmt: skip
     """Program (block of pixels, block of a group's outputs, group); one word per turn."""
-    pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    group = tl.program_id(2)
+    g = geometry
+    pixel_block, block, group = program_of(tl.cdiv(pixels, BLOCK_M), tl.cdiv(g.outputs, BLOCK_N))
+    pixel = pixel_block * BLOCK_M + tl.arange(0, BLOCK_M)
     live = pixel < pixels
-    pixel_y = pixel // out_width % out_height * stride_y - pad_y
-    pixel_x = pixel % out_width * stride_x - pad_x
-    base = pixel // (out_width * out_height) * (height * width)
-    first = tl.program_id(1) * BLOCK_N
+    base, pixel_y, pixel_x = _place(pixel, g)
+    first = block * BLOCK_N
     n = first + tl.arange(0, BLOCK_N)
-    w_at = w + (group * group_outputs + n).to(tl.int64) * (taps * group_words)
-    x += group * group_words
+    w_at = w + (group * g.outputs + n).to(tl.int64) * (g.taps * g.words)
+    x += group * g.words
     one = tl.arange(0, 1)
     different = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     counted = tl.zeros((BLOCK_M,), tl.int32)
-    for step in range(taps * group_words):
-        tap = step // group_words
-        word = step % group_words + one
+    for step in range(g.taps * g.words):
+        word = step % g.words + one
         words, inside = _gather(
-            x, base, pixel_y, pixel_x, live,
-            tap // kernel_width * dilation_y, tap % kernel_width * dilation_x,
-            word, word < group_words, word == group_words - 1,
-            height, width, image_words, last_word_mask, PADDING,
-        )  # fmt: skip
-        w_words = tl.load(w_at + step, mask=n < group_outputs, other=0)
+            x, base, pixel_y, pixel_x, live, step // g.words, word, word < g.words, g, PADDING
+        )
+        w_words = tl.load(w_at + step, mask=n < g.outputs, other=0)
         unequal = tl.sum(words, axis=1)[:, None] ^ w_words[None, :]
         if PADDING == 0:
             unequal &= tl.where(inside, -1, 0)[:, None]
             counted += inside.to(tl.int32)
         different += popcount(unequal)
     if PADDING == 0:
-        total = counted // group_words * channels
+        total = counted // g.words * g.channels
     else:
-        total = tl.zeros((BLOCK_M,), tl.int32) + taps * channels
-    first += group * group_outputs
+        total = tl.zeros((BLOCK_M,), tl.int32) + g.taps * g.channels
     store_tile(
-        total[:, None] - 2 * different, values, signs, threshold, scale, shift, residual,
-        pixel.to(tl.int64), live, first, (group + 1) * group_outputs, outputs, BLOCK_M, BLOCK_N,
+        total[:, None] - 2 * different, to, pixel.to(tl.int64), live,
+        first + group * g.outputs, (group + 1) * g.outputs, g.all_outputs, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def conv_decode_kernel(
-    x, w, values, signs, threshold, scale, shift, residual, pixels, group_outputs, outputs, channels,
-    group_words, image_words, last_word_mask, height, width, out_height, out_width, taps, kernel_width,
-    stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
+    x, w, to, pixels, geometry,
     PADDING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr,
     SHARED: tl.constexpr,
 ):  # fmt: skip
     """Program (block of pixels, block of a group's outputs, group); a turn is some words of one tap."""
-    pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    group = tl.program_id(2)
+    g = geometry
+    pixel_block, n_block, group = program_of(tl.cdiv(pixels, BLOCK_M), tl.cdiv(g.outputs, BLOCK_N))
+    pixel = pixel_block * BLOCK_M + tl.arange(0, BLOCK_M)
     live = pixel < pixels
-    pixel_y = pixel // out_width % out_height * stride_y - pad_y
-    pixel_x = pixel % out_width * stride_x - pad_x
-    base = pixel // (out_width * out_height) * (height * width)
-    first = tl.program_id(1) * BLOCK_N
+    base, pixel_y, pixel_x = _place(pixel, g)
+    first = n_block * BLOCK_N
     n = first + tl.arange(0, BLOCK_N)
     block = tl.arange(0, BLOCK_WORDS)
-    w_at = w + (group * group_outputs + n).to(tl.int64)[:, None] * (taps * group_words) + block[None, :]
-    x += group * group_words
-    turns = (group_words + BLOCK_WORDS - 1) // BLOCK_WORDS  # per tap
+    w_at = w + (group * g.outputs + n).to(tl.int64)[:, None] * (g.taps * g.words) + block[None, :]
+    x += group * g.words
+    turns = (g.words + BLOCK_WORDS - 1) // BLOCK_WORDS  # per tap
     dot = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     counted = tl.zeros((BLOCK_M,), tl.int32)
-    for step in range(taps * turns):
+    for step in range(g.taps * turns):
         tap = step // turns
         begin = step % turns * BLOCK_WORDS
         word = begin + block
-        words, inside = _gather(
-            x, base, pixel_y, pixel_x, live,
-            tap // kernel_width * dilation_y, tap % kernel_width * dilation_x,
-            word, word < group_words, word == group_words - 1,
-            height, width, image_words, last_word_mask, PADDING,
-        )  # fmt: skip
+        words, inside = _gather(x, base, pixel_y, pixel_x, live, tap, word, word < g.words, g, PADDING)
         w_words = tl.load(
-            w_at + (tap * group_words + begin),
-            mask=(n < group_outputs)[:, None] & (word < group_words)[None, :], other=0,
-        )  # fmt: skip
+            w_at + (tap * g.words + begin), mask=(n < g.outputs)[:, None] & (word < g.words)[None, :], other=0
+        )
         keep = tl.where(inside, -1, 0)
         counted += inside.to(tl.int32)
         x_bytes = decode_for_registers(words, keep, BLOCK_M, BLOCK_WORDS, PADDING == 0)
@@ -142,79 +133,69 @@ def conv_decode_kernel(
         dot = tl.dot(x_bytes, tl.trans(w_bytes), dot, out_dtype=tl.int32)
     # In every counted turn the elements past the channels were (+1) * (+1).
     if PADDING != 0:
-        counted = tl.zeros((BLOCK_M,), tl.int32) + taps * turns
-    past_end = counted // turns * (turns * BLOCK_WORDS * 32 - channels)
-    first += group * group_outputs
+        counted = tl.zeros((BLOCK_M,), tl.int32) + g.taps * turns
+    past_end = counted // turns * (turns * BLOCK_WORDS * 32 - g.channels)
     store_tile(
-        dot - past_end[:, None], values, signs, threshold, scale, shift, residual, pixel.to(tl.int64), live,
-        first, (group + 1) * group_outputs, outputs, BLOCK_M, BLOCK_N,
+        dot - past_end[:, None], to, pixel.to(tl.int64), live,
+        first + group * g.outputs, (group + 1) * g.outputs, g.all_outputs, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- launchers
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Stride, padding and dilation as (y, x); groups; the value that padded taps count as."""
+def geometry_of_call(
+    batch: int, image: Sequence[int], weight: Tensor, channels: int, *arguments: Any
+) -> Geometry:
+    """Geometry of an operator's call, checked. ``arguments``: stride to padding value.
 
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-    padding_value: int
-
-    def out_size(self, image: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the output. Raises ValueError where the kernel does not fit."""
-        sizes = [
-            (image[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
-            for i in (0, 1)
-        ]
-        if min(sizes) < 1:
-            raise ValueError(f"a kernel {kernel} does not fit into an image {image} with {self}")
-        return sizes[0], sizes[1]
-
-
-def _check(x: Tensor, weight: Tensor, channels: int, geometry: Geometry, pixels: int) -> None:
-    groups, words = geometry.groups, -(-channels // 32)
-    if x.shape[-1] != groups * words or weight.shape[-1] != words or weight.shape[0] % groups:
-        shapes = f"{tuple(x.shape)} and {tuple(weight.shape)}"
-        raise ValueError(f"{shapes} words do not hold {groups} groups of {channels} channels")
-    if geometry.padding_value not in (0, 1, -1):
-        raise ValueError(f"padding_value is {geometry.padding_value}, allowed are 0, 1 and -1")
-    if max(x.numel(), pixels) >= 2**31 or channels * weight.shape[1] * weight.shape[2] >= 2**24:
-        raise ValueError(f"{tuple(x.shape)} words into {pixels} pixels is over the kernel's limits")
+    ``weight``: words ``[O, kH, kW, words]``; raises ValueError where they do not hold the channels.
+    """
+    *pairs, groups, padding_value = arguments
+    outputs, kernel_height, kernel_width, words = weight.shape
+    g = checked_geometry(
+        batch, tuple(image), (kernel_height, kernel_width), channels, outputs, *map(tuple, pairs), groups,
+        padding_value,
+    )  # fmt: skip
+    if words != g.words:
+        raise ValueError(f"{words} words of weights do not hold {groups} groups of {g.channels} channels")
+    return g
 
 
 def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    channels: int,
-    geometry: Geometry,
-    out_shape: tuple[int, ...],
-    to: Outputs,
-    tile: MatmulTile | None = None,
+    x: Tensor, weight: Tensor, g: Geometry, batch: int, to: Outputs, tile: MatmulTile | None = None
 ) -> None:
     """Words ``[N, H, W, groups * words]`` with ``[O, kH, kW, words]`` into outputs ``[N, Ho, Wo, O]``."""
-    (_, height, width, image_words), (outputs, kernel_height, kernel_width, words) = x.shape, weight.shape
-    pixels = math.prod(out_shape[:3])
-    _check(x, weight, channels, geometry, pixels)
-    if pixels == 0 or outputs == 0:
+    pixels = g.pixels(batch)
+    if x.shape != (batch, *g.image, g.image_words):
+        raise ValueError(f"{tuple(x.shape)} words do not hold {batch} images of {g}")
+    check_index(x.numel(), "words of input")
+    check_index(pixels, "output pixels")
+    check_index(g.all_outputs, "outputs")
+    if g.channels * g.taps >= 2**24:
+        raise ValueError(f"{g.taps} taps of {g.channels} channels: fewer than 2**24 are exact in fp32")
+    if pixels == 0 or g.all_outputs == 0:
         return
-    group_outputs = outputs // geometry.groups
-    tile = tile or conv_tile(family(x.device), group_outputs, words)
+    if g.words == 0 or _crosses_words(g, to):
+        dot = x.new_zeros((batch, *g.out, g.all_outputs), dtype=torch.float32)
+        if g.words:
+            _convolve(x, weight, g, batch, Outputs(dot, x.new_empty(0)), tile)
+        finish_in_torch(dot, to)
+        return
+    tile = tile or conv_tile(family(x.device), g.outputs, g.words)
     kernel = conv_decode_kernel if tile.loop == "decode" else conv_popcount_kernel
-    grid = (triton.cdiv(pixels, tile.block_m), triton.cdiv(group_outputs, tile.block_n), geometry.groups)
-    last_word_mask = -1 if channels % 32 == 0 else (1 << channels % 32) - 1
-    padding = geometry.padding_value if any(geometry.padding) else 1  # no padded taps: nothing to leave out
+    grid = grid_of(triton.cdiv(pixels, tile.block_m), triton.cdiv(g.outputs, tile.block_n), g.groups)
+    padding = g.padding_value if any(g.padding) else 1  # no padded taps: nothing to leave out
     with on_device_of(x):
         kernel[grid](
-            x.contiguous(), weight.contiguous(), *to.pointers(),
-            pixels, group_outputs, outputs, channels, words, image_words, last_word_mask,
-            height, width, out_shape[1], out_shape[2], kernel_height * kernel_width, kernel_width,
-            *geometry.stride, *geometry.padding, *geometry.dilation, PADDING=padding,
+            x.contiguous(), weight.contiguous(), to.asked(), pixels, g, PADDING=padding,
             **tile.constants(), **tile.options(),
         )  # fmt: skip
+
+
+def _crosses_words(g: Geometry, to: Outputs) -> bool:
+    """Whether a sign word holds outputs of two groups: no program could write it."""
+    return bool(to.signs.numel()) and g.groups > 1 and g.outputs % 32 != 0
 
 
 def binary_conv2d(
@@ -229,12 +210,12 @@ def binary_conv2d(
     blocked: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``reference.binary_conv2d``: output (channels-last strides), sign words, mask words."""
-    geometry = Geometry(stride, padding, dilation, groups, padding_value)
-    n, channels, height, width = input.shape
-    out_size = geometry.out_size((height, width), (weight.shape[1], weight.shape[2]))
+    n, channels, *image = input.shape
+    arguments = (stride, padding, dilation, groups, padding_value)
+    g = geometry_of_call(n, image, weight, channels, *arguments)
     signs, mask = pack_activation(input, 1, groups, ste_clip)
-    out = input.new_empty((n, *out_size, weight.shape[0]))
-    _convolve(signs, weight, channels // groups, geometry, out.shape, Outputs(out, signs.new_empty(0)))
+    out = input.new_empty((n, *g.out, g.all_outputs))
+    _convolve(signs, weight, g, n, Outputs(out, signs.new_empty(0)))
     return out.permute(0, 3, 1, 2), signs, mask
 
 
@@ -253,16 +234,9 @@ def binary_conv2d_packed(
 ) -> tuple[Tensor, Tensor]:
     """``reference.binary_conv2d_packed``: values ``[N, Ho, Wo, O]`` and sign words; ``asked`` as in
     ``outputs_for``."""
-    geometry = Geometry(stride, padding, dilation, groups, padding_value)
     n, height, width, _ = input.shape
-    n_outputs, kernel_height, kernel_width, _ = weight.shape
-    shape = (n, *geometry.out_size((height, width), (kernel_height, kernel_width)), n_outputs)
-    outputs = outputs_for(input, shape, **asked)
-    if outputs.signs.numel() == 0 or groups == 1 or n_outputs // groups % 32 == 0:
-        _convolve(input, weight, in_channels // groups, geometry, shape, outputs, tile)
-    else:
-        dot = input.new_empty(shape, dtype=torch.float32)
-        only_dots = Outputs(dot, input.new_empty(0))
-        _convolve(input, weight, in_channels // groups, geometry, shape, only_dots, tile)
-        finish_in_torch(dot, outputs)
-    return outputs.values, outputs.signs
+    arguments = (stride, padding, dilation, groups, padding_value)
+    g = geometry_of_call(n, (height, width), weight, in_channels, *arguments)
+    outputs = outputs_for(input, (n, *g.out, g.all_outputs), **asked)
+    _convolve(input, weight, g, n, outputs, tile)
+    return outputs.reals, outputs.signs

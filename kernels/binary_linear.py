@@ -11,11 +11,13 @@ Maths: ``dot = K - 2 * popcount(x XOR w)``, tails of both operands are 0. Three 
   instructions per warp; ``wgmma`` takes x from registers and w from shared memory. On sm_80 and sm_100
   Triton emits ``mma.sync``, about 400 instructions per warp and turn, both operands from registers.
 
-Limits: K < 2**24 (exact in fp32), fewer than 2**31 rows; ``tl.dot`` never sees a 1-bit operand.
+Limits: K < 2**24 (exact in fp32), fewer than 2**31 - 65536 rows and outputs; ``tl.dot`` never sees a 1-bit
+operand.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import triton
@@ -24,18 +26,19 @@ from torch import Tensor
 
 from .bits import decode_for_registers, decode_for_shared, popcount
 from .epilogue import Outputs, outputs_for, store_tile
+from .grid import check_index, grid_of, program_of
 from .pack_bits import pack_activation
 from .tuning import MatmulTile, family, linear_tile, on_device_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def linear_rows_kernel(
-    x, w, values, signs, threshold, scale, shift, residual, rows, outputs, n_words, features,
+    x, w, to, rows, outputs, n_words, features,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Program (block of outputs, row)."""
-    first = tl.program_id(0) * BLOCK_N
-    row = tl.program_id(1)
+    block, row, _ = program_of(tl.cdiv(outputs, BLOCK_N), rows)
+    first = block * BLOCK_N
     n = first + tl.arange(0, BLOCK_N)
     word = tl.arange(0, BLOCK_WORDS)
     w_at = w + n.to(tl.int64)[:, None] * n_words + word[None, :]
@@ -48,20 +51,21 @@ def linear_rows_kernel(
         different += popcount(x_words[None, :] ^ w_words)
     dot = features - 2 * tl.sum(different, axis=1)
     store_tile(
-        dot[None, :], values, signs, threshold, scale, shift, residual,
+        dot[None, :], to,
         row.to(tl.int64) + tl.zeros((1,), tl.int64), row + tl.zeros((1,), tl.int32) < rows,
         first, outputs, outputs, 1, BLOCK_N,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def linear_popcount_kernel(
-    x, w, values, signs, threshold, scale, shift, residual, rows, outputs, n_words, features,
+    x, w, to, rows, outputs, n_words, features,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Program (block of rows, block of outputs); ``BLOCK_WORDS`` words are unrolled."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    first = tl.program_id(1) * BLOCK_N
+    block, column_block, _ = program_of(tl.cdiv(rows, BLOCK_M), tl.cdiv(outputs, BLOCK_N))
+    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = column_block * BLOCK_N
     n = first + tl.arange(0, BLOCK_N)
     x_at = x + m.to(tl.int64) * n_words
     w_at = w + n.to(tl.int64) * n_words
@@ -73,19 +77,20 @@ def linear_popcount_kernel(
             w_words = tl.load(w_at + begin + i, mask=(n < outputs) & live, other=0)
             different += popcount(x_words[:, None] ^ w_words[None, :])
     store_tile(
-        features - 2 * different, values, signs, threshold, scale, shift, residual,
+        features - 2 * different, to,
         m.to(tl.int64), m < rows, first, outputs, outputs, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def linear_decode_kernel(
-    x, w, values, signs, threshold, scale, shift, residual, rows, outputs, n_words, features,
+    x, w, to, rows, outputs, n_words, features,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_WORDS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Program (block of rows, block of outputs), 32 * ``BLOCK_WORDS`` products per output and turn."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    first = tl.program_id(1) * BLOCK_N
+    block, column_block, _ = program_of(tl.cdiv(rows, BLOCK_M), tl.cdiv(outputs, BLOCK_N))
+    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = column_block * BLOCK_N
     n = first + tl.arange(0, BLOCK_N)
     word = tl.arange(0, BLOCK_WORDS)
     x_at = x + m.to(tl.int64)[:, None] * n_words + word[None, :]
@@ -104,7 +109,7 @@ def linear_decode_kernel(
     # Every element past the end was (+1) * (+1).
     past_end = (n_words + BLOCK_WORDS - 1) // BLOCK_WORDS * BLOCK_WORDS * 32 - features
     store_tile(
-        dot - past_end, values, signs, threshold, scale, shift, residual,
+        dot - past_end, to,
         m.to(tl.int64), m < rows, first, outputs, outputs, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
@@ -119,20 +124,22 @@ def _matmul(
     (rows, n_words), n = x.shape, weight.shape[0]
     if weight.shape[1] != n_words or n_words != -(-features // 32):
         raise ValueError(f"{tuple(x.shape)} and {tuple(weight.shape)} words do not hold {features} features")
-    if max(rows, n) >= 2**31 or features >= 2**24:
-        raise ValueError(f"{rows} x {features} times {features} x {n} is over the kernel's limits")
+    check_index(rows, "rows")
+    check_index(n, "outputs")
+    if features >= 2**24:
+        raise ValueError(f"{features} features: fewer than 2**24 are exact in fp32")
     if rows == 0 or n == 0:
         return
     tile = tile or linear_tile(family(x.device), rows, n)
     if tile.loop == "rows":
-        kernel, grid = linear_rows_kernel, (triton.cdiv(n, tile.block_n), rows)
+        kernel, grid = linear_rows_kernel, grid_of(triton.cdiv(n, tile.block_n), rows)
     else:
         kernel = linear_decode_kernel if tile.loop == "decode" else linear_popcount_kernel
-        grid = (triton.cdiv(rows, tile.block_m), triton.cdiv(n, tile.block_n))
+        grid = grid_of(triton.cdiv(rows, tile.block_m), triton.cdiv(n, tile.block_n))
     with on_device_of(x):
         kernel[grid](
-            x.contiguous(), weight.contiguous(), *outputs.pointers(),
-            rows, n, n_words, features, **tile.constants(), **tile.options(),
+            x.contiguous(), weight.contiguous(), outputs.asked(), rows, n, n_words, features,
+            **tile.constants(), **tile.options(),
         )  # fmt: skip
 
 
@@ -142,7 +149,8 @@ def binary_linear(
     """``reference.binary_linear``: output, sign words, mask words. ``blocked`` is the CPU's and unused."""
     signs, mask = pack_activation(input, -1, 1, ste_clip)
     out = input.new_empty((*input.shape[:-1], weight.shape[0]))
-    _matmul(signs.reshape(-1, weight.shape[1]), weight, input.shape[-1], Outputs(out, signs.new_empty(0)))
+    rows = signs.reshape(math.prod(input.shape[:-1]), signs.shape[-1])  # no -1: there may be no words
+    _matmul(rows, weight, input.shape[-1], Outputs(out, signs.new_empty(0)))
     return out, signs, mask
 
 
@@ -152,4 +160,4 @@ def binary_linear_packed(
     """``reference.binary_linear_packed``: values ``[M, N]``, sign words; ``asked``: see ``outputs_for``."""
     outputs = outputs_for(input, (input.shape[0], weight.shape[0]), **asked)
     _matmul(input, weight, in_features, outputs, tile)
-    return outputs.values, outputs.signs
+    return outputs.reals, outputs.signs

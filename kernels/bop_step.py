@@ -13,7 +13,7 @@ work. Both live on the device and are built once per set of addresses; a new set
 copy of 64 bytes per tensor. Hyperparameters, ``inv_scale``, ``found_inf`` and ``seed`` are read on the
 device, the counts start from a device-side zero: nothing waits for the GPU, the launch can be captured.
 
-Limits: one launch per combination of dtypes in the group (one, as a rule). Fewer than 2**31 - 4096 words
+Limits: one launch per combination of dtypes in the group (one, as a rule). Fewer than 2**31 - 65536 words
 per tensor. Rows that are not a whole number of words, and addresses not on 16 bytes, take 4-byte accesses.
 """
 

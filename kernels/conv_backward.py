@@ -11,8 +11,9 @@ every tap of every input pixel, so with stride s all but 1 / s**2 of its product
 gradient once per tap and block of channels (caches hold most of that), 1/8 byte per sign and mask bit, the
 result. Deterministic: no atomics, partial sums as in ``linear_backward.py``.
 
-Limits: fewer than 2**31 pixels, input words and outputs; a block of rows is one group's, which leaves most
-of it empty where groups are narrow. ``tuning.BACKWARD`` says whether this file or torch's library runs.
+Limits: those of ``geometry.py``; fewer than 2**31 - 65536 pixels, input words and outputs; a block of rows is
+one group's, which leaves most of it empty where groups are narrow. ``tuning.BACKWARD`` says whether this file
+or torch's library runs.
 """
 
 from __future__ import annotations
@@ -24,125 +25,125 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .binary_conv2d import Geometry
+from .binary_conv2d import geometry_of_call
+from .geometry import Geometry
 from .gradient_product import PartialSums, add_product, launch_options, store_gradient
+from .grid import check_index, grid_of, program_of
 from .pack_bits import FLOATS
 from .tuning import GradientTile, family, gradient_tile, on_device_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def conv_grad_input_kernel(
-    gradient, words, mask, out, pixels, group_outputs, outputs, channels, group_words, image_words, groups,
-    height, width, out_height, out_width, taps, kernel_width,
-    stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
-    PARTS: tl.constexpr, WIDEN: tl.constexpr,
+    gradient, words, mask, out, pixels, geometry, PARTS: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_INNER: tl.constexpr, BLOCK_WORDS: tl.constexpr,
 ):  # fmt: skip
     """Program (block of input pixels, block of a group's words, group); a turn is some outputs of one tap."""
-    pixel = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    first_word = tl.program_id(1) * BLOCK_WORDS
-    group = tl.program_id(2)
+    g = geometry
+    block, word_block, group = program_of(tl.cdiv(pixels, BLOCK_ROWS), tl.cdiv(g.words, BLOCK_WORDS))
+    pixel = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first_word = word_block * BLOCK_WORDS
     live = pixel < pixels
-    y = pixel // width % height + pad_y
-    x = pixel % width + pad_x
-    image = pixel // (width * height)
+    y = pixel // g.image[1] % g.image[0] + g.padding[0]
+    x = pixel % g.image[1] + g.padding[1]
+    image = pixel // (g.image[1] * g.image[0])
     word = first_word + tl.arange(0, BLOCK_WORDS)
-    words += (group * group_outputs).to(tl.int64) * (taps * group_words) + word[None, :]
-    gradient += group * group_outputs
-    turns = (group_outputs + BLOCK_INNER - 1) // BLOCK_INNER  # per tap
+    words += (group * g.outputs).to(tl.int64) * (g.taps * g.words) + word[None, :]
+    gradient += group * g.outputs
+    turns = (g.outputs + BLOCK_INNER - 1) // BLOCK_INNER  # per tap
     sums = tl.zeros((BLOCK_ROWS, 32 * BLOCK_WORDS), tl.float32)
-    for step in range(taps * turns):
+    for step in range(g.taps * turns):
         tap = step // turns
         n = step % turns * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
-        tap_y = y - tap // kernel_width * dilation_y
-        tap_x = x - tap % kernel_width * dilation_x
-        out_y = tap_y // stride_y
-        out_x = tap_x // stride_x
-        inside = live & (tap_y >= 0) & (out_y * stride_y == tap_y) & (out_y < out_height)
-        inside = inside & (tap_x >= 0) & (out_x * stride_x == tap_x) & (out_x < out_width)
-        at = ((image * out_height + out_y) * out_width + out_x).to(tl.int64) * outputs
-        n_live = n < group_outputs
+        tap_y = y - tap // g.kernel[1] * g.dilation[0]
+        tap_x = x - tap % g.kernel[1] * g.dilation[1]
+        out_y = tap_y // g.stride[0]
+        out_x = tap_x // g.stride[1]
+        inside = live & (tap_y >= 0) & (out_y * g.stride[0] == tap_y) & (out_y < g.out[0])
+        inside = inside & (tap_x >= 0) & (out_x * g.stride[1] == tap_x) & (out_x < g.out[1])
+        at = ((image * g.out[0] + out_y) * g.out[1] + out_x).to(tl.int64) * g.all_outputs
+        n_live = n < g.outputs
         tile = tl.load(
             gradient + at[:, None] + n[None, :], mask=inside[:, None] & n_live[None, :], other=0.0
         )  # fmt: skip
         some = tl.load(
-            words + (n.to(tl.int64) * taps + tap)[:, None] * group_words,
-            mask=n_live[:, None] & (word < group_words)[None, :], other=0,
+            words + (n.to(tl.int64) * g.taps + tap)[:, None] * g.words,
+            mask=n_live[:, None] & (word < g.words)[None, :], other=0,
         )  # fmt: skip
         sums = add_product(sums, tile, some, PARTS, WIDEN, BLOCK_INNER, BLOCK_WORDS)
-    row = pixel.to(tl.int64)
-    out_at, mask_at = (row * groups + group) * channels, row * image_words + group * group_words
+    row = pixel.to(tl.int64) * g.groups + group
     store_gradient(
-        sums, out, out_at, mask, mask_at, live, first_word, channels, BLOCK_ROWS, BLOCK_WORDS,
+        sums, out, row * g.channels, mask, row * g.words, live, first_word, g.channels,
+        BLOCK_ROWS, BLOCK_WORDS,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "split_turns"])
 def conv_grad_weight_kernel(
-    gradient, words, out, pixels, group_outputs, outputs, channels, group_words, image_words, groups,
-    height, width, out_height, out_width, taps, kernel_width,
-    stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, split_inner,
+    gradient, words, out, pixels, split_turns, geometry,
     PADDING: tl.constexpr, PARTS: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_INNER: tl.constexpr, BLOCK_WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Program (block of a group's outputs, block of words and tap, split and group); turns are pixels."""
-    n = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    tap = tl.program_id(1) % taps
-    first_word = tl.program_id(1) // taps * BLOCK_WORDS
-    group = tl.program_id(2) % groups
-    split = tl.program_id(2) // groups
+    """Program (block of a group's outputs, block of words and tap, group and split); turns are pixels."""
+    g = geometry
+    block, word_block, rest = program_of(
+        tl.cdiv(g.outputs, BLOCK_ROWS), g.taps * tl.cdiv(g.words, BLOCK_WORDS)
+    )  # fmt: skip
+    n = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    tap = word_block % g.taps
+    first_word = word_block // g.taps * BLOCK_WORDS
+    group = rest % g.groups
+    split = rest // g.groups
     word = first_word + tl.arange(0, BLOCK_WORDS)
-    words += group * group_words + word[None, :]
-    gradient += group * group_outputs + n[None, :]
-    n_live = n < group_outputs
-    tap_y = tap // kernel_width * dilation_y - pad_y
-    tap_x = tap % kernel_width * dilation_x - pad_x
-    first = split * split_inner
+    words += group * g.words + word[None, :]
+    gradient += group * g.outputs + n[None, :]
+    n_live = n < g.outputs
+    tap_y = tap // g.kernel[1] * g.dilation[0] - g.padding[0]
+    tap_x = tap % g.kernel[1] * g.dilation[1] - g.padding[1]
+    first = split * split_turns * BLOCK_INNER
     sums = tl.zeros((BLOCK_ROWS, 32 * BLOCK_WORDS), tl.float32)
-    for begin in range(first, tl.minimum(first + split_inner, pixels), BLOCK_INNER):
+    for begin in range(first, tl.minimum(first + split_turns * BLOCK_INNER, pixels), BLOCK_INNER):
         pixel = begin + tl.arange(0, BLOCK_INNER)
         live = pixel < pixels
-        y = pixel // out_width % out_height * stride_y + tap_y
-        x = pixel % out_width * stride_x + tap_x
-        inside = live & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        at = ((pixel // (out_width * out_height) * height + y) * width + x).to(tl.int64) * image_words
-        some = tl.load(words + at[:, None], mask=inside[:, None] & (word < group_words)[None, :], other=0)
+        y = pixel // g.out[1] % g.out[0] * g.stride[0] + tap_y
+        x = pixel % g.out[1] * g.stride[1] + tap_x
+        inside = live & (y >= 0) & (y < g.image[0]) & (x >= 0) & (x < g.image[1])
+        at = (pixel // (g.out[1] * g.out[0]) * g.image[0] + y) * g.image[1] + x
+        at = at.to(tl.int64) * g.image_words
+        some = tl.load(words + at[:, None], mask=inside[:, None] & (word < g.words)[None, :], other=0)
         if PADDING == -1:
             some = tl.where(inside[:, None], some, -1)
         counts = inside if PADDING == 0 else live
         tile = tl.load(
-            gradient + pixel.to(tl.int64)[:, None] * outputs,
+            gradient + pixel.to(tl.int64)[:, None] * g.all_outputs,
             mask=counts[:, None] & n_live[None, :], other=0.0,
         )  # fmt: skip
         sums = add_product(sums, tl.trans(tile), some, PARTS, WIDEN, BLOCK_INNER, BLOCK_WORDS)
-    n += group * group_outputs
-    row = n.to(tl.int64) * taps + tap
-    out += split.to(tl.int64) * outputs * taps * channels
+    n += group * g.outputs
+    row = n.to(tl.int64) * g.taps + tap
+    out += split.to(tl.int64) * g.all_outputs * g.taps * g.channels
     store_gradient(
-        sums, out, row * channels, None, row, n_live, first_word, channels, BLOCK_ROWS, BLOCK_WORDS
+        sums, out, row * g.channels, None, row, n_live, first_word, g.channels, BLOCK_ROWS, BLOCK_WORDS
     )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- launchers
 
 
-def _sizes(gradient: Tensor, signs: Tensor, weight: Tensor, channels: int, geometry: Geometry) -> list[int]:
-    """The sizes that both kernels take, in their order; raises ValueError where operands do not fit."""
-    (n, height, width, image_words), (outputs, *kernel, words) = signs.shape, weight.shape
-    groups = geometry.groups
-    out_size = geometry.out_size((height, width), (kernel[0], kernel[1]))
-    fits = words == -(-channels // 32) and image_words == groups * words and outputs % groups == 0
-    if not fits or gradient.shape != (n, *out_size, outputs):
-        shapes = ", ".join(str(tuple(t.shape)) for t in (gradient, signs, weight))
-        raise ValueError(
-            f"gradient, sign and weight words {shapes} do not fit {geometry} of {channels} channels"
-        )
-    if max(signs.numel(), n * out_size[0] * out_size[1], weight.numel()) >= 2**31:
-        raise ValueError(f"{tuple(signs.shape)} words, {tuple(weight.shape)}: over the kernel's limits")
-    return [
-        outputs // groups, outputs, channels, words, image_words, groups, height, width, *out_size,
-        kernel[0] * kernel[1], kernel[1], *geometry.stride, *geometry.padding, *geometry.dilation,
-    ]  # fmt: skip
+def _check(gradient: Tensor, signs: Tensor, mask: Tensor, g: Geometry, batch: int) -> None:
+    """Raises ValueError where operands do not fit the geometry, or are over the kernels' limits."""
+    fits = signs.shape == (batch, *g.image, g.image_words) and mask.numel() in (0, signs.numel())
+    if not fits or gradient.shape != (batch, *g.out, g.all_outputs):
+        shapes = ", ".join(str(tuple(t.shape)) for t in (gradient, signs, mask))
+        raise ValueError(f"gradient, sign and mask words {shapes} do not fit {g}")
+    for count, what in (
+        (signs.numel(), "words of input"),
+        (batch * g.image[0] * g.image[1], "pixels"),
+        (g.pixels(batch), "output pixels"),
+        (g.all_outputs, "outputs"),
+        (g.taps * g.words, "words of an output's weights"),
+    ):
+        check_index(count, what)
 
 
 def _options(gradient: Tensor, tile: GradientTile) -> dict[str, int]:
@@ -151,31 +152,26 @@ def _options(gradient: Tensor, tile: GradientTile) -> dict[str, int]:
 
 
 def _grad_input(
-    gradient: Tensor, mask: Tensor | None, weight: Tensor, sizes: list[int], out: Tensor, tile: Any
+    gradient: Tensor, mask: Tensor | None, weight: Tensor, g: Geometry, out: Tensor, tile: Any
 ) -> None:
     """Gradient ``[N, Ho, Wo, O]`` and weight words into ``out`` ``[N, H, W, C]``."""
     pixels = out.shape[:3].numel()
-    _, _, _, words, _, groups, *_ = sizes
     tile = tile or gradient_tile(family(out.device), gradient.dtype, pixels)
-    grid = (triton.cdiv(pixels, tile.block_rows), triton.cdiv(words, tile.block_words), groups)
+    grid = grid_of(triton.cdiv(pixels, tile.block_rows), triton.cdiv(g.words, tile.block_words), g.groups)
     with on_device_of(out):
-        conv_grad_input_kernel[grid](
-            gradient, weight, mask, out, pixels, *sizes, **_options(gradient, tile)
-        )  # fmt: skip
+        conv_grad_input_kernel[grid](gradient, weight, mask, out, pixels, g, **_options(gradient, tile))
 
 
-def _grad_weight(
-    gradient: Tensor, signs: Tensor, sizes: list[int], padding_value: int, out: Tensor, tile: Any
-) -> None:
+def _grad_weight(gradient: Tensor, signs: Tensor, g: Geometry, out: Tensor, tile: Any) -> None:
     """Gradient ``[N, Ho, Wo, O]`` and sign words into ``out`` fp32 ``[O, kH, kW, C / groups]``."""
-    pixels, taps = gradient.shape[:3].numel(), out.shape[1] * out.shape[2]
-    group_outputs, outputs, _, words, _, groups, *_ = sizes
-    tile = tile or gradient_tile(family(out.device), gradient.dtype, group_outputs)
-    sums = PartialSums(out, outputs * taps * words, pixels, tile)
-    blocks = (triton.cdiv(group_outputs, tile.block_rows), taps * triton.cdiv(words, tile.block_words))
+    pixels = gradient.shape[:3].numel()
+    tile = tile or gradient_tile(family(out.device), gradient.dtype, g.outputs)
+    sums = PartialSums(out, g.all_outputs * g.taps * g.words, pixels, tile)
+    word_blocks = g.taps * triton.cdiv(g.words, tile.block_words)
+    grid = grid_of(triton.cdiv(g.outputs, tile.block_rows), word_blocks, g.groups * sums.splits)
     with on_device_of(out):
-        conv_grad_weight_kernel[(*blocks, groups * sums.splits)](
-            gradient, signs, sums.memory, pixels, *sizes, sums.split_inner, PADDING=padding_value,
+        conv_grad_weight_kernel[grid](
+            gradient, signs, sums.memory, pixels, sums.split_turns, g, PADDING=g.padding_value,
             **_options(gradient, tile),
         )  # fmt: skip
     sums.finish()
@@ -203,20 +199,17 @@ def binary_conv2d_backward(
     """
     if grad_output.dtype not in FLOATS:
         raise ValueError(f"grad_output is {grad_output.dtype}, allowed are {FLOATS}")
-    if padding_value not in (0, 1, -1):
-        raise ValueError(f"padding_value is {padding_value}, allowed are 0, 1 and -1")
     gradient = grad_output.permute(0, 2, 3, 1).contiguous()
     signs, weight = signs.contiguous(), weight.contiguous()
-    geometry = Geometry(stride, padding, dilation, groups, padding_value)
     n, height, width, _ = signs.shape
-    outputs, kernel_height, kernel_width, _ = weight.shape
-    channels = in_channels // groups
-    sizes = _sizes(gradient, signs, weight, channels, geometry)
+    arguments = (stride, padding, dilation, groups, padding_value)
+    g = geometry_of_call(n, (height, width), weight, in_channels, *arguments)
+    _check(gradient, signs, mask, g, n)
     grad_input = gradient.new_empty((n if need_input else 0, height, width, in_channels))
-    shape = (outputs if need_weight else 0, kernel_height, kernel_width, channels)
+    shape = (g.all_outputs if need_weight else 0, *g.kernel, g.channels)
     grad_weight = gradient.new_empty(shape, dtype=torch.float32)
     if grad_input.numel():
-        _grad_input(gradient, mask.contiguous() if mask.numel() else None, weight, sizes, grad_input, tile)
+        _grad_input(gradient, mask.contiguous() if mask.numel() else None, weight, g, grad_input, tile)
     if grad_weight.numel():
-        _grad_weight(gradient, signs, sizes, padding_value, grad_weight, tile)
+        _grad_weight(gradient, signs, g, grad_weight, tile)
     return grad_input.permute(0, 3, 1, 2), grad_weight.permute(0, 3, 1, 2)

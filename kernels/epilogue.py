@@ -9,7 +9,7 @@ fp32 value is negative. Either or both in one pass: values are the larger part o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,32 +19,50 @@ from torch import Tensor
 from .pack_bits import pack_bits
 
 
+class Outputs(NamedTuple):
+    """What a product stores, and what that is made of; kernels take the tuple, with None for what is absent.
+
+    ``reals``: values in their dtype; ``signs``: their sign words. Empty tensors: not asked for.
+    """
+
+    reals: Any
+    signs: Any
+    threshold: Any = None
+    scale: Any = None
+    shift: Any = None
+    residual: Any = None
+
+    def asked(self) -> Outputs:
+        """This tuple with None in the place of empty results."""
+        reals, signs = (t if t.numel() else None for t in (self.reals, self.signs))
+        return self._replace(reals=reals, signs=signs)
+
+
 @triton.jit
 def store_tile(
-    dot, values, signs, threshold, scale, shift, residual, row, row_live, first_column, end_column, width,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    dot, to, row, row_live, first_column, end_column, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
     """Store ``dot`` int32 ``[BLOCK_M, BLOCK_N]`` as rows ``row`` (int64), columns from ``first_column``.
 
-    ``values`` has ``width`` columns, ``signs`` ``ceil(width / 32)`` words; columns from ``end_column`` on are
-    left out. With ``signs`` ``first_column`` and ``BLOCK_N`` are multiples of 32.
+    ``to``: Outputs. ``reals`` has ``width`` columns, ``signs`` ``ceil(width / 32)`` words; columns from
+    ``end_column`` on are left out. With ``signs`` ``first_column`` and ``BLOCK_N`` are multiples of 32.
     """
     column = first_column + tl.arange(0, BLOCK_N)
     column_live = column < end_column
     live = row_live[:, None] & column_live[None, :]
     at = row[:, None] * width + column[None, :]
     value = dot.to(tl.float32)
-    if scale is not None:
-        value = value * tl.load(scale + column, mask=column_live, other=0.0)[None, :]
-    if shift is not None:
-        value = value + tl.load(shift + column, mask=column_live, other=0.0)[None, :]
-    if residual is not None:
-        value = value + tl.load(residual + at, mask=live, other=0.0).to(tl.float32)
-    if values is not None:
-        tl.store(values + at, value.to(values.dtype.element_ty), mask=live)
-    if signs is not None:
-        if threshold is not None:
-            limit = tl.load(threshold + column, mask=column_live, other=0)
+    if to.scale is not None:
+        value = value * tl.load(to.scale + column, mask=column_live, other=0.0)[None, :]
+    if to.shift is not None:
+        value = value + tl.load(to.shift + column, mask=column_live, other=0.0)[None, :]
+    if to.residual is not None:
+        value = value + tl.load(to.residual + at, mask=live, other=0.0).to(tl.float32)
+    if to.reals is not None:
+        tl.store(to.reals + at, value.to(to.reals.dtype.element_ty), mask=live)
+    if to.signs is not None:
+        if to.threshold is not None:
+            limit = tl.load(to.threshold + column, mask=column_live, other=0)
             negative = dot < limit[None, :]
         else:
             negative = value < 0
@@ -54,24 +72,7 @@ def store_tile(
         word = first_column // 32 + tl.arange(0, BLOCK_N // 32)
         n_words = (width + 31) // 32
         words_live = row_live[:, None] & (word < n_words)[None, :]
-        tl.store(signs + row[:, None] * n_words + word[None, :], words, mask=words_live)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a product stores: values and sign words (empty: not asked for), and what they are made of."""
-
-    values: Tensor
-    signs: Tensor
-    threshold: Tensor | None = None
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    residual: Tensor | None = None
-
-    def pointers(self) -> tuple[Tensor | None, ...]:
-        """In the order of :func:`store_tile`."""
-        stored = (t if t.numel() else None for t in (self.values, self.signs))
-        return *stored, self.threshold, self.scale, self.shift, self.residual
+        tl.store(to.signs + row[:, None] * n_words + word[None, :], words, mask=words_live)
 
 
 def outputs_for(
@@ -112,7 +113,7 @@ def outputs_for(
 
 def finish_in_torch(dot: Tensor, outputs: Outputs) -> None:
     """The epilogue of fp32 ``dot`` in memory, where a kernel cannot write whole sign words."""
-    values, signs, *_ = outputs.pointers()
+    values, signs, *_ = outputs.asked()
     value = dot if outputs.scale is None else dot * outputs.scale
     value = value if outputs.shift is None else value + outputs.shift
     value = value if outputs.residual is None else value + outputs.residual.float()

@@ -17,6 +17,7 @@ overflow checks), so that no product of sizes can wrap afterwards:
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import NamedTuple
 
@@ -67,6 +68,9 @@ class Geometry(NamedTuple):
     channels: int
     words: int  # that hold the channels
     outputs: int
+    taps: int
+    image_words: int  # of one pixel, all groups
+    all_outputs: int
 
     @classmethod
     def of(
@@ -103,6 +107,7 @@ class Geometry(NamedTuple):
             strides, paddings, dilations, groups, padding_value,
             (image[0], image[1]), (kernel[0], kernel[1]), (height, width),
             per_group, words_for(per_group), outputs // groups,
+            kernel[0] * kernel[1], groups * words_for(per_group), outputs,
         )  # fmt: skip
 
     @property
@@ -111,21 +116,8 @@ class Geometry(NamedTuple):
         return self.stride, self.padding, self.dilation, self.groups, self.padding_value
 
     @property
-    def taps(self) -> int:
-        return self.kernel[0] * self.kernel[1]
-
-    @property
-    def image_words(self) -> int:
-        """Words of one pixel, all groups."""
-        return self.groups * self.words
-
-    @property
     def all_channels(self) -> int:
         return self.groups * self.channels
-
-    @property
-    def all_outputs(self) -> int:
-        return self.groups * self.outputs
 
     def pixels(self, batch: int) -> int:
         """Output pixels of ``batch`` images."""
@@ -170,3 +162,21 @@ class Geometry(NamedTuple):
         for name, value in (("channels", self.channels), ("outputs", self.outputs), ("batch", batch)):
             if not 0 <= value < INT32_LIMIT:
                 raise ValueError(f"{name} is {value}, allowed is 0 to 2**31 - 1")
+
+
+@functools.lru_cache(maxsize=4096)
+def checked_geometry(
+    batch: int,
+    image: Pair,
+    kernel: Pair,
+    channels: int,
+    outputs: int,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    padding_value: int,
+) -> Geometry:
+    """:meth:`Geometry.of`, checked for a batch: the way of a call, which repeats. Raises as they do."""
+    of_call = Geometry.of(image, kernel, channels, outputs, stride, padding, dilation, groups, padding_value)
+    return of_call.check(batch)

@@ -91,12 +91,12 @@ def launch_options(gradient: Tensor, tile: GradientTile, precision: str) -> dict
 class PartialSums:
     """A gradient of a weight, summed over ``inner`` rows in splits: ``memory`` ``[splits, *out.shape]``.
 
-    ``split_inner`` rows belong to a split, whole turns of the tile.
+    ``split_turns`` turns of the tile belong to a split.
     """
 
     def __init__(self, out: Tensor, result_words: int, inner: int, tile: GradientTile) -> None:
         self.splits = gradient_splits(result_words, inner)
-        self.split_inner = triton.cdiv(triton.cdiv(inner, self.splits), tile.block_inner) * tile.block_inner
+        self.split_turns = triton.cdiv(triton.cdiv(inner, self.splits), tile.block_inner)
         self.memory = out[None] if self.splits == 1 else out.new_empty(self.splits, *out.shape)
         self._out = out
 

@@ -12,7 +12,7 @@ import math
 import triton
 import triton.language as tl
 
-INDEX_LIMIT = 2**31 - 2**12  # no block has more than 4096 rows
+INDEX_LIMIT = 2**31 - 2**16  # the blocks of all splits of a sum together round up by less
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def program_of(first, second):
 def check_index(count: int, what: str) -> None:
     """Raises ValueError where ``count`` rows, words or pixels (``what``) are too many for 32-bit indices."""
     if count >= INDEX_LIMIT:
-        raise ValueError(f"{count} {what}: the kernel's indices allow fewer than 2**31 - 4096")
+        raise ValueError(f"{count} {what}: the kernel's indices allow fewer than 2**31 - 65536")
 
 
 def grid_of(*blocks: int) -> tuple[int]:

@@ -10,11 +10,12 @@ gradient, 1/8 byte per sign and mask bit, and the result, against 2 or 4 bytes p
 Deterministic: no atomics. Where a gradient of a weight has few outputs and many rows to sum over, the rows
 are split into partial sums, added afterwards in a fixed order that depends on the shapes alone.
 
-Limits: fewer than 2**31 rows and outputs; fp32, bf16, fp16.
+Limits: fewer than 2**31 - 65536 rows, outputs and features; fp32, bf16, fp16.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,35 +24,44 @@ import triton.language as tl
 from torch import Tensor
 
 from .gradient_product import PartialSums, add_product, launch_options, store_gradient
+from .grid import check_index, grid_of, program_of
 from .pack_bits import FLOATS
 from .tuning import GradientTile, family, gradient_tile, on_device_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "split_turns"])
 def linear_gradient_kernel(
-    gradient, words, mask, out, rows, inner, columns, n_words, split_inner,
+    gradient, words, mask, out, batch, width, columns, n_words, split_turns,
     TRANSPOSED: tl.constexpr, PARTS: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_INNER: tl.constexpr, BLOCK_WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Program (block of rows, block of words, split): ``out[split]`` = gradient ``[rows, inner]`` by words.
+    """Program (block of rows, block of words, split): ``out[split]`` = the gradient times words.
 
-    ``TRANSPOSED``: the gradient is ``[inner, rows]`` in memory. A split sums ``split_inner`` of ``inner``.
+    The gradient is ``[batch, width]``; ``TRANSPOSED``: its transpose is multiplied. A split sums
+    ``split_turns`` times ``BLOCK_INNER`` of its columns, or of its rows.
     """
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    first_word = tl.program_id(1) * BLOCK_WORDS
+    if TRANSPOSED:
+        rows = width
+        inner = batch
+    else:
+        rows = batch
+        inner = width
+    block, word_block, split = program_of(tl.cdiv(rows, BLOCK_ROWS), tl.cdiv(n_words, BLOCK_WORDS))
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first_word = word_block * BLOCK_WORDS
     word = first_word + tl.arange(0, BLOCK_WORDS)
-    first = tl.program_id(2) * split_inner
+    first = split * split_turns * BLOCK_INNER
     row_live = row < rows
     sums = tl.zeros((BLOCK_ROWS, 32 * BLOCK_WORDS), tl.float32)
-    for begin in range(first, tl.minimum(first + split_inner, inner), BLOCK_INNER):
+    for begin in range(first, tl.minimum(first + split_turns * BLOCK_INNER, inner), BLOCK_INNER):
         c = begin + tl.arange(0, BLOCK_INNER)
         live = c < inner
         at = c.to(tl.int64)
         if TRANSPOSED:
-            at_gradient = gradient + at[:, None] * rows + row[None, :]
+            at_gradient = gradient + at[:, None] * width + row[None, :]
             tile = tl.trans(tl.load(at_gradient, mask=live[:, None] & row_live[None, :], other=0.0))
         else:
-            at_gradient = gradient + row.to(tl.int64)[:, None] * inner + c[None, :]
+            at_gradient = gradient + row.to(tl.int64)[:, None] * width + c[None, :]
             tile = tl.load(at_gradient, mask=row_live[:, None] & live[None, :], other=0.0)
         some = tl.load(
             words + at[:, None] * n_words + word[None, :],
@@ -59,7 +69,7 @@ def linear_gradient_kernel(
         )  # fmt: skip
         sums = add_product(sums, tile, some, PARTS, WIDEN, BLOCK_INNER, BLOCK_WORDS)
     row_at = row.to(tl.int64)
-    out += tl.program_id(2).to(tl.int64) * rows * columns
+    out += split.to(tl.int64) * rows * columns
     store_gradient(
         sums, out, row_at * columns, mask, row_at * n_words, row_live, first_word, columns,
         BLOCK_ROWS, BLOCK_WORDS,
@@ -73,11 +83,11 @@ def _grad_input(gradient: Tensor, mask: Tensor | None, weight: Tensor, out: Tens
     """Gradient ``[M, N]`` times weight words ``[N, W]`` into ``out`` ``[M, K]``."""
     (rows, columns), (inner, n_words) = out.shape, weight.shape
     tile = tile or gradient_tile(family(out.device), gradient.dtype, rows)
-    grid = (triton.cdiv(rows, tile.block_rows), triton.cdiv(n_words, tile.block_words), 1)
+    grid = grid_of(triton.cdiv(rows, tile.block_rows), triton.cdiv(n_words, tile.block_words))
     with on_device_of(out):
         linear_gradient_kernel[grid](
-            gradient, weight, mask, out, rows, inner, columns, n_words, inner, TRANSPOSED=False,
-            **_options(gradient, tile),
+            gradient, weight, mask, out, rows, inner, columns, n_words,
+            triton.cdiv(inner, tile.block_inner), TRANSPOSED=False, **_options(gradient, tile),
         )  # fmt: skip
 
 
@@ -86,10 +96,10 @@ def _grad_weight(gradient: Tensor, signs: Tensor, out: Tensor, tile: Any) -> Non
     (rows, columns), (inner, n_words) = out.shape, signs.shape
     tile = tile or gradient_tile(family(out.device), gradient.dtype, rows)
     sums = PartialSums(out, rows * n_words, inner, tile)
-    grid = (triton.cdiv(rows, tile.block_rows), triton.cdiv(n_words, tile.block_words), sums.splits)
+    grid = grid_of(triton.cdiv(rows, tile.block_rows), triton.cdiv(n_words, tile.block_words), sums.splits)
     with on_device_of(out):
         linear_gradient_kernel[grid](
-            gradient, signs, None, sums.memory, rows, inner, columns, n_words, sums.split_inner,
+            gradient, signs, None, sums.memory, inner, rows, columns, n_words, sums.split_turns,
             TRANSPOSED=True, **_options(gradient, tile),
         )  # fmt: skip
     sums.finish()
@@ -107,8 +117,9 @@ def _check(gradient: Tensor, signs: Tensor, mask: Tensor, weight: Tensor, featur
     if not fits or weight.shape[1] != words or mask.numel() not in (0, signs.numel()):
         shapes = ", ".join(str(tuple(t.shape)) for t in (gradient, signs, mask, weight))
         raise ValueError(f"gradient, sign, mask and weight words {shapes} do not fit {features} features")
-    if max(gradient.shape) >= 2**31:
-        raise ValueError(f"a gradient {tuple(gradient.shape)} is over the kernel's limits")
+    check_index(gradient.shape[0], "rows")
+    check_index(gradient.shape[1], "outputs")
+    check_index(words * 32, "features")
 
 
 def binary_linear_backward(
@@ -127,8 +138,9 @@ def binary_linear_backward(
     ``tile`` overrides the table's.
     """
     n_words = signs.shape[-1]
-    gradient = grad_output.reshape(-1, grad_output.shape[-1]).contiguous()
-    signs, weight = signs.reshape(-1, n_words).contiguous(), weight.contiguous()
+    n_rows = math.prod(grad_output.shape[:-1])  # no -1 in a shape: there may be no outputs or no words
+    gradient = grad_output.reshape(n_rows, grad_output.shape[-1]).contiguous()
+    signs, weight = signs.reshape(math.prod(signs.shape[:-1]), n_words).contiguous(), weight.contiguous()
     _check(gradient, signs, mask, weight, in_features)
     rows, outputs = gradient.shape
     grad_input = gradient.new_empty((rows if need_input else 0, in_features))

@@ -13,7 +13,7 @@ channels-last images): a block of ``[words, 32]`` elements, contiguous in memory
 and shifted into the word in registers. Other strides, and ``inner`` below 32 (the taps of a 3x3 weight), are
 copied to rows first.
 
-Limits: fp32, bf16, fp16; fewer than 2**31 words in the result.
+Limits: fp32, bf16, fp16; fewer than 2**31 - 65536 words in the result.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .bits import pack_lanes, to_float32, unpack_lanes
+from .grid import check_index, grid_of, program_of
 from .tuning import PACK_TILE, on_device_of
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,13 +44,13 @@ def _rows_of_words(n_words, length, words_per_row, WHOLE: tl.constexpr, BLOCK: t
     if WHOLE:
         elements = first.to(tl.int64) * 32 + (block[:, None] * 32 + lanes[None, :])
     else:
-        column = (word % words_per_row) * 32
+        column = (word % words_per_row).to(tl.int64) * 32  # a row may be longer than 2**31
         live = live & (column[:, None] + lanes[None, :] < length)
         elements = ((word // words_per_row).to(tl.int64) * length + column)[:, None] + lanes[None, :]
     return word, elements, live
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_words"])
 def pack_rows_kernel(
     x, signs, mask, n_words, length, words_per_row,
     HAS_MASK: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
@@ -62,17 +63,17 @@ def pack_rows_kernel(
         tl.store(mask + word, pack_lanes((tl.abs(value) <= 1) & live), mask=word < n_words)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["inner_blocks"])
 def pack_columns_kernel(
     x, signs, mask, inner, inner_blocks, length, words_per_group, groups,
     HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program (outer and inner block, word of the packed axis): 32 rows of ``inner`` into words."""
-    outer = (tl.program_id(0) // inner_blocks).to(tl.int64)
-    column = tl.program_id(0) % inner_blocks * BLOCK + tl.arange(0, BLOCK)
-    word = tl.program_id(1)
+    """Program (inner block, word of the packed axis, outer): 32 rows of ``inner`` into words."""
+    block, word, outer = program_of(inner_blocks, groups * words_per_group)
+    outer = outer.to(tl.int64)
+    column = block * BLOCK + tl.arange(0, BLOCK)
     group = word // words_per_group
-    first = (word % words_per_group) * 32
+    first = (word % words_per_group).to(tl.int64) * 32
     row = (outer * groups + group) * length + first
     sign_word = tl.zeros((BLOCK,), tl.int32)
     mask_word = tl.zeros((BLOCK,), tl.int32)
@@ -88,7 +89,7 @@ def pack_columns_kernel(
         tl.store(mask + to, mask_word, mask=column < inner)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_words"])
 def unpack_rows_kernel(words, out, n_words, length, words_per_row, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
     """Words back to +1 / -1 in the dtype of ``out``."""
     word, elements, live = _rows_of_words(n_words, length, words_per_row, WHOLE, BLOCK)
@@ -97,7 +98,7 @@ def unpack_rows_kernel(words, out, n_words, length, words_per_row, WHOLE: tl.con
     tl.store(out + elements, value, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_words"])
 def apply_mask_kernel(grad, mask, n_words, length, words_per_row, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
     """Zeros where a mask bit is 0.
 
@@ -112,11 +113,6 @@ def apply_mask_kernel(grad, mask, n_words, length, words_per_row, WHOLE: tl.cons
 # ---------------------------------------------------------------------------------------- launchers
 
 
-def _check_words(count: int) -> None:
-    if count >= 2**31:
-        raise ValueError(f"{count} words asked for, the kernel addresses at most 2**31 - 1")
-
-
 def _pack(input: Tensor, dim: int, groups: int, with_mask: bool) -> tuple[Tensor, Tensor | None]:
     if input.dtype not in FLOATS:
         raise ValueError(f"input is {input.dtype}, allowed are {FLOATS}")
@@ -128,7 +124,7 @@ def _pack(input: Tensor, dim: int, groups: int, with_mask: bool) -> tuple[Tensor
     outer_shape = [*input.shape[:dim], *input.shape[dim + 1 :]]
     signs = torch.empty(*outer_shape, groups * words_per_group, dtype=torch.int32, device=input.device)
     mask = torch.empty_like(signs) if with_mask else None
-    _check_words(signs.numel())
+    check_index(signs.numel(), "words")
     if signs.numel() == 0:
         return signs, mask
     inner = input.shape[dim + 1 :].numel()
@@ -137,7 +133,7 @@ def _pack(input: Tensor, dim: int, groups: int, with_mask: bool) -> tuple[Tensor
     with on_device_of(input):
         if in_rows:
             source = packed_last.contiguous()
-            grid = (triton.cdiv(signs.numel(), PACK_TILE.block_words),)
+            grid = grid_of(triton.cdiv(signs.numel(), PACK_TILE.block_words))
             pack_rows_kernel[grid](
                 source, signs, mask, signs.numel(), length, words_per_group,
                 HAS_MASK=with_mask, WHOLE=length % 32 == 0, BLOCK=PACK_TILE.block_words,
@@ -147,7 +143,7 @@ def _pack(input: Tensor, dim: int, groups: int, with_mask: bool) -> tuple[Tensor
             outer = signs.numel() // (inner * groups * words_per_group)
             block = min(PACK_TILE.block_inner, triton.next_power_of_2(inner))
             inner_blocks = triton.cdiv(inner, block)
-            pack_columns_kernel[(outer * inner_blocks, groups * words_per_group)](
+            pack_columns_kernel[grid_of(inner_blocks, groups * words_per_group, outer)](
                 input, signs, mask, inner, inner_blocks, length, words_per_group, groups,
                 HAS_MASK=with_mask, BLOCK=block, num_warps=max(1, min(PACK_TILE.num_warps, block // 32)),
             )  # fmt: skip
@@ -179,7 +175,7 @@ def unpack_bits(words: Tensor, length: int, dim: int = -1, *, dtype: torch.dtype
     words_per_row = words.shape[-1]
     if words_per_row != -(-length // 32):
         raise ValueError(f"{words_per_row} words do not hold {length} elements")
-    _check_words(words.numel())
+    check_index(words.numel(), "words")
     out = torch.empty(*words.shape[:-1], length, dtype=dtype, device=words.device)
     if out.numel():
         with on_device_of(words):
@@ -199,7 +195,7 @@ def apply_mask_(grad: Tensor, mask: Tensor) -> None:
     length, words_per_row = grad.shape[-1], mask.shape[-1]
     if mask.shape[:-1] != grad.shape[:-1] or words_per_row != -(-length // 32):
         raise ValueError(f"mask words {tuple(mask.shape)} do not fit a gradient {tuple(grad.shape)}")
-    _check_words(mask.numel())
+    check_index(mask.numel(), "words")
     if grad.numel():
         with on_device_of(grad):
             apply_mask_kernel[(triton.cdiv(mask.numel(), PACK_TILE.block_words),)](

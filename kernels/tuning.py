@@ -40,6 +40,9 @@ STEP_TILES = {
     ("sm100", "packed"): StepTile(block_words=16, num_warps=4, max_registers=96, measured=None),
     ("sm100", "dense"): StepTile(block_words=16, num_warps=4, max_registers=112, measured=None),
     ("sm100", "bf16"): StepTile(block_words=32, num_warps=4, max_registers=200, measured=None),
+    ("sm120", "packed"): StepTile(block_words=16, num_warps=4, max_registers=96, measured=None),
+    ("sm120", "dense"): StepTile(block_words=16, num_warps=4, max_registers=112, measured=None),
+    ("sm120", "bf16"): StepTile(block_words=32, num_warps=4, max_registers=200, measured=None),
 }
 
 
@@ -105,6 +108,8 @@ DECODE = {
     ("sm90", "narrow"): MatmulTile("decode", 128, 64, 4, 4, weights_in_shared=True, measured=None),
     ("sm100", "wide"): MatmulTile("decode", 128, 128, 4, 8, measured=None),
     ("sm100", "narrow"): MatmulTile("decode", 128, 64, 4, 4, measured=None),
+    ("sm120", "wide"): MatmulTile("decode", 128, 128, 4, 8, measured=None),
+    ("sm120", "narrow"): MatmulTile("decode", 128, 64, 4, 4, measured=None),
 }
 
 
@@ -154,8 +159,8 @@ class GradientTile:
 
 
 # Keyed by chip family, bytes per element of the gradient, and rows: more than the small tile has, or not.
-# mma.sync keeps both operands in registers: turns are half as long on sm80. Two programs fit on an SM of the
-# others. fp32 gradients are three operands, so their turns are half as long again.
+# mma.sync keeps both operands in registers: turns are half as long on sm80 and sm120. Two programs fit on an
+# SM of the others. fp32 gradients are three operands, so their turns are half as long again.
 GRADIENT_TILES = {
     ("sm80", 2, "wide"): GradientTile(128, 4, 32, 8, measured=None),
     ("sm80", 2, "narrow"): GradientTile(64, 4, 32, 4, measured=None),
@@ -169,6 +174,10 @@ GRADIENT_TILES = {
     ("sm100", 2, "narrow"): GradientTile(64, 4, 64, 4, measured=None),
     ("sm100", 4, "wide"): GradientTile(128, 4, 32, 8, measured=None),
     ("sm100", 4, "narrow"): GradientTile(64, 4, 32, 4, measured=None),
+    ("sm120", 2, "wide"): GradientTile(128, 4, 32, 8, measured=None),
+    ("sm120", 2, "narrow"): GradientTile(64, 4, 32, 4, measured=None),
+    ("sm120", 4, "wide"): GradientTile(128, 4, 16, 8, measured=None),
+    ("sm120", 4, "narrow"): GradientTile(64, 4, 16, 4, measured=None),
 }
 
 
@@ -222,11 +231,11 @@ def _family_of(device_index: int) -> str:
 
 def family_of(major: int) -> str:
     """Chip family of a major compute capability."""
-    return {8: "sm80", 9: "sm90"}.get(major, "sm100")
+    return {8: "sm80", 9: "sm90", 12: "sm120"}.get(major, "sm100")
 
 
 def family(device: torch.device) -> str:
-    """``sm80`` (8.x), ``sm90`` (9.x), ``sm100`` (10.x and newer), or ``interpreter`` for CPU tensors."""
+    """``sm80`` (8.x), ``sm90``, ``sm100`` (10.x, 11.x), ``sm120``, or ``interpreter`` for CPU tensors."""
     if device.type != "cuda":
         return "interpreter"
     return _family_of(torch.cuda.current_device() if device.index is None else device.index)

@@ -91,10 +91,11 @@ class FakeCuda:
             self._pinned.append(_bytes(tensor))
             return tensor
 
-        def maybe_pinned(make: Any) -> Any:
+        def placed(make: Any) -> Any:
             def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
-                tensor = make(*args, **kwargs)
-                return pinned(tensor) if pin_memory else tensor
+                there = kwargs.get("device") == DEVICE
+                tensor = make(*args, **{**kwargs, "device": None} if there else kwargs)
+                return pinned(tensor) if pin_memory else on_cuda(tensor) if there else tensor
 
             return empty
 
@@ -112,8 +113,8 @@ class FakeCuda:
                 self.graph.copies.append(Copy(_bytes(target), _bytes(tensor), kept))
             return on_cuda(target)
 
-        patch.setattr(torch, "empty", maybe_pinned(true_empty))
-        patch.setattr(torch, "empty_like", maybe_pinned(true_empty_like))
+        patch.setattr(torch, "empty", placed(true_empty))
+        patch.setattr(torch, "empty_like", placed(true_empty_like))
         patch.setattr(Tensor, "pin_memory", lambda tensor: pinned(tensor.clone()))
         patch.setattr(Tensor, "to", to)
         patch.setattr(Tensor, "record_stream", lambda tensor, stream: self.recorded.append((tensor, stream)))

@@ -209,5 +209,5 @@ def test_wrong_arguments_raise() -> None:
         conv_backward.binary_conv2d_backward(gradient.double(), *rest, True, True)
     with pytest.raises(ValueError, match="do not fit"):
         conv_backward.binary_conv2d_backward(gradient[:, :5], *rest, True, True)
-    with pytest.raises(ValueError, match="allowed are 0, 1 and -1"):
+    with pytest.raises(ValueError, match="must be 0, 1 or -1"):
         conv_backward.binary_conv2d_backward(gradient, *rest[:-1], 2, True, True)

@@ -101,10 +101,15 @@ def test_wrong_arguments_raise() -> None:
     words = reference.pack_bits(x, 1)
     with pytest.raises(ValueError, match="do not hold 1 groups of 97 channels"):
         kernels.binary_conv2d_packed(words, w, 97, *geometry, 0)
-    with pytest.raises(ValueError, match="allowed are 0, 1 and -1"):
+    with pytest.raises(ValueError, match="must be 0, 1 or -1"):
         kernels.binary_conv2d_packed(words, w, 65, *geometry, 2)
-    with pytest.raises(ValueError, match="does not fit"):
-        kernels.binary_conv2d_packed(words, w, 65, [1, 1], [-2, 0], [1, 1], 1, 0)
+    for arguments, message in (
+        (([1, 1], [-2, 0], [1, 1], 1, 0), "padding must be"),
+        (([1, 1], [0, 0], [2**31, 1], 1, 0), "dilation must be below"),
+        (([1, 1], [2**30, 0], [1, 1], 1, 0), "padded image's height"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernels.binary_conv2d_packed(words, w, 65, *arguments)
     for asked, message in refused_epilogues((1, 4, 4, 33), DEVICE):
         with pytest.raises(ValueError, match=message):
             kernels.binary_conv2d_packed(words, w, 65, *geometry, 0, **asked)

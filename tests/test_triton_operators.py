@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -83,3 +84,44 @@ def test_compiled_step_of_the_operator_has_no_graph_break() -> None:
         torch.compile(step, backend="aot_eager", fullgraph=True)(weight, grad, m, v, hyper, counts)
         torch._dynamo.reset()
     assert all(torch.equal(a, e) for a, e in zip((weight, m, v, counts), expected, strict=True))
+
+
+def _gradients(backend: str, op: str, *operands: Any) -> list[Tensor]:
+    """Output and both gradients of an operator, on fresh leaves."""
+    with bf.backends.use(backend):
+        leaves = [t.detach().clone().requires_grad_() for t in operands[:2]]
+        words = bf.pack(leaves[1].detach(), 1)
+        weight = torch.nn.Parameter(words)
+        out = getattr(bf.ops, op)(leaves[0], weight, *operands[2:])
+        out.sum().backward()
+        assert leaves[0].grad is not None and weight.grad is not None
+        return [out.detach(), leaves[0].grad, weight.grad]
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "outputs"), [((3,), 0, 5), ((2, 3), 40, 0), ((0,), 40, 5), ((), 0, 2), ((3,), 0, 0)]
+)
+def test_linear_layers_without_features_outputs_or_rows(
+    rows: tuple[int, ...], features: int, outputs: int
+) -> None:
+    operands = torch.randn(*rows, features, device=DEVICE), torch.randn(outputs, features, device=DEVICE)
+    expected = _gradients("reference", "binary_linear", *operands)
+    actual = _gradients("triton", "binary_linear", *operands)
+    assert all(torch.equal(a, e) and a.shape == e.shape for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize(("batch", "channels", "outputs"), [(2, 0, 3), (2, 5, 0), (0, 5, 3), (1, 0, 0)])
+@pytest.mark.parametrize("runs", ["triton", "torch"])
+def test_convolutions_without_channels_outputs_or_images(
+    batch: int, channels: int, outputs: int, runs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes are those of the reference, and values are zeros."""
+    from bop2nd_fast.kernels import tuning
+
+    op = "binary_conv2d_backward"
+    monkeypatch.setitem(tuning.BACKWARD, op, dataclasses.replace(tuning.BACKWARD[op], runs=runs))
+    x = torch.randn(batch, channels, 4, 4, device=DEVICE)
+    w = torch.randn(outputs, channels, 3, 3, device=DEVICE)
+    out, grad_x, grad_w = _gradients("triton", "binary_conv2d", x, w, 1, 1)
+    assert out.shape == (batch, outputs, 4, 4) and grad_x.shape == x.shape and grad_w.shape == w.shape
+    assert not out.any() and not grad_x.any() and not grad_w.any()

@@ -31,20 +31,33 @@ from bop2nd_fast.kernels import (
     pack_bits,
     tuning,
 )
+from bop2nd_fast.kernels.epilogue import Outputs
+from bop2nd_fast.kernels.geometry import Geometry
 
 NVIDIA_TOOLS = "backends/nvidia/bin"
 
 
+@dataclass(frozen=True)
+class Const:
+    """A value inside a tuple that the compiler knows: None for what is absent, 1 for a size of 1."""
+
+    value: Any
+
+
+# Types of arguments: "*fp32" is a pointer on 16 bytes, "i32%16" a multiple of 16, "i32" any number; tuples of
+# types and ``Const``.
+INT, MULTIPLE = "i32", "i32%16"
+
+
 @dataclass
 class Case:
-    """One specialization of a kernel: argument types, compile-time values, divisible-by-16 arguments."""
+    """One specialization of a kernel: argument types, compile-time values and options."""
 
     name: str
     kernel: Any
-    types: dict[str, str]
+    types: dict[str, Any]
     constants: dict[str, Any]
     num_warps: int = 4
-    unaligned: frozenset[str] = frozenset()  # arguments that are not known to be multiples of 16
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,7 +74,8 @@ def step_cases(arch: int) -> Iterator[Case]:
         ("bop_step bf16 state, AMP", tl.int32, tl.bfloat16, tl.bfloat16, True),
     ):
         low = moment == tl.bfloat16
-        tile = tuning.step_tile(f"sm{arch}", weight == tl.int32, torch.bfloat16 if low else torch.float32)
+        chip, kind = tuning.family_of(arch // 10), torch.bfloat16 if low else torch.float32
+        tile = tuning.step_tile(chip, weight == tl.int32, kind)
         constants = {
             "WEIGHT": weight, "GRAD": grad, "MOMENT": moment, "HAS_V": has_v, "MAXIMIZE": low,
             "BLOCK_WORDS": tile.block_words,
@@ -75,8 +89,8 @@ def step_cases(arch: int) -> Iterator[Case]:
 
 def pack_cases(arch: int) -> Iterator[Case]:
     tile = tuning.PACK_TILE
-    sizes = {"n_words": "i32", "length": "i32", "words_per_row": "i32"}
-    image = dict.fromkeys(("inner", "inner_blocks", "length", "words_per_group", "groups"), "i32")
+    sizes = {"n_words": INT, "length": MULTIPLE, "words_per_row": MULTIPLE}
+    image = dict.fromkeys(("inner", "length", "words_per_group", "groups"), MULTIPLE) | {"inner_blocks": INT}
     whole = {"WHOLE": True, "BLOCK": tile.block_words}
     masked = {"HAS_MASK": True, "BLOCK": tile.block_inner}
     both = {"signs": "*i32", "mask": "*i32"}
@@ -91,53 +105,61 @@ def pack_cases(arch: int) -> Iterator[Case]:
         yield Case(name, kernel, types, {**constants, **more}, tile.num_warps)
 
 
-def matmul_case(name: str, kernel: Any, tile: Any, types: dict[str, str], bits: bool, **more: Any) -> Case:
-    """A product that writes fp32 dots, or threshold bits."""
-    emitted = {"signs": "*i32", "threshold": "*i32"} if bits else {"values": "*fp32"}
-    optional = ("values", "signs", "threshold", "scale", "shift", "residual")
-    absent = dict.fromkeys(set(optional) - set(emitted))
-    types = {"x": "*i32", "w": "*i32", **emitted, **types}
-    constants = {**absent, **more, **tile.constants()}
-    return Case(name, kernel, types, constants, options=tile.options())
+def outputs_of(**given: str) -> Outputs:
+    """Types of what a product emits; what is not given is absent."""
+    absent = dict.fromkeys(Outputs._fields, Const(None))
+    return Outputs(**{**absent, **given})
+
+
+DOTS = outputs_of(reals="*fp32")
+BITS = outputs_of(signs="*i32", threshold="*i32")
+ALL = outputs_of(reals="*bf16", signs="*i32", scale="*fp32", shift="*fp32", residual="*bf16")
+
+
+def geometry_types(channels: Any = MULTIPLE) -> Geometry:
+    """Channels and outputs are multiples of 16, as a rule; nothing else is (words of 64..512 channels)."""
+    pair: Any = (INT, INT)
+    return Geometry(
+        stride=pair, padding=pair, dilation=pair, groups=INT, padding_value=INT, image=pair, kernel=pair,
+        out=pair, channels=channels, words=INT, outputs=channels, taps=INT, image_words=INT,
+        all_outputs=channels,
+    )  # fmt: skip
+
+
+def matmul_case(name: str, kernel: Any, tile: Any, types: dict[str, Any], to: Outputs, **more: Any) -> Case:
+    """A product that emits ``to``."""
+    types = {"x": "*i32", "w": "*i32", "to": to, **types}
+    return Case(name, kernel, types, {**more, **tile.constants()}, options=tile.options())
 
 
 def linear_cases(arch: int) -> Iterator[Case]:
-    types = dict.fromkeys(("rows", "outputs", "n_words", "features"), "i32")
-    wide = tuning.DECODE[f"sm{arch}", "wide"]
-    yield matmul_case("linear rows", binary_linear.linear_rows_kernel, tuning.ROWS, types, False)
-    yield matmul_case("linear popcount", binary_linear.linear_popcount_kernel, tuning.POPCOUNT, types, False)
-    yield matmul_case("linear decode", binary_linear.linear_decode_kernel, wide, types, False)
-    yield matmul_case("linear decode to bits", binary_linear.linear_decode_kernel, wide, types, True)
+    types = {"rows": INT} | dict.fromkeys(("outputs", "n_words", "features"), MULTIPLE)
+    wide = tuning.DECODE[tuning.family_of(arch // 10), "wide"]
+    yield matmul_case("linear rows", binary_linear.linear_rows_kernel, tuning.ROWS, types, DOTS)
+    yield matmul_case("linear popcount", binary_linear.linear_popcount_kernel, tuning.POPCOUNT, types, DOTS)
+    yield matmul_case("linear decode", binary_linear.linear_decode_kernel, wide, types, DOTS)
+    yield matmul_case("linear decode to bits", binary_linear.linear_decode_kernel, wide, types, BITS)
 
 
 def conv_cases(arch: int) -> Iterator[Case]:
-    names = (
-        "pixels group_outputs outputs channels group_words image_words last_word_mask height width "
-        "out_height out_width taps kernel_width stride_y stride_x pad_y pad_x dilation_y dilation_x"
-    )
-    types = dict.fromkeys(names.split(), "i32")
-    small = set(names.split()) - {
-        "pixels",
-        "group_outputs",
-        "outputs",
-        "channels",
-    }  # words of 64..512 channels
+    types = {"pixels": INT, "geometry": geometry_types()}
     for outputs, words, bits, padding in ((64, 2, False, 0), (256, 8, False, 0), (256, 8, True, -1)):
-        tile = tuning.conv_tile(f"sm{arch}", outputs, words)
+        tile = tuning.conv_tile(tuning.family_of(arch // 10), outputs, words)
         name = f"conv decode {32 * words} to {outputs}{' bits' if bits else ''}"
-        case = matmul_case(name, binary_conv2d.conv_decode_kernel, tile, types, bits, PADDING=padding)
-        yield replace(case, unaligned=frozenset(small))
-    case = matmul_case(
-        "conv popcount", binary_conv2d.conv_popcount_kernel, tuning.POPCOUNT, types, False, PADDING=0
-    )
-    yield replace(case, unaligned=frozenset(types))
+        to = BITS if bits else DOTS
+        yield matmul_case(name, binary_conv2d.conv_decode_kernel, tile, types, to, PADDING=padding)
+    types = {"pixels": INT, "geometry": geometry_types(INT)}
+    kernel = binary_conv2d.conv_popcount_kernel
+    yield matmul_case("conv popcount", kernel, tuning.POPCOUNT, types, DOTS, PADDING=0)
 
 
-def gradient_case(name: str, kernel: Any, arch: int, dtype: torch.dtype, sizes: str, **more: Any) -> Case:
+def gradient_case(
+    name: str, kernel: Any, arch: int, dtype: torch.dtype, sizes: dict[str, Any], **more: Any
+) -> Case:
     """A gradient's product with signs: ``grad_input`` in its dtype with a mask, ``grad_weight`` in fp32."""
     pointer = "*bf16" if dtype == torch.bfloat16 else "*fp32"
-    tile = tuning.gradient_tile(f"sm{arch}", dtype, 128)
-    types = dict.fromkeys(sizes.split(), "i32") | {"gradient": pointer, "words": "*i32"}
+    tile = tuning.gradient_tile(tuning.family_of(arch // 10), dtype, 128)
+    types = {**sizes, "gradient": pointer, "words": "*i32"}
     types |= {"out": pointer, "mask": "*i32"} if "input" in name else {"out": "*fp32"}
     parts = gradient_product.parts_of(dtype, "ieee")
     constants = {"PARTS": parts, "WIDEN": False, **tile.constants(), **more}
@@ -147,22 +169,23 @@ def gradient_case(name: str, kernel: Any, arch: int, dtype: torch.dtype, sizes: 
 def gradient_cases(arch: int) -> Iterator[Case]:
     """Both dtypes, both gradients; of convolutions those with three products, which need most registers."""
     linear, bf16, fp32 = linear_backward.linear_gradient_kernel, torch.bfloat16, torch.float32
-    sizes = "rows inner columns n_words split_inner"
+    sizes = dict.fromkeys(("batch", "split_turns"), INT)
+    sizes |= dict.fromkeys(("columns", "n_words", "width"), MULTIPLE)
     yield gradient_case("linear grad_input bf16", linear, arch, bf16, sizes, TRANSPOSED=False)
     yield gradient_case("linear grad_weight bf16", linear, arch, bf16, sizes, TRANSPOSED=True, mask=None)
-    multiples = "pixels group_outputs outputs channels"  # of 16, the other sizes are not
-    others = (
-        "group_words image_words groups height width out_height out_width taps kernel_width "
-        "stride_y stride_x pad_y pad_x dilation_y dilation_x"
-    )
-    sizes, unaligned = f"{multiples} {others}", frozenset(others.split())
-    case = gradient_case("conv grad_input fp32", conv_backward.conv_grad_input_kernel, arch, fp32, sizes)
-    yield replace(case, unaligned=unaligned)
-    case = gradient_case(
-        "conv grad_weight fp32", conv_backward.conv_grad_weight_kernel, arch, fp32, sizes + " split_inner",
-        PADDING=0,
-    )  # fmt: skip
-    yield replace(case, unaligned=unaligned)
+    sizes = {"pixels": INT, "geometry": geometry_types()}
+    yield gradient_case("conv grad_input fp32", conv_backward.conv_grad_input_kernel, arch, fp32, sizes)
+    sizes |= {"split_turns": INT}
+    kernel = conv_backward.conv_grad_weight_kernel
+    yield gradient_case("conv grad_weight fp32", kernel, arch, fp32, sizes, PADDING=0)
+
+
+def _ones(types: Any) -> Any:
+    """The same types with every size 1, which is a constant to Triton."""
+    if isinstance(types, tuple):
+        items = [_ones(t) for t in types]
+        return type(types)(*items) if hasattr(types, "_fields") else tuple(items)
+    return Const(1) if types in (INT, MULTIPLE) else types
 
 
 def variant_cases(arch: int) -> Iterator[Case]:
@@ -172,8 +195,8 @@ def variant_cases(arch: int) -> Iterator[Case]:
     """
     import triton.language as tl
 
-    made = (step_cases(arch), linear_cases(arch), conv_cases(arch), gradient_cases(arch))
-    base = {case.name: case for some in made for case in some}
+    made = (step_cases, pack_cases, linear_cases, conv_cases, gradient_cases)
+    base = {case.name: case for some in made for case in some(arch)}
     for name in (
         "linear rows",
         "conv decode 64 to 64",
@@ -182,19 +205,19 @@ def variant_cases(arch: int) -> Iterator[Case]:
         "conv grad_weight fp32",
     ):
         case = base[name]
-        ones = dict.fromkeys((k for k, v in case.types.items() if v == "i32"), 1)
-        types = {k: v for k, v in case.types.items() if k not in ones}
+        never = {"pixels", "rows", "batch", "split_turns"}  # not specialized
+        types = {k: t if k in never else _ones(t) for k, t in case.types.items()}
         more = {"BLOCK_WORDS": 1} if "rows" not in name else {}
         more |= {"PADDING": -1} if "PADDING" in case.constants else {}
         yield replace(
-            case, name=f"variant: {name}, sizes 1", types=types, constants={**case.constants, **ones, **more}
+            case, name=f"variant: {name}, sizes 1", types=types, constants={**case.constants, **more}
         )
-    given = {"values": "*bf16", "signs": "*i32", "scale": "*fp32", "shift": "*fp32", "residual": "*bf16"}
     for name in ("linear rows", "conv decode 256 to 256"):
         case = base[name]
-        types = {**case.types, **given}
-        constants = {k: v for k, v in case.constants.items() if k not in given}
-        yield replace(case, name=f"variant: {name}, epilogue", types=types, constants=constants)
+        yield replace(case, name=f"variant: {name}, epilogue", types={**case.types, "to": ALL})
+    for name in ("pack_bits rows fp32", "unpack_bits bf16"):
+        case = base[name]
+        yield replace(case, name=f"variant: {name}, ragged", constants={**case.constants, "WHOLE": False})
     case = base["bop_step fp32, dense weight"]
     constants = {**case.constants, "WEIGHT": tl.float16, "GRAD": tl.float16, "HAS_V": False}
     yield replace(case, name="variant: bop_step dense fp16, Bop", constants=constants)
@@ -227,6 +250,14 @@ def _sass(cubin: bytes) -> tuple[str, str]:
     return texts[0], texts[1]
 
 
+def _narrow_columns(ttir: str) -> int:
+    """Remainders (of a word's index in its row) that are multiplied by 32 as 32-bit integers."""
+    remainders = re.findall(r"(%\w+) = arith\.remsi [^:]*: (?:tensor<\d+xi32>|i32)", ttir)
+    thirty_twos = set(re.findall(r"(%\w+) = arith\.constant (?:dense<32>|32) : ", ttir))
+    products = re.findall(r"arith\.muli (%\w+), (%\w+) : (?:tensor<\d+xi32>|i32)", ttir)
+    return sum(a in remainders and b in thirty_twos for a, b in products)
+
+
 def compile_case(case: Case, arch: int) -> dict[str, Any]:
     """Compile ``case`` for ``arch`` and count what the tests look at."""
     import triton
@@ -234,12 +265,23 @@ def compile_case(case: Case, arch: int) -> dict[str, Any]:
     from triton.compiler import ASTSource
 
     names = case.kernel.arg_names
-    signature = {name: case.types.get(name, "constexpr") for name in names}
     constexprs = {(names.index(name),): value for name, value in case.constants.items()}
-    attrs = {
-        (names.index(name),): [["tt.divisibility", 16]]
-        for name in case.types
-        if name not in case.unaligned and case.types[name] != "fp32"
+    attrs: dict[tuple[int, ...], Any] = {}
+
+    def signature_of(types: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(types, tuple):
+            items = [signature_of(t, (*path, i)) for i, t in enumerate(types)]
+            return type(types)(*items) if hasattr(types, "_fields") else tuple(items)
+        if isinstance(types, Const):
+            constexprs[path] = types.value
+            return "constexpr"
+        if types.startswith("*") or types == MULTIPLE:
+            attrs[path] = [["tt.divisibility", 16]]
+        return types.removesuffix("%16")
+
+    signature = {
+        name: signature_of(case.types[name], (i,)) if name in case.types else "constexpr"
+        for i, name in enumerate(names)
     }
     options = {"num_warps": case.num_warps, **case.options}
     source = ASTSource(case.kernel, signature, constexprs, attrs)
@@ -261,6 +303,7 @@ def compile_case(case: Case, arch: int) -> dict[str, Any]:
         "tensor_int8": count(r"\b(IMMA|IGMMA)\b|UTC\w*IMMA|UTCIMMA", sass),
         "tensor_float": count(r"\bHG?MMA\b|UTC\w*HMMA", sass),
         "ffma": count(r"\bFFMA\b", sass),
+        "narrow_columns": _narrow_columns(binary.asm["ttir"]),
         "ptx_fma": count(r"\bfma\.rn\.f32", ptx),
         "ptx_ftz": count(r"\.ftz\b", ptx),
     }
