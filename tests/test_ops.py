@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import bop2nd_fast as bf
 from bop2nd_fast import reference as ref
-from bop2nd_fast.ops.binary_linear import TILE_ELEMENTS
+from bop2nd_fast.ops.binary_linear import TILE_ELEMENTS, row_tiles
 from tests.epilogues import epilogues
 
 ops = torch.ops.bop2nd
@@ -272,8 +273,16 @@ def test_gradients_where_a_stride_leaves_pixels_over(cpu_backend: str, stride: t
         assert torch.equal(x.grad.double(), want_x) and torch.equal(weight.grad.double(), want_w)
 
 
+def test_tiles_of_the_backward_pass_are_as_large_as_the_device_wants() -> None:
+    """A ResNet-18's first stage at batch 256: a GPU would otherwise get 26 small problems for one layer."""
+    cpu, cuda = (list(row_tiles(256, 64 * 56 * 56, torch.device(kind))) for kind in ("cpu", "cuda"))
+    assert len(cpu) == 26 and len(cuda) == 1
+    for tiles in (cpu, cuda, list(row_tiles(5, 1 << 30, torch.device("cuda")))):
+        assert tiles[0].start == 0 and all(a.stop == b.start for a, b in itertools.pairwise(tiles))
+
+
 def test_gradients_over_several_tiles() -> None:
-    rows = TILE_ELEMENTS // 4096 * 2 + 5
+    rows = TILE_ELEMENTS["cpu"] // 4096 * 2 + 5
     x = torch.randn(rows, 4096, requires_grad=True)
     weight = torch.nn.Parameter(bf.pack(torch.randn(3, 4096)))
     out = bf.ops.binary_linear(x, weight)

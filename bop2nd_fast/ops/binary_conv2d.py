@@ -132,8 +132,11 @@ def _backward(
     grad_input = grad_output.new_empty((0, h, w, in_channels)).permute(0, 3, 1, 2)
     shape = (weight.shape[0] if need_weight else 0, *weight.shape[1:3], per_group)
     grad_weight: Tensor | None = None
+    if weight.shape[0] == 0 or in_channels == 0:  # the library refuses what has none of either
+        grad_input = grad_output.new_zeros((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
+        return grad_input, grad_output.new_zeros(shape, dtype=torch.float32).permute(0, 3, 1, 2)
     explicit = padding_value != 0  # the library pads with zeros: another value is written out per tile
-    for images in row_tiles(n, in_channels * h * w):
+    for images in row_tiles(n, in_channels * h * w, signs.device):
         x = _unpack_grouped(signs[images], in_channels, groups, dtype)
         if explicit:
             x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(padding_value))

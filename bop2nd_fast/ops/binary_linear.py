@@ -6,6 +6,7 @@ per activation for the backward pass: its sign, and the straight-through estimat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,9 @@ from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from .pack_bits import words_for
 
-TILE_ELEMENTS = 1 << 21  # the backward pass unpacks activations in tiles of at most 8 MiB of fp32
+# The backward pass unpacks activations in tiles: of 8 MiB of fp32, which a CPU's caches hold; of 256 MiB on
+# GPUs, where a tile costs ten launches and a library wants large problems.
+TILE_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 def _reference(
@@ -81,9 +84,10 @@ def empty_outputs(
 # ----------------------------------------------------------------------------------------- backward
 
 
-def row_tiles(n_rows: int, elements_per_row: int) -> Iterator[slice]:
-    """Slices of rows whose unpacked values fill at most one tile, of nearly one size."""
-    n_tiles = -(-n_rows // max(1, TILE_ELEMENTS // max(1, elements_per_row)))
+def row_tiles(n_rows: int, elements_per_row: int, device: torch.device) -> Iterator[slice]:
+    """Slices of rows whose unpacked values fill at most one tile of ``device``, of nearly one size."""
+    tile = TILE_ELEMENTS.get(device.type, TILE_ELEMENTS["cpu"])
+    n_tiles = -(-n_rows // max(1, tile // max(1, elements_per_row)))
     step = max(1, -(-n_rows // max(1, n_tiles)))  # even tiles: torch's convolutions plan once for each shape
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
@@ -101,8 +105,10 @@ def _backward(
 
     One after the other, so that the unpacked weight is gone before the weight's gradient, as large, is made.
     """
-    grad = grad_output.reshape(-1, grad_output.shape[-1])
-    signs, mask = signs.reshape(-1, signs.shape[-1]), mask.reshape(-1, signs.shape[-1])
+    n_rows = math.prod(grad_output.shape[:-1])  # no -1 in a shape: there may be no outputs or no words
+    grad = grad_output.reshape(n_rows, grad_output.shape[-1])
+    signs = signs.reshape(n_rows, signs.shape[-1])
+    mask = mask.reshape(signs.shape) if mask.numel() else mask
     grad_input = grad.new_empty((0, in_features))
     if need_input:
         grad_input = grad @ torch.ops.bop2nd.unpack_bits(weight, in_features, dtype=grad.dtype)
@@ -119,7 +125,7 @@ def _sum_products(grad: Tensor, signs: Tensor, in_features: int, total: Tensor) 
     """``total <- grad.T @ unpacked signs``, tile by tile, without a temporary as large as ``total``."""
     if grad.shape[0] == 0:
         total.zero_()
-    for rows in row_tiles(grad.shape[0], in_features):
+    for rows in row_tiles(grad.shape[0], in_features, grad.device):
         x = torch.ops.bop2nd.unpack_bits(signs[rows], in_features, dtype=grad.dtype)
         if grad.dtype == total.dtype:
             torch.addmm(total, grad[rows].T, x, beta=min(rows.start, 1), out=total)
