@@ -173,11 +173,11 @@ def gradient_cases(arch: int) -> Iterator[Case]:
     sizes |= dict.fromkeys(("columns", "n_words", "width"), MULTIPLE)
     yield gradient_case("linear grad_input bf16", linear, arch, bf16, sizes, TRANSPOSED=False)
     yield gradient_case("linear grad_weight bf16", linear, arch, bf16, sizes, TRANSPOSED=True, mask=None)
-    sizes = {"pixels": INT, "geometry": geometry_types()}
-    yield gradient_case("conv grad_input fp32", conv_backward.conv_grad_input_kernel, arch, fp32, sizes)
-    sizes |= {"split_turns": INT}
+    shapes: dict[str, Any] = {"pixels": INT, "geometry": geometry_types()}
+    yield gradient_case("conv grad_input fp32", conv_backward.conv_grad_input_kernel, arch, fp32, shapes)
+    shapes |= {"split_turns": INT}
     kernel = conv_backward.conv_grad_weight_kernel
-    yield gradient_case("conv grad_weight fp32", kernel, arch, fp32, sizes, PADDING=0)
+    yield gradient_case("conv grad_weight fp32", kernel, arch, fp32, shapes, PADDING=0)
 
 
 def _ones(types: Any) -> Any:
