@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
-from .gpu_cases import PEAK, Contender, Setting, cases
-from .gpu_operators import Unavailable
+from .gpu_cases import PEAK, cases
 from .gpu_sanitize import run_all_kernels
-from .registry import GateError
+from .gpu_setting import Contender, Setting
+from .registry import GateError, Unavailable
 from .stamp import stamp
 from .timing import Plan, cuda_sampler, measure
 
@@ -170,7 +170,9 @@ def run_all(s: Setting, out: Path, only: str) -> int:
             if only not in name:
                 continue
             late = time.monotonic() - start > MINUTES * 60
-            record = {"case": name, "skipped": "out of time"} if late else run_case(s, name, make)
+            record: dict[str, Any] = (
+                {"case": name, "skipped": "out of time"} if late else run_case(s, name, make)
+            )
             file.write(json.dumps(record | {"dry_run": s.dry, "stamp": mark}) + "\n")
             file.flush()
             records[name] = {row["name"]: row for row in record.get("contenders", [])}

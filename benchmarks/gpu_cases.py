@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,62 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .eager_step import EPS, GAMMA, SIGMA, TAU, DenseState, careful
-from .gpu_operators import Unavailable, on_each_backend
+from .gpu_operators import on_each_backend
+from .gpu_setting import Contender, Run, Setting, absent, close, equal
+from .gpu_training import training_case
 from .networks import STAGES, resnet18_weights
-from .registry import GateError
+from .registry import GateError, Unavailable
 
 PEAK = "tensor cores from registers"
-ROTATE_BYTES = 256 << 20  # buffers are repeated up to this size: several times the second-level cache
-Run = Callable[[], object]
-
-
-@dataclass
-class Contender:
-    """One way to do a case's work: ``runs`` do it on buffers of their own, ``check`` raises GateError."""
-
-    name: str
-    runs: list[Run]
-    check: Callable[[], None]
-    bytes: int = 0
-    products: int = 0
-    extra: Callable[[], dict[str, float]] | None = None
-
-
-@dataclass
-class Setting:
-    """Where and how large: the GPU at full size, or the interpreter at sizes it can do."""
-
-    device: str
-    dry: bool
-
-    def size(self, full: int, tiny: int) -> int:
-        return tiny if self.dry else full
-
-    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, device=self.device).to(dtype)
-
-    def copies(self, n_bytes: int) -> int:
-        return 1 if self.dry else max(1, min(64, ROTATE_BYTES // max(1, n_bytes)))
-
-
-def absent(name: str, reason: Exception) -> Contender:
-    """A contender without a number: its check raises ``reason``."""
-
-    def check() -> None:
-        raise reason
-
-    return Contender(name, [], check)
-
-
-def equal(got: Tensor, want: Tensor, what: str) -> None:
-    if not torch.equal(got, want):
-        raise GateError(f"{what}: {int((got != want).sum())} of {want.numel()} elements differ")
-
-
-def close(got: Tensor, want: Tensor, what: str, tolerance: float = 1e-2) -> None:
-    error = float((got.double() - want.double()).norm() / want.double().norm())
-    if not error < tolerance:
-        raise GateError(f"{what}: relative error {error:.2g}")
 
 
 # ---------------------------------------------------------------------------------------------- the step
@@ -106,7 +57,7 @@ def step_contender(
     def check() -> None:
         want = [[t.clone() for t in column] for column in (words, grads, m, v)]
         want_counts = torch.empty_like(counts)
-        reference.bop_step_(*want, hyper, want_counts, seed=seed)
+        reference.bop_step_(want[0], want[1], want[2], want[3], hyper, want_counts, seed=seed)
         run()
         equal(counts, want_counts, f"{name}: counts")
         for what, got, wanted in zip(("words", "m", "v"), (words, m, v), (want[0], *want[2:]), strict=True):
@@ -242,7 +193,7 @@ def linear_case(s: Setting, rows: int, outputs: int, features: int, square: bool
             result: Tensor = operator(x_words, weight, features, **tile)[0]
             return result
 
-        runs: list[Run] = [lambda weight=b: run(weight) for b in buffers]
+        runs: list[Run] = [partial(run, b) for b in buffers]
         return Contender(name, runs, lambda: equal(run(w_words), want, name), 4 * w_words.numel(), products)
 
     def ours(name: str, operators: Any) -> Iterator[Contender]:
@@ -258,7 +209,7 @@ def linear_case(s: Setting, rows: int, outputs: int, features: int, square: bool
     dense = [reference.unpack_bits(t, features, dtype=torch.bfloat16) for t in (x_words, w_words)]
     dense_bytes = 2 * dense[1].numel()
     copies = [dense[1].clone() for _ in range(s.copies(dense_bytes))]
-    runs: list[Run] = [lambda weight=c: F.linear(dense[0], weight) for c in copies]
+    runs: list[Run] = [partial(F.linear, dense[0], c) for c in copies]
     check = lambda: close(F.linear(*dense), want, "cuBLAS")  # noqa: E731
     yield Contender("cuBLAS bf16", runs, check, dense_bytes, products)
 
@@ -290,7 +241,7 @@ def conv_case(s: Setting, batch: int, channels: int, side: int) -> Iterator[Cont
     geometry = ([1, 1], [1, 1], [1, 1], 1, 0)
     want = reference.binary_conv2d(x, words, *geometry, False)[0]
     threshold = torch.arange(channels, dtype=torch.int32, device=s.device) % 7 - 3
-    asked = {"values": False, "signs": True, "threshold": threshold}
+    asked: dict[str, Any] = {"values": False, "signs": True, "threshold": threshold}
     bits = reference.binary_conv2d_packed(signs, words, channels, *geometry, **asked)[1]
     products, n_bytes = batch * side**2 * channels**2 * 9, 4 * x.numel()
 
@@ -332,10 +283,6 @@ def cases(s: Setting) -> dict[str, Callable[[], Iterator[Contender]]]:
     }
     for shape in STAGES[: s.size(4, 1)]:
         channels, side = s.size(shape.channels, 40), s.size(shape.side, 5)
-        found[f"conv 3x3 {channels}ch {side}x{side}"] = lambda c=channels, d=side: conv_case(
-            s, s.size(256, 1), c, d
-        )
-    from .gpu_training import training_case
-
+        found[f"conv 3x3 {channels}ch {side}x{side}"] = partial(conv_case, s, s.size(256, 1), channels, side)
     found["BinaryNet training step"] = lambda: training_case(s)
     return found

@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-
-class Unavailable(RuntimeError):
-    """A backend or a yardstick that this machine lacks; the message says why."""
+from .registry import Unavailable
 
 
 def triton() -> Any:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from bop2nd_fast import backends, reference
 
-from .gpu_cases import equal
-from .gpu_operators import OPERATORS, Unavailable
-from .registry import GateError
+from .gpu_operators import OPERATORS
+from .gpu_setting import equal
+from .registry import GateError, Unavailable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Check = Callable[[Any, str], None]
@@ -75,7 +75,7 @@ def step(device: str, operators: Any) -> None:
                 counts = torch.empty(len(shapes), 2, dtype=torch.int64, device=device)
                 run(copies[0], grads, copies[1], copies[2], hyper, counts, seed=seed)
                 sides.append([*copies[0], *copies[1], *copies[2], counts])
-            _same(*sides, "bop_step_")
+            _same(sides[0], sides[1], "bop_step_")
 
 
 def _epilogues(outputs: int, device: str) -> Iterator[dict[str, Any]]:
@@ -93,16 +93,15 @@ def products(device: str, operators: Any) -> None:
         for asked in _epilogues(outputs, device):
             want = reference.binary_linear_packed(words, w, features, **asked)
             _same(operators.binary_linear_packed(words, w, features, **asked), want, "binary_linear_packed")
-    for channels, outputs, height, width, kernel, *geometry in CONVOLUTIONS:
-        groups: Any = geometry[-1]
+    for channels, outputs, height, width, kernel, stride, padding, dilation, groups in CONVOLUTIONS:
         x = torch.randn(2, channels, height, width, device=device)
         w = _signs(device, outputs, *kernel, channels // groups)
         for padding_value in (0, -1):
-            where: Any = (*map(list, geometry[:3]), groups, padding_value)
-            want = reference.binary_conv2d(x, w, *where, True)
-            _same(operators.binary_conv2d(x, w, *where, True), want, "binary_conv2d")
+            where = ([*stride], [*padding], [*dilation], groups, padding_value)
+            expected = reference.binary_conv2d(x, w, *where, True)
+            _same(operators.binary_conv2d(x, w, *where, True), expected, "binary_conv2d")
             for asked in _epilogues(outputs, device):
-                packed = (want[1], w, channels, *where)
+                packed = (expected[1], w, channels, *where)
                 got = operators.binary_conv2d_packed(*packed, **asked)
                 _same(got, reference.binary_conv2d_packed(*packed, **asked), "binary_conv2d_packed")
 
@@ -117,16 +116,15 @@ def gradients(device: str, operators: Any) -> None:
             given = (gradient, *words, _signs(device, outputs, features), features, True, True)
             want = specified["binary_linear_backward"](*given)
             _same(operators.binary_linear_backward(*given), want, "binary_linear_backward")
-        for channels, outputs, height, width, kernel, *geometry in CONVOLUTIONS[::3]:
-            groups: Any = geometry[-1]
+        for channels, outputs, height, width, kernel, stride, padding, dilation, groups in CONVOLUTIONS[::3]:
             x = torch.randn(2, channels, height, width, device=device)
             w = _signs(device, outputs, *kernel, channels // groups)
-            where: Any = (*map(list, geometry[:3]), groups, -1)
-            out, *words = reference.binary_conv2d(x, w, *where, True)
+            where = ([*stride], [*padding], [*dilation], groups, -1)
+            out, signs, mask = reference.binary_conv2d(x, w, *where, True)
             gradient = torch.randint(-1, 2, out.shape, device=device).to(dtype)
-            given = (gradient, *words, w, channels, *where, True, True)
-            want = specified["binary_conv2d_backward"](*given)
-            _same(operators.binary_conv2d_backward(*given), want, "binary_conv2d_backward")
+            asked = (gradient, signs, mask, w, channels, *where, True, True)
+            want = specified["binary_conv2d_backward"](*asked)
+            _same(operators.binary_conv2d_backward(*asked), want, "binary_conv2d_backward")
 
 
 def run_all_kernels(device: str) -> int:

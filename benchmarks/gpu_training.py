@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gpu_cases import Contender, Setting
+from .gpu_setting import Contender, Setting
 from .registry import GateError
 
 
@@ -31,7 +31,7 @@ class Training:
         graphs = not s.dry
         if ours:
             binary, real = bf.optim.split_parameters(model)
-            self.words = [p.words for p in binary]
+            self.words = [p.words for p in binary if isinstance(p, bf.BinaryTensor)]
             self.optimizers = [
                 bf.optim.Bop2ndOrder(binary, gamma=1e-4, sigma=1e-3, capturable=graphs),
                 torch.optim.Adam(real, lr=0.01, capturable=graphs),

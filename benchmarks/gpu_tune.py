@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from .gpu_cases import Setting, conv_operands, linear_operands, step_contender
+from .gpu_cases import conv_operands, linear_operands, step_contender
+from .gpu_setting import Setting
 from .stamp import stamp
 from .timing import QUICK, cuda_sampler, measure
 
@@ -63,7 +64,7 @@ def step_candidates(s: Setting, chip: str, kind: str) -> Iterator[Candidate]:
     from bop2nd_fast.kernels import bop_step, tuning
 
     moment = BF16 if kind == "bf16" else F32
-    shapes = [(s.size(8192, 8), s.size(8192, 64))]
+    shapes: list[tuple[int, ...]] = [(s.size(8192, 8), s.size(8192, 64))]
     step = step_contender(s, shapes, "step", bop_step.bop_step_, moment, moment)
     for words, warps in ((16, 4), (32, 4), (32, 8), (64, 8)):
         for registers in (128, 144, 200) if kind == "bf16" else (64, 96, 128):
@@ -108,7 +109,7 @@ def conv_candidates(s: Setting, chip: str, batch: int, channels: int, side: int)
     from bop2nd_fast.kernels.binary_conv2d import binary_conv2d_packed
 
     operands = conv_operands(s, batch, channels, side)
-    geometry = ([1, 1], [1, 1], [1, 1], 1, 0)
+    geometry: Any = ([1, 1], [1, 1], [1, 1], 1, 0)
     for tile in matmul_tiles(chip):
         fits = tile.block_words <= channels // 32 and tile.block_n <= max(64, channels)
         if tile.loop == "popcount" or (tile.loop == "decode" and fits):
@@ -194,7 +195,7 @@ def tune(s: Setting, out: Path) -> int:
 
         for name, candidates in jobs(s, chip).items():
             if s.dry:  # the first of each entry will do
-                candidates = {c.entry: c for c in reversed(list(candidates))}.values()
+                candidates = iter({c.entry: c for c in reversed(list(candidates))}.values())
             timed = sorted(((_seconds(s, c), c) for c in candidates), key=lambda pair: pair[0])
             for seconds, c in timed:
                 print(f"{name:40} {seconds * 1e6:10.1f} us  {c.value}", flush=True)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_operators, gpu_sanitize
-from benchmarks.gpu_cases import PEAK, Setting
+from benchmarks.gpu_cases import PEAK
+from benchmarks.gpu_setting import Setting
 from bop2nd_fast import backends
 from tests.cuda_emulated import emulated_library
 

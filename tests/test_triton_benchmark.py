@@ -15,7 +15,8 @@ if reason := runnable():
 if DEVICE == "cuda":
     pytest.skip("the dry run is for machines without a GPU", allow_module_level=True)
 from benchmarks import gpu, gpu_tune
-from benchmarks.gpu_cases import Setting, cases
+from benchmarks.gpu_cases import cases
+from benchmarks.gpu_setting import Setting
 
 DRY = Setting("cpu", True)
 
