@@ -2,8 +2,9 @@
 
 An operator is defined once (``define``, called by ``ops/``) with its plain-torch reference, which serves
 every device. Faster implementations are registered for a device with torch's dispatcher: the C++ extension
-``_C`` for CPUs (it picks the instruction set), Triton launchers for CUDA. :func:`use` forces one by
-overriding registrations, so that a forced choice also holds inside compiled code.
+``_C`` for CPUs (it picks the instruction set), Triton launchers for CUDA. :func:`use` forces one, also
+inside compiled code: the kernels of ``_C`` ask whether they are to hand their operands on to Python, so that
+nothing is registered anew beside calls on CPU tensors; for CUDA tensors registrations are overridden.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from .kernels import tuning
 NAMESPACE = "bop2nd"
 
 _library = torch.library.Library(NAMESPACE, "DEF")
+# The same operators once more, as Python serves them: where the kernels of _C hand operands on to.
+_python_library = torch.library.Library(f"{NAMESPACE}_python", "DEF")
 _references: dict[str, Callable[..., Any]] = {}
+_forced_functions: dict[str, Callable[..., Any]] = {}  # what runs instead of the references
 _python_calls: collections.Counter[str] = collections.Counter()
 
 
@@ -47,21 +51,49 @@ def define(schema: str, reference: Callable[..., Any]) -> str:
     name = re.split(r"[(]", schema, maxsplit=1)[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _references[name] = _counted("reference", reference)
-    _library.impl(name, _references[name], "CompositeExplicitAutograd")
+    _library.impl(name, _python_server(name), "CompositeExplicitAutograd")
+    _python_library.define(schema)
+    _python_library.impl(name, _telling_errors(_python_server(name)), "CompositeExplicitAutograd")
     if (op := getattr(torch.ops.bop2nd, name).default)._schema.is_mutable:
         _library.impl(name, _bumping_versions(op), "ADInplaceOrView", with_keyset=True)
     return name
 
 
+def _python_server(name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _forced_functions.get(name, _references[name])(*args, **kwargs)
+
+    return call
+
+
+def _telling_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For a function that ``_C`` calls: an error's text gets lost on the way through torch's stable ABI."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            if _extension.symbols is not None:
+                _extension.symbols.bop2nd_tell(f"{type(error).__name__}: {error}".encode())
+            raise
+
+    return call
+
+
 def _bumping_versions(op: Any) -> Callable[..., Any]:
-    """Autograd must know what was written: a backward through values from before then raises."""
+    """Autograd must know what was written: a backward through values from before then raises.
+
+    Raised when the write has ended: what a thread derives from the tensors beside it counts as older.
+    """
     written = [i for i, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write]
 
     def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        for i in written:  # lists of tensors, or tensors; always positional
-            torch.autograd.graph.increment_version(args[i])
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+        try:
+            with torch._C._AutoDispatchBelowADInplaceOrView():
+                return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+        finally:
+            for i in written:  # lists of tensors, or tensors; always positional
+                torch.autograd.graph.increment_version(args[i])
 
     return call
 
@@ -265,28 +297,29 @@ class use:
 
 
 def _force(name: str) -> None:
-    global _forced
+    global _forced, _forced_functions
     if name != "auto" and (reason := why_not(name)) is not None:
         rest = "; ".join(f"{n}: {why_not(n) or 'possible'}" for n in NAMES)
         raise BackendError(f"backend {name!r} cannot be used: {reason}. ({rest})")
-    for library in _overrides:
-        library._destroy()
-    _overrides.clear()
     isa = INSTRUCTION_SETS.index(name) if name in INSTRUCTION_SETS else -1
     if _extension.symbols is not None and _extension.symbols.bop2nd_isa_force(isa) != 0:
         raise BackendError(f"the extension refused instruction set {name!r}")
-    if name == "reference":
-        for key in ("CPU", "CUDA"):
-            _override(key, _references)
-    elif name == "triton":
-        launchers = {op: _triton_launcher(op) for op in _TRITON_LAUNCHERS}
-        _override("CPU" if triton_interpreted() else "CUDA", launchers)
+    launchers = {op: _triton_launcher(op) for op in _TRITON_LAUNCHERS} if name == "triton" else {}
+    _forced_functions = launchers if triton_interpreted() else {}
+    if _extension.symbols is not None:
+        _extension.symbols.bop2nd_hand_on(name == "reference" or bool(_forced_functions))
+    _override_cuda(_references if name == "reference" else launchers)
     _prefer_triton(name != "cuda" and _triton_missing() is None)
     _forced = None if name == "auto" else name
 
 
-def _override(key: str, functions: dict[str, Callable[..., Any]]) -> None:
-    _overrides.append(_registered(key, functions))
+def _override_cuda(functions: dict[str, Callable[..., Any]]) -> None:
+    """Put functions over what is registered for CUDA tensors. Not beside running calls on them."""
+    for library in _overrides:
+        library._destroy()
+    _overrides.clear()
+    if functions and torch.cuda.is_available():
+        _overrides.append(_registered("CUDA", functions))
 
 
 def _registered(key: str, functions: dict[str, Callable[..., Any]]) -> torch.library.Library:
@@ -314,10 +347,23 @@ def active(device: str = "cpu") -> str:
     return "triton" if device == "cuda" and _triton_missing() is None else "reference"
 
 
-def wants_blocked(words: Tensor) -> bool:
-    """Whether the kernel that would run on these words makes use of re-laid weights."""
-    compiled = _extension.symbols is not None and _forced not in ("reference", "triton")
-    return compiled and type(words) is Tensor and words.is_cpu
+def wants_blocked() -> bool:
+    """Whether the kernels that serve CPU tensors now make use of re-laid weights."""
+    return _extension.symbols is not None and _forced not in ("reference", "triton")
+
+
+_ONES = {torch.float32: 0x3F800000, torch.bfloat16: 0x3F80, torch.float16: 0x3C00}
+
+
+def all_signs(x: Tensor) -> bool | None:
+    """Whether a contiguous CPU tensor holds nothing but +1 and -1; None where nothing fast can tell."""
+    if _extension.symbols is None or x.dtype not in _ONES or not x.is_cpu or not x.is_contiguous():
+        return None
+    return bool(
+        _extension.symbols.bop2nd_all_signs(
+            ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.numel()), x.element_size(), _ONES[x.dtype]
+        )
+    )
 
 
 def calls() -> dict[str, int]:

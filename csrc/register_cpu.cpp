@@ -9,6 +9,10 @@
 #include "cpu/parallel.h"
 #include "register_product.h"
 
+#include <atomic>
+
+#define BOP2ND_EXPORT extern "C" __attribute__((visibility("default")))
+
 namespace {
 
 using bop2nd::ConvShape;
@@ -354,22 +358,46 @@ void torch_parallel_for(int64_t n, int64_t grain, void (*body)(int64_t, int64_t,
 
 int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
+// ------------------------------------------------------------------------------- forced backends in Python
+
+std::atomic<bool> hands_on{false};
+thread_local std::string told;  // by the Python function that failed: the stable ABI reports no texts
+
+bool handed_on(const char* op, StableIValue* stack) {
+  if (!hands_on.load(std::memory_order_relaxed)) return false;
+  told.clear();
+  STD_TORCH_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS, told);
+  return true;
+}
+
 }  // namespace
 
+// Another backend can be forced while calls run in other threads (bop2nd_fast/backends.py), so no
+// registration ever changes: each kernel asks whether it is to hand its operands on to the same operator of
+// `bop2nd_python`.
+#define BOP2ND_IMPL(m, op)                                                                       \
+  m.impl(#op, [](StableIValue* stack, uint64_t n_operands, uint64_t n_results) {                 \
+    if (!handed_on("bop2nd_python::" #op, stack)) TORCH_BOX (&op)(stack, n_operands, n_results); \
+  })
+
 STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
-  m.impl("bop_step_", TORCH_BOX(&bop_step_));
-  m.impl("pack_bits", TORCH_BOX(&pack_bits));
-  m.impl("pack_bits_ste", TORCH_BOX(&pack_bits_ste));
-  m.impl("unpack_bits", TORCH_BOX(&unpack_bits));
-  m.impl("apply_mask_", TORCH_BOX(&apply_mask_));
-  m.impl("block_weight", TORCH_BOX(&block_weight));
-  m.impl("binary_linear", TORCH_BOX(&binary_linear));
-  m.impl("binary_conv2d", TORCH_BOX(&binary_conv2d));
-  m.impl("binary_linear_backward", TORCH_BOX(&binary_linear_backward));
-  m.impl("binary_conv2d_backward", TORCH_BOX(&binary_conv2d_backward));
-  m.impl("binary_linear_packed", TORCH_BOX(&binary_linear_packed));
-  m.impl("binary_conv2d_packed", TORCH_BOX(&binary_conv2d_packed));
+  BOP2ND_IMPL(m, bop_step_);
+  BOP2ND_IMPL(m, pack_bits);
+  BOP2ND_IMPL(m, pack_bits_ste);
+  BOP2ND_IMPL(m, unpack_bits);
+  BOP2ND_IMPL(m, apply_mask_);
+  BOP2ND_IMPL(m, block_weight);
+  BOP2ND_IMPL(m, binary_linear);
+  BOP2ND_IMPL(m, binary_conv2d);
+  BOP2ND_IMPL(m, binary_linear_backward);
+  BOP2ND_IMPL(m, binary_conv2d_backward);
+  BOP2ND_IMPL(m, binary_linear_packed);
+  BOP2ND_IMPL(m, binary_conv2d_packed);
 }
+
+BOP2ND_EXPORT void bop2nd_tell(const char* error) { told = error; }
+
+BOP2ND_EXPORT void bop2nd_hand_on(int wanted) { hands_on.store(wanted != 0, std::memory_order_relaxed); }
 
 PyMODINIT_FUNC PyInit__C(void) {
   bop2nd::install_pool({torch_parallel_for, torch_threads});

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bop2nd_fast import BinaryTensor, pack
-from bop2nd_fast.binary_tensor_shards import FlatSigns, RowBlock
+from bop2nd_fast.binary_tensor.rows import FlatSigns, RowBlock
 from bop2nd_fast.optim.distributed import checksum
 
 from . import distributed_workers as workers

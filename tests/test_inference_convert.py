@@ -422,10 +422,10 @@ def test_repr_and_report() -> None:
 def test_blocked_weights_are_kept(cpu_backend: str) -> None:
     """The kernels' copy of the weights is made once, with the model, and only where a kernel uses it."""
     packed = convert(wild_batch_norms(chain(nn.BatchNorm2d(24))), images((2, 3, 8, 8)))
-    kept = [layer.weight._blocked for layer in packed.layers.values() if hasattr(layer, "threshold")]
+    kept = [layer.weight.memory._kept for layer in packed.layers.values() if hasattr(layer, "threshold")]
     assert len(kept) == 2 and all((k is None) == (cpu_backend == "reference") for k in kept)
     packed(images((2, 3, 8, 8)))
-    again = [layer.weight._blocked for layer in packed.layers.values() if hasattr(layer, "threshold")]
+    again = [layer.weight.memory._kept for layer in packed.layers.values() if hasattr(layer, "threshold")]
     assert all(a is b for a, b in zip(kept, again, strict=True))
     assert not any("blocked" in key for key in packed.state_dict())
 

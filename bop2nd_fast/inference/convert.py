@@ -402,7 +402,7 @@ def _geometry(layer: BinaryConv2d) -> dict[str, Any]:
 
 
 def _weight(layer: BinaryConv2d | BinaryLinear) -> BinaryTensor:
-    return BinaryTensor(layer.weight.words, layer.weight.bit_layout)
+    return layer.weight.sharing()
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

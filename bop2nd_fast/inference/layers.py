@@ -161,7 +161,7 @@ class PackedConv2d(_PackedProduct):
             self._check(words.shape)
         values, signs = torch.ops.bop2nd.binary_conv2d_packed(
             words,
-            self.weight.words,
+            self.weight.memory.words,
             self._in_channels,
             *self._geometry,
             **self._outputs(None if residual is None else residual.permute(0, 2, 3, 1)),
@@ -208,7 +208,7 @@ class PackedLinear(_PackedProduct):
             )
         values, signs = torch.ops.bop2nd.binary_linear_packed(
             words.reshape(-1, self._n_words),
-            self.weight.words,
+            self.weight.memory.words,
             self.weight.shape[1],
             **self._outputs(None if residual is None else residual.reshape(-1, residual.shape[-1])),
             blocked=self.weight.blocked_words(),
@@ -227,21 +227,13 @@ class PackedLinear(_PackedProduct):
 
 
 class _RealInput(_WeightLayer):
-    """A first layer: real inputs, so torch's own product on the unpacked weight, which is kept as a cache."""
+    """A first layer: real inputs, so torch's own product on the unpacked weight, which its memory keeps."""
 
     tensors = ("weight", "bias")
     operands = ("input",)
 
-    def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
-        super().__init__(weight, **kwargs)
-        self._dense: tuple[tuple[Any, ...], Tensor] | None = None
-
     def _unpacked(self, dtype: torch.dtype) -> Tensor:
-        words = self.weight.words
-        key = (words.data_ptr(), words.device, dtype, None if words.is_inference() else words._version)
-        if self._dense is None or self._dense[0] != key:
-            self._dense = (key, self.weight.unpack(dtype))
-        return self._dense[1]
+        return self.weight.memory.unpacked(self.weight.bit_layout, dtype)
 
 
 class RealConv2d(_RealInput):

@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from .binary_linear import OUTPUTS, check_operands, empty_outputs, records_gradient, row_tiles
+from .derivatives import first_only
 from .pack_bits import words_for
 
 PADDING_VALUES = (0, 1, -1)
@@ -229,7 +230,8 @@ def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     grad_input, grad_weight = torch.ops.bop2nd.binary_conv2d_backward(
         grad, signs, mask, weight, ctx.in_channels, *ctx.geometry, need_input, need_weight
     )
-    return grad_input if need_input else None, grad_weight.to(weight.dtype) if need_weight else None, *nothing
+    gradients = (grad_input if need_input else None, grad_weight.to(weight.dtype) if need_weight else None)
+    return *first_only("binary_conv2d", gradients), *nothing
 
 
 torch.library.register_autograd("bop2nd::binary_conv2d", _autograd, setup_context=_setup)
@@ -303,7 +305,9 @@ def binary_conv2d(
         with (
             torch._C._AutoDispatchBelowAutograd()
         ):  # nothing to record: skip autograd's detour through Python
-            output: Tensor = op(input, weight.words, *geometry, False, weight.blocked_words(groups))[0]
+            output: Tensor = op(input, weight.memory.words, *geometry, False, weight.memory.blocked(groups))[
+                0
+            ]
         return output
     output = op(input, weight, *geometry, ste_clip and input.requires_grad)[0]
     return output

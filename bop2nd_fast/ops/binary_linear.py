@@ -15,8 +15,10 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
+from .derivatives import first_only
 from .pack_bits import words_for
 
+INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The backward pass unpacks activations in tiles: of 8 MiB of fp32, which a CPU's caches hold; of 256 MiB on
 # GPUs, where a tile costs ten launches and a library wants large problems.
 TILE_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -171,12 +173,8 @@ def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     grad_input, grad_weight = torch.ops.bop2nd.binary_linear_backward(
         grad, signs, mask, weight, ctx.in_features, need_input, need_weight
     )
-    return (
-        grad_input if need_input else None,
-        grad_weight.to(weight.dtype) if need_weight else None,
-        None,
-        None,
-    )
+    gradients = (grad_input if need_input else None, grad_weight.to(weight.dtype) if need_weight else None)
+    return *first_only("binary_linear", gradients), None, None
 
 
 torch.library.register_autograd("bop2nd::binary_linear", _autograd, setup_context=_setup)
@@ -209,7 +207,7 @@ def binary_linear(input: Tensor, weight: BinaryTensor, ste_clip: bool = True) ->
         with (
             torch._C._AutoDispatchBelowAutograd()
         ):  # nothing to record: skip autograd's detour through Python
-            output: Tensor = op(input, weight.words, False, weight.blocked_words())[0]
+            output: Tensor = op(input, weight.memory.words, False, weight.memory.blocked())[0]
         return output
     output = op(input, weight, ste_clip and input.requires_grad)[0]
     return output
@@ -230,7 +228,7 @@ def check_operands(input: Tensor, weight: BinaryTensor, packed_axis: int, n_axes
             f"weight of shape {tuple(weight.shape)} packed along axis {weight.bit_layout.dim}: this operator "
             f"needs {n_axes} axes packed along axis {packed_axis}"
         )
-    if not input.is_floating_point():
-        raise TypeError(f"input must be floating point, got {input.dtype}")
+    if input.dtype not in INPUT_DTYPES:
+        raise TypeError(f"input must be float32, bfloat16 or float16, got {input.dtype}: use x.float()")
     if input.device != weight.device:
         raise ValueError(f"input is on {input.device}, weight on {weight.device}")

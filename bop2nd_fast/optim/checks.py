@@ -142,7 +142,9 @@ def parameter(p: Tensor, lane: Lane | None) -> None:
             f"gradient of a sharded parameter of shape {tuple(p.shape)} is not sharded alike: this process "
             f"has {tuple(local_tensor(grad).shape)} of it and {tuple(local.shape)} of the parameter"
         )
-    if lane is None or lane.version != p._version or lane.dtype != local.dtype:  # somebody wrote to it
+    # Somebody else may have written to it. Versions do not tell of writes through `.data`, so on CPUs the
+    # values do; on accelerators reading them would synchronise at every step.
+    if lane is None or local.is_cpu or lane.version != p._version or lane.dtype != local.dtype:
         weight(local, f"parameter of shape {tuple(p.shape)}")
 
 

@@ -34,7 +34,7 @@ def broadcast_parameters(model: nn.Module, source: int = 0, group: Any = None) -
     the bytes.
     """
     for _, x in _named_tensors(model, buffers=True):
-        dist.broadcast(x.detach(), source, group=group)
+        dist.broadcast(x.words if isinstance(x, BinaryTensor) else x.detach(), source, group=group)
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ class Lane:
     def weight(self) -> Tensor:
         """What the operator takes: words, or a dense weight in walk order."""
         w = local_tensor(self.p) if self.is_sharded else self.p
-        return w.words if isinstance(w, BinaryTensor) else self.walk(w)
+        return w._words if isinstance(w, BinaryTensor) else self.walk(w)
 
     def gradient(self) -> Tensor:
         grad = self.p.grad

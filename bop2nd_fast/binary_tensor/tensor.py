@@ -3,134 +3,98 @@
 A wrapper subclass: its shape, dtype and strides are those of the logical tensor, so it can be an
 ``nn.Parameter`` that ``loss.backward()`` gives a dense gradient; its memory is ``.words``. What cannot be
 done on words falls back to the unpacked values where a user expects a new tensor (printing, comparison,
-arithmetic); an in-place write that would lose information raises.
+arithmetic); an in-place write that would lose information raises, and so does whatever asks for the address
+of dense values (DLPack, ``apply_``, safetensors): there are none.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from . import backends
+from .. import backends
+from .layout import Layout
+from .memory import Memory
 
-WORD_BITS = 32
-LAYOUT_VERSION = 1
-# What torch's operators do to a BinaryTensor other than unpack it: filled by binary_tensor_ops and
-# binary_tensor_shards.
+# What torch's operators do to a BinaryTensor other than unpack it: filled by torch_ops, rows, collectives.
 HANDLERS: dict[Any, Callable[..., Any]] = {}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the elements of a logical tensor lie in words. Travels with the tensor and with the file.
-
-    Element ``e`` along the packed axis ``dim`` is bit ``e % 32`` (least significant first) of word
-    ``e // 32``; bit 1 means -1; tail bits are 0. Words are stored contiguously, packed axis last.
-    """
-
-    shape: tuple[int, ...]
-    dim: int
-    dtype: torch.dtype
-    version: int = LAYOUT_VERSION
-
-    def __post_init__(self) -> None:
-        if self.version != LAYOUT_VERSION:
-            raise ValueError(
-                f"layout version {self.version} is not known; this package reads {LAYOUT_VERSION}"
-            )
-        if not 0 <= self.dim < len(self.shape):
-            raise ValueError(f"packed axis {self.dim} is not an axis of shape {self.shape}")
-        if not self.dtype.is_floating_point:
-            raise ValueError(f"a BinaryTensor has a floating dtype, not {self.dtype}")
-
-    @property
-    def length(self) -> int:
-        """Elements along the packed axis."""
-        return self.shape[self.dim]
-
-    @property
-    def words_shape(self) -> tuple[int, ...]:
-        """Shape of the words: the other axes in order, then ``ceil(length / 32)``."""
-        rest = self.shape[: self.dim] + self.shape[self.dim + 1 :]
-        return (*rest, -(-self.length // WORD_BITS))
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Logical strides with the packed axis innermost (channels-last for a convolution weight)."""
-        order = [d for d in range(len(self.shape)) if d != self.dim] + [self.dim]
-        strides, step = [0] * len(self.shape), 1
-        for d in reversed(order):
-            strides[d] = step
-            step *= max(self.shape[d], 1)
-        return tuple(strides)
-
-    def with_dtype(self, dtype: torch.dtype) -> Layout:
-        return Layout(self.shape, self.dim, dtype, self.version)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a file."""
-        return {
-            "version": self.version,
-            "shape": list(self.shape),
-            "dim": self.dim,
-            "length": self.length,
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Layout:
-        """Inverse of :meth:`to_dict`; raises ``ValueError`` on unknown or contradicting values."""
-        dtype = getattr(torch, str(values.get("dtype")), None)
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"unknown dtype {values.get('dtype')!r} in a layout")
-        layout = Layout(tuple(values["shape"]), int(values["dim"]), dtype, int(values["version"]))
-        if layout.length != values["length"]:
-            raise ValueError(f"length {values['length']} contradicts shape {layout.shape}, axis {layout.dim}")
-        return layout
 
 
 class BinaryTensor(Tensor):
     """A tensor of +1 / -1 in packed words. Make one with :func:`pack`.
 
     Args:
-        words: int32, contiguous, shape ``layout.words_shape``; tail bits must be 0.
-        layout: logical shape, packed axis and dtype.
+        words: int32, contiguous, shape ``layout.words_shape``; tail bits must be 0. Or a BinaryTensor, whose
+            words are shared, as ``nn.Parameter(x)`` shares those of ``x``.
+        layout: logical shape, packed axis and dtype; not with a BinaryTensor.
 
     Raises:
         ValueError: words of another dtype or of a count that does not fit the logical shape.
     """
 
-    words: Tensor
+    __slots__ = ("_words", "bit_layout", "memory")  # not in __dict__, which accelerate hands to constructors
+
+    memory: Memory
     bit_layout: Layout
+    _words: Tensor  # those of the memory, as an attribute: compilers need one that is the same each time
 
     @staticmethod
-    def __new__(cls, words: Tensor, layout: Layout, requires_grad: bool = False) -> BinaryTensor:
-        if words.dtype != torch.int32:
-            raise ValueError(f"words must be int32, got {words.dtype}")
-        if tuple(words.shape) != layout.words_shape:
-            raise ValueError(
-                f"words of shape {tuple(words.shape)} do not fit logical shape {layout.shape} packed along "
-                f"axis {layout.dim}: that takes {layout.words_shape}"
-            )
-        return torch.Tensor._make_wrapper_subclass(
-            cls,
-            layout.shape,
-            strides=layout.strides,
-            dtype=layout.dtype,
-            device=words.device,
-            requires_grad=requires_grad,
-            storage_size=words.nbytes,
-        )
+    def __new__(
+        cls,
+        words: Tensor,
+        layout: Layout | None = None,
+        requires_grad: bool = False,
+        *,
+        _is_param: bool = False,
+    ) -> BinaryTensor:
+        if isinstance(words, BinaryTensor):
+            if layout is not None:
+                raise ValueError("a BinaryTensor has a layout of its own")
+            result = words.sharing(requires_grad)
+        elif layout is None:
+            raise TypeError("words alone do not say how they are packed: a layout is needed, or use pack()")
+        else:
+            _check_words(words, layout)
+            result = BinaryTensor._wrap(cls, Memory(words), layout, requires_grad)
+        if _is_param:
+            result._is_param = True
+        return result
 
-    def __init__(self, words: Tensor, layout: Layout, requires_grad: bool = False) -> None:
-        self.words = words
-        self.bit_layout = layout
-        self._blocked: tuple[tuple[Any, ...], Tensor] | None = None
+    @staticmethod
+    def _wrap(cls: Any, memory: Memory, layout: Layout, requires_grad: bool = False) -> Any:
+        # Never an inference tensor, so that a model moved inside inference_mode can be used and trained on.
+        normal = (
+            torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
+        )
+        with normal:
+            result = torch.Tensor._make_wrapper_subclass(
+                cls,
+                layout.shape,
+                strides=layout.strides,
+                dtype=layout.dtype,
+                device=memory.words.device,
+                requires_grad=requires_grad,
+                storage_size=0,  # the words are the memory; whoever asks for another finds none
+            )
+        if not memory.is_traced:
+            torch._C._set_throw_on_mutable_data_ptr(result)
+        result.memory, result._words, result.bit_layout = memory, memory.words, layout
+        return result
+
+    def sharing(self, requires_grad: bool = False, dtype: torch.dtype | None = None) -> BinaryTensor:
+        """A BinaryTensor of the same words."""
+        layout = self.bit_layout if dtype is None else self.bit_layout.with_dtype(dtype)
+        return BinaryTensor._wrap(BinaryTensor, self.memory, layout, requires_grad)
+
+    @property
+    def words(self) -> Tensor:
+        """An alias of the packed words, int32, contiguous. Tail bits must stay 0 where they are written."""
+        return self.memory.lend()
 
     # ---------------------------------------------------------------- reading
 
@@ -145,29 +109,15 @@ class BinaryTensor(Tensor):
     @property
     def nbytes(self) -> int:  # type: ignore[override]
         """Bytes of the packed words (the dense tensor would take ``numel() * itemsize``)."""
-        return self.words.nbytes
+        return self.memory.words.nbytes
 
     def blocked_words(self, groups: int = 1) -> Tensor | None:
-        """Words re-laid for the CPU kernels, kept until the words change (their version counter tells).
-
-        None where it would not be used or could go stale: other devices, inside a compiler's trace, on
-        tensors made in inference mode (they have no version counter).
-        """
-        words = self.words
-        if not backends.wants_blocked(words) or torch.compiler.is_compiling() or words.is_inference():
-            return None
-        key = (words._version, words.data_ptr(), groups)
-        if self._blocked is None or self._blocked[0] != key:
-            self._blocked = (key, torch.ops.bop2nd.block_weight(words, groups))
-        return self._blocked[1]
-
-    def forget_blocked_words(self) -> None:
-        """The words were changed in a way their version counter does not tell."""
-        self._blocked = None
+        """Words re-laid for the CPU kernels, kept until these change; None where there is no use for them."""
+        return self.memory.blocked(groups)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         layout = self.bit_layout
-        values = "..." if self.words.is_meta or is_traced(self.words) else str(self.unpack().detach())
+        values = "..." if self.device.type == "meta" or self.memory.is_traced else str(self.unpack().detach())
         return (
             f"{type(self).__name__}({values.removeprefix('tensor(').removesuffix(')')}, "
             f"shape={layout.shape}, packed_dim={layout.dim}, dtype={layout.dtype}, device={self.device}"
@@ -177,13 +127,13 @@ class BinaryTensor(Tensor):
     # ------------------------------------------------- what torch asks of a subclass
 
     def __tensor_flatten__(self) -> tuple[list[str], Layout]:
-        return ["words"], self.bit_layout
+        return ["_words"], self.bit_layout
 
     @staticmethod
     def __tensor_unflatten__(
         inner: dict[str, Tensor], layout: Layout, size: Any, stride: Any
     ) -> BinaryTensor:
-        return BinaryTensor(inner["words"], layout)
+        return BinaryTensor(inner["_words"], layout)
 
     def is_contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> bool:
         """Whether the memory is one block without gaps: always, for the words are (FSDP2 asks)."""
@@ -202,14 +152,18 @@ class BinaryTensor(Tensor):
         out: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
         """The whole weight from everyone's words, without a copy; ``out`` is the one made the first time."""
-        return binary_tensor_shards.gathered_rows(self, outputs[0], param_dtype, out)
+        result: tuple[Tensor, tuple[Tensor, ...]] | None = HANDLERS["all_gather"](
+            self, outputs[0], param_dtype, out
+        )
+        return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         layout = self.bit_layout
         is_param = isinstance(self, torch.nn.Parameter)
-        owns_storage = self.words.untyped_storage().nbytes() == self.words.nbytes
+        words = self.words
+        owns_storage = words.is_meta or words.untyped_storage().nbytes() == words.nbytes
         args = (
-            self.words if owns_storage else self.words.clone(),  # a block of rows does not drag its padding
+            words if owns_storage else words.clone(),  # a block of rows does not drag its padding
             layout.shape,
             layout.dim,
             layout.dtype,
@@ -224,13 +178,78 @@ class BinaryTensor(Tensor):
             return memo[id(self)]
         if not self.is_leaf:
             raise RuntimeError("only BinaryTensors that are leaves of the graph can be deep-copied")
-        copy = BinaryTensor(self.words.clone(), self.bit_layout, self.requires_grad)
+        copy = BinaryTensor(self.memory.words.clone(), self.bit_layout, self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
             copy._is_param = True
         if self.grad is not None:
             copy.grad = self.grad.clone()
         memo[id(self)] = copy
         return copy
+
+    # ------------------------------------------------- raw access: to the words, or not at all
+
+    @property
+    def data(self) -> BinaryTensor:
+        """An alias that autograd does not know of, as torch's. Assigning replaces bits, dtype and device.
+
+        Raises:
+            ValueError: a value of another shape, or one that is not a BinaryTensor and not +1 / -1.
+        """
+        return _DATA.__get__(self)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"data must be a tensor, got {type(value).__name__}")
+        layout = self.bit_layout
+        if type(self) is not BinaryTensor or tuple(value.shape) != layout.shape:
+            raise ValueError(
+                f"the data of a {type(self).__name__} of shape {layout.shape} cannot become a tensor of "
+                f"shape {tuple(value.shape)}"
+            )
+        if not isinstance(value, BinaryTensor) or value.bit_layout.dim != layout.dim:
+            dense = value.unpack() if isinstance(value, BinaryTensor) else value
+            check_plus_minus_one(dense, "the new data of a BinaryTensor")
+            value = pack(dense, layout.dim)
+        _DATA.__set__(self, value.sharing())
+        self.memory, self._words, self.bit_layout = value.memory, value._words, value.bit_layout
+
+    def share_memory_(self) -> BinaryTensor:
+        """Move the words to shared memory, for other processes to read and write."""
+        self.words.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        return self.words.is_shared()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The values as a new NumPy array, read-only: what is written there could not reach the bits."""
+        if self.requires_grad and not force:
+            raise RuntimeError("numpy() of a tensor that requires grad: use detach().numpy()")
+        array = self.unpack().detach().numpy(force=force)
+        array.flags.writeable = False
+        return array
+
+    def __array__(self, dtype: Any = None) -> Any:
+        array = self.numpy(force=True)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def tolist(self) -> Any:
+        return self.unpack().detach().tolist()
+
+    def _no_dense_memory(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(
+            "a BinaryTensor of bop2nd_fast has no dense memory to hand out: take unpack() for its values or "
+            ".words for its bits. torch.save, torch.load and bop2nd_fast.checkpoint keep it packed"
+        )
+
+    data_ptr = _no_dense_memory
+    storage = _no_dense_memory
+    apply_ = _no_dense_memory
+    map_ = _no_dense_memory
+    map2_ = _no_dense_memory
+    __dlpack__ = _no_dense_memory
+    __dlpack_device__ = _no_dense_memory
 
     def _stable_hash_for_caching(self) -> str:
         return f"BinaryTensor{self.bit_layout}"
@@ -247,12 +266,31 @@ class BinaryTensor(Tensor):
         handler = HANDLERS.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
+        if func.namespace == "c10d":
+            _refuse_collective(func)
+        if torch.is_inference_mode_enabled():  # torch decomposes what is made of others only in autograd
+            result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         return call_on_values(func, args, kwargs)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         dense = self.unpack().detach()
         dense[index] = value
         self.detach().copy_(dense)  # raises unless the values are +-1
+
+
+_DATA: Any = Tensor.data  # torch's own
+
+
+def _check_words(words: Tensor, layout: Layout) -> None:
+    if words.dtype != torch.int32:
+        raise ValueError(f"words must be int32, got {words.dtype}")
+    if tuple(words.shape) != layout.words_shape:
+        raise ValueError(
+            f"words of shape {tuple(words.shape)} do not fit logical shape {layout.shape} packed along "
+            f"axis {layout.dim}: that takes {layout.words_shape}"
+        )
 
 
 def _rebuild_binary_tensor(
@@ -295,16 +333,17 @@ def pack(x: Tensor, dim: int = -1) -> BinaryTensor:
 
 def check_plus_minus_one(x: Tensor, what: str) -> None:
     """Raise ``ValueError`` unless every element of ``x`` is +1 or -1. Synchronises."""
-    bad = x.detach().abs() != 1
+    x = x.detach()
+    if type(x) is Tensor:
+        in_memory = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
+        if backends.all_signs(in_memory):
+            return
+    bad = x.abs() != 1
     if bool(bad.any()):
         raise ValueError(f"{what}: {int(bad.sum())} of {x.numel()} values are neither +1 nor -1")
 
 
 # ------------------------------------------------------------------------------------- dispatch
-
-
-def is_traced(words: Tensor) -> bool:
-    return torch.compiler.is_compiling() or type(words) is not Tensor
 
 
 class UnpackedView(Tensor):
@@ -317,9 +356,17 @@ class UnpackedView(Tensor):
 
     @staticmethod
     def __new__(cls, dense: Tensor) -> UnpackedView:
-        return torch.Tensor._make_wrapper_subclass(
-            cls, dense.shape, strides=dense.stride(), dtype=dense.dtype, device=dense.device
+        view = torch.Tensor._make_wrapper_subclass(
+            cls,
+            dense.shape,
+            strides=dense.stride(),
+            dtype=dense.dtype,
+            device=dense.device,
+            storage_size=0,
         )
+        if type(dense) is Tensor:
+            torch._C._set_throw_on_mutable_data_ptr(view)
+        return view
 
     def __init__(self, dense: Tensor) -> None:
         self.dense = dense
@@ -340,6 +387,8 @@ class UnpackedView(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func.namespace == "c10d":
+            _refuse_collective(func)
         return call_on_values(func, args, kwargs or {})
 
 
@@ -366,7 +415,7 @@ def _call_on_words(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     takes_blocked = any(a.name == "blocked" for a in func._schema.arguments)
     if takes_blocked and named.get("blocked") is None and isinstance(weight, BinaryTensor):
         named["blocked"] = weight.blocked_words(named.get("groups", 1))
-    return func(**pytree.tree_map_only(BinaryTensor, lambda t: t.words, named))
+    return func(**pytree.tree_map_only(BinaryTensor, lambda t: t.memory.words, named))
 
 
 def _refuse_lossy_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -382,5 +431,10 @@ def _refuse_lossy_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
             )
 
 
-# Last, for they build on the names above: the modules that fill HANDLERS.
-from . import binary_tensor_ops, binary_tensor_shards  # noqa: E402, F401
+def _refuse_collective(func: Any) -> NoReturn:
+    """c10d's schemas do not say what they write: what is not known to move values would be lost silently."""
+    raise RuntimeError(
+        f"{func} cannot take a BinaryTensor: a sum or mean of signs is no sign, and its memory is not dense. "
+        "broadcast, all_gather, gather, scatter and all_to_all move its values; for others use unpack(), or "
+        ".words for its bits"
+    )

@@ -1,4 +1,4 @@
-"""Rows of a BinaryTensor as tensors of their own, and BinaryTensors in collectives, always as words.
+"""Rows of a BinaryTensor as tensors of their own, sharing its words.
 
 What ``torch.distributed`` does to a parameter: FSDP2 (``fully_shard``) cuts it into blocks of rows (axis 0),
 pads the last block, keeps a flat alias of it, gathers the blocks before a layer runs and reads the result
@@ -8,7 +8,6 @@ below answer each of these without unpacking, so that one weight is one bit in m
     w[2:5], w.split(4), w.chunk(3)   views that share words (axis 0; other axes unpack, as arithmetic does)
     w.view(-1)                       FlatSigns: an alias that unpacks when it is read
     w.new_zeros(rows, *w.shape[1:])  RowBlock: reads as zeros until signs are copied into its leading rows
-    dist.broadcast(w), all_gather    words; a sum or mean of signs is no sign, so all_reduce raises
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from .binary_tensor import HANDLERS, BinaryTensor, Layout, UnpackedView, call_on_values, is_traced
+from .layout import Layout
+from .memory import Memory
+from .tensor import HANDLERS, BinaryTensor, UnpackedView, call_on_values
 
 aten = torch.ops.aten
 
@@ -36,16 +37,16 @@ class RowBlock(BinaryTensor):
             read as zeros.
     """
 
+    __slots__ = ("n_filled", "padded")
+
     padded: Tensor
     n_filled: list[int]
 
     @staticmethod
     def __new__(cls, padded: Tensor, layout: Layout, n_filled: list[int]) -> RowBlock:
-        return BinaryTensor.__new__(cls, padded[: layout.shape[0]], layout)  # type: ignore[return-value]
-
-    def __init__(self, padded: Tensor, layout: Layout, n_filled: list[int]) -> None:
-        super().__init__(padded[: layout.shape[0]], layout)
-        self.padded, self.n_filled = padded, n_filled
+        block: RowBlock = BinaryTensor._wrap(cls, Memory(padded[: layout.shape[0]]), layout)
+        block.padded, block.n_filled = padded, n_filled
+        return block
 
     def is_filled(self) -> bool:
         return self.n_filled[0] >= self.shape[0]
@@ -55,7 +56,7 @@ class RowBlock(BinaryTensor):
             return super().unpack(dtype)
         layout = self.bit_layout
         dense: Tensor = torch.ops.bop2nd.unpack_bits(
-            self.words, layout.length, layout.dim, dtype=dtype or self.dtype
+            self.memory.words, layout.length, layout.dim, dtype=dtype or self.dtype
         )
         dense[self.n_filled[0] :] = 0
         return dense
@@ -78,7 +79,7 @@ class RowBlock(BinaryTensor):
         if handler is not None and isinstance(args[0], RowBlock):
             return handler(func, *args, **kwargs)
         if any(isinstance(x, RowBlock) and not x.is_filled() for x in pytree.tree_leaves((args, kwargs))):
-            if func.namespace == "bop2nd":
+            if func.namespace in ("bop2nd", "c10d"):
                 raise RuntimeError(f"{func} takes signs, but rows of this block are still zeros")
             return call_on_values(func, args, kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)
@@ -91,9 +92,11 @@ class FlatSigns(UnpackedView):
 
     @staticmethod
     def __new__(cls, source: BinaryTensor) -> FlatSigns:
-        return torch.Tensor._make_wrapper_subclass(
-            cls, (source.numel(),), dtype=source.dtype, device=source.device, storage_size=source.nbytes
+        flat = torch.Tensor._make_wrapper_subclass(
+            cls, (source.numel(),), dtype=source.dtype, device=source.device, storage_size=0
         )
+        torch._C._set_throw_on_mutable_data_ptr(flat)
+        return flat
 
     def __init__(self, source: BinaryTensor) -> None:
         self.source = source
@@ -109,7 +112,9 @@ class FlatSigns(UnpackedView):
 def _rows(x: BinaryTensor, start: int, end: int) -> BinaryTensor:
     layout = x.bit_layout
     shape = (end - start, *layout.shape[1:])
-    return BinaryTensor(x.words[start:end], Layout(shape, layout.dim, layout.dtype, layout.version))
+    return BinaryTensor(
+        x.memory.lend_rows(start, end), Layout(shape, layout.dim, layout.dtype, layout.version)
+    )
 
 
 def _can_cut(x: BinaryTensor, dim: int, step: int = 1) -> bool:
@@ -136,20 +141,20 @@ def _split(func: Any, x: BinaryTensor, size: Any, dim: int = 0) -> list[Tensor]:
     return [_rows(x, a, b) for a, b in itertools.pairwise(bounds)]
 
 
-def _view(func: Any, x: BinaryTensor, size: Any) -> Tensor:
+def _view(func: Any, x: BinaryTensor, size: Any, stride: Any = None) -> Tensor:
     size = tuple(size)
     if size == x.bit_layout.shape:
-        return BinaryTensor(aten.alias.default(x.words), x.bit_layout)
-    if size in ((-1,), (x.numel(),)) and not is_traced(x.words):
+        return aten.alias.default(x)
+    if size in ((-1,), (x.numel(),)) and not x.memory.is_traced:
         return FlatSigns(x)
-    return call_on_values(func, (x.unpack().contiguous(), size), {})
+    return UnpackedView(x.unpack().reshape(size))
 
 
 def _new_zeros(func: Any, x: BinaryTensor, size: Any, *, dtype: Any = None, **kwargs: Any) -> Tensor:
     layout = x.bit_layout
     is_rows = len(size) == x.dim() and tuple(size[1:]) == layout.shape[1:] and layout.dim != 0
     elsewhere = dtype not in (None, x.dtype) or kwargs.get("device") not in (None, x.device)
-    if not is_rows or elsewhere or is_traced(x.words):
+    if not is_rows or elsewhere or x.memory.is_traced:
         dense = torch.empty(0, dtype=x.dtype, device=x.device)
         return func(dense, size, dtype=dtype, **kwargs)
     block = Layout(tuple(size), layout.dim, layout.dtype, layout.version)
@@ -195,16 +200,6 @@ _BLOCK_HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.as_strided.default: _block_as_strided,
 }
 
-HANDLERS.update(
-    {
-        aten.slice.Tensor: _slice,
-        aten.split.Tensor: _split,
-        aten.split_with_sizes.default: _split,
-        aten.view.default: _view,
-        aten.new_zeros.default: _new_zeros,
-    }
-)
-
 
 def gathered_rows(
     shard: BinaryTensor, words: Tensor, dtype: torch.dtype, out: Tensor | None
@@ -212,7 +207,7 @@ def gathered_rows(
     """FSDP2's all-gather of ``shard``: all ranks' blocks under each other, the last ones padded.
 
     ``words`` is the buffer that FSDP keeps, frees and fills again, so the weight made the first time
-    (``out``) already sees the new bits; FSDP hides the write from their version counter.
+    (``out``) already sees the new bits. It is never alone with its memory, so nothing is kept beside it.
 
     Raises:
         RuntimeError: ``out`` does not lie in ``words``.
@@ -221,30 +216,20 @@ def gathered_rows(
         layout = shard.bit_layout
         whole = Layout((words.shape[0], *layout.shape[1:]), layout.dim, dtype, layout.version)
         return RowBlock(words, whole, [words.shape[0]]), ()
-    if not isinstance(out, BinaryTensor) or out.words.data_ptr() != words.data_ptr():
+    if not isinstance(out, BinaryTensor) or out.memory.words.data_ptr() != words.data_ptr():
         raise RuntimeError("the gathered weight does not lie in the buffer it is gathered into")
-    out.forget_blocked_words()
     return None
 
 
-# ------------------------------------------------------------------------------------- collectives
-
-
-def _send_words(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """A collective that only moves data: the same on words, in place where it was in place."""
-    result = func(*pytree.tree_map(_words, args), **pytree.tree_map(_words, kwargs))
-    for x in pytree.tree_leaves((args, kwargs)):
-        if isinstance(x, BinaryTensor) and not x.words.is_inference():
-            torch.autograd.graph.increment_version(x.words)  # collectives do not: blocked_words
-    return result
-
-
-def _words(x: Any) -> Any:
-    return x.words if isinstance(x, BinaryTensor) else x
-
-
-# Only these: the functional all-gather of DTensor.full_tensor() sends values, for it pads blocks with zeros.
-if torch.distributed.is_available():
-    c10d = torch.ops.c10d
-    moves = (c10d.broadcast_, c10d.allgather_, c10d._allgather_base_, c10d.gather_, c10d.scatter_)
-    HANDLERS.update(dict.fromkeys((op.default for op in (*moves, c10d.send, c10d.recv_)), _send_words))
+HANDLERS.update(
+    {
+        aten.slice.Tensor: _slice,
+        aten.split.Tensor: _split,
+        aten.split_with_sizes.default: _split,
+        aten.view.default: _view,
+        aten._unsafe_view.default: _view,
+        aten._reshape_alias.default: _view,
+        "all_gather": gathered_rows,
+        aten.new_zeros.default: _new_zeros,
+    }
+)
