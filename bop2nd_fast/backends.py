@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import os
 import re
+import subprocess
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu_dispatch
+from . import gpu_dispatch, triton_library
 from .cuda_library import OPS as CUDA_OPS
 from .cuda_library import CudaLibrary
 from .kernels import tuning
@@ -158,23 +159,12 @@ _cuda = CudaLibrary()  # registers its operators for CUDA tensors; Triton's go o
 _triton_default: torch.library.Library | None = None
 _spared: list[torch.library.Library] = []  # references over CUDA C++ kernels that cannot run here
 
-_TRITON_LAUNCHERS = {
-    "bop_step_": "bop_step",
-    "pack_bits": "pack_bits",
-    "pack_bits_ste": "pack_bits",
-    "unpack_bits": "pack_bits",
-    "apply_mask_": "pack_bits",
-    "binary_linear": "binary_linear",
-    "binary_conv2d": "binary_conv2d",
-    "binary_linear_packed": "binary_linear",
-    "binary_conv2d_packed": "binary_conv2d",
-    "binary_linear_backward": "linear_backward",
-    "binary_conv2d_backward": "conv_backward",
-}
+_triton_unfit: str | None = None  # why the GPUs cannot run Triton's kernels, once torch has started CUDA
+_TRITON_LAUNCHERS = triton_library.LAUNCHERS
 
 
 def _triton_missing() -> str | None:
-    return None if importlib.util.find_spec("triton") else "the package 'triton' is not installed"
+    return triton_library.missing() or _triton_unfit
 
 
 def _triton_launcher(op: str) -> Callable[..., Any]:
@@ -182,7 +172,12 @@ def _triton_launcher(op: str) -> Callable[..., Any]:
 
     def launch(*args: Any, **kwargs: Any) -> Any:
         module = importlib.import_module(f"bop2nd_fast.kernels.{_TRITON_LAUNCHERS[op]}")
-        return getattr(module, op)(*args, **kwargs)
+        try:
+            return getattr(module, op)(*args, **kwargs)
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            if (hint := triton_library.compiler_failed(error)) is None:
+                raise
+            raise BackendError(hint) from error
 
     counted = _counted("triton", launch)
 
@@ -193,30 +188,32 @@ def _triton_launcher(op: str) -> Callable[..., Any]:
     return choose if op in tuning.BACKWARD else counted
 
 
-def triton_interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1), so on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def start() -> None:
     """Register Triton for CUDA tensors and obey BOP2ND_BACKEND. Called once, after all ops are defined."""
     _prefer_triton(_triton_missing() is None)
-    if _cuda.missing is None:
-        torch.cuda._lazy_call(_settle_cuda)  # when torch starts CUDA: before that, no device may be asked
+    torch.cuda._lazy_call(_settle_cuda)  # when torch starts CUDA: before that, no device may be asked
     if name := os.environ.get("BOP2ND_BACKEND"):
         use(name)
 
 
 def _settle_cuda() -> None:
-    """Where a device cannot run the CUDA C++ kernels, take them out of use, loudly: references stand in."""
-    if (reason := _cuda.why_not()) is None:
+    """Where a device cannot run a backend's kernels, take them out of use, loudly: others stand in."""
+    global _triton_unfit
+    reasons = []
+    if _triton_missing() is None and (reason := triton_library.unfit()) is not None:
+        _triton_unfit = reason
+        reasons.append(reason)
+    if _cuda.missing is None and (reason := _cuda.why_not()) is not None:
+        _cuda.missing = reason
+        reasons.append(reason)
+        _spared.append(_registered("CUDA", {op: _references[op] for op in CUDA_OPS}))
+    if not reasons:
         return
-    _cuda.missing = reason
-    _spared.append(_registered("CUDA", {op: _references[op] for op in CUDA_OPS}))
     _prefer_triton(False)
+    served = {"triton": "Triton", "cuda": "CUDA C++", "reference": "plain torch"}[active("cuda")]
+    text = f"bop2nd_fast: {'; '.join(reasons)}. {served} serves CUDA tensors instead"
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
     _force(_forced or "auto")  # again, to lie over the references
-    served = "plain torch serves" if _triton_missing() else "Triton serves"
-    warnings.warn(f"bop2nd_fast: {reason}; {served} CUDA tensors instead", RuntimeWarning, stacklevel=2)
 
 
 def _prefer_triton(wanted: bool) -> None:
@@ -265,10 +262,10 @@ def why_not(name: str) -> str | None:
         requires = _extension.symbols.bop2nd_isa_requires(INSTRUCTION_SETS.index(name)).decode()
         return f"this processor lacks {requires}"
     if name == "triton":
-        if (missing := _triton_missing()) is not None:
+        if (missing := _triton_missing()) is not None or triton_library.interpreted():
             return missing
-        if torch.cuda.is_available() or triton_interpreted():
-            return None
+        if torch.cuda.is_available():
+            return triton_library.unfit()
         return "no CUDA device (TRITON_INTERPRET=1 would run it, slowly, on the CPU)"
     if name == "cuda":
         return _cuda.why_not()
@@ -305,7 +302,7 @@ def _force(name: str) -> None:
     if _extension.symbols is not None and _extension.symbols.bop2nd_isa_force(isa) != 0:
         raise BackendError(f"the extension refused instruction set {name!r}")
     launchers = {op: _triton_launcher(op) for op in _TRITON_LAUNCHERS} if name == "triton" else {}
-    _forced_functions = launchers if triton_interpreted() else {}
+    _forced_functions = launchers if triton_library.interpreted() else {}
     if _extension.symbols is not None:
         _extension.symbols.bop2nd_hand_on(name == "reference" or bool(_forced_functions))
     _override_cuda(_references if name == "reference" else launchers)
@@ -387,12 +384,13 @@ def parallel() -> bool | None:
 def report() -> list[Status]:
     """Every backend: can it run here, is it in use, what it needs or why it cannot run."""
     rows = []
+    reasons = {name: why_not(name) for name in NAMES}  # first: asking a GPU may change what is in use
     in_use = {active("cpu"), active("cuda") if torch.cuda.is_available() else active("cpu")}
     for name in NAMES:
         if name == "cpu":
             continue  # an alias of the best instruction set
         devices = {"reference": "any", "triton": "cuda", "cuda": "cuda"}.get(name, "cpu")
-        reason = why_not(name)
+        reason = reasons[name]
         note = reason or _what(name)
         rows.append(Status(name, reason is None, name in in_use, devices, note))
     return rows
