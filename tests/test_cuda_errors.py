@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bop2nd_fast import backends
+from bop2nd_fast import backends, triton_library
 from bop2nd_fast.cuda_library import CudaLibrary
 
 CUDA = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
@@ -115,6 +115,7 @@ def test_every_device_is_asked_whether_the_library_has_code_for_it(monkeypatch: 
 def unusable(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(backends, "_cuda", _library(monkeypatch, [(7, 5)], {(8, 0)}))
     monkeypatch.setattr(backends, "_spared", [])
+    monkeypatch.setattr(triton_library, "unfit", lambda: None)  # tested in test_triton_library.py
     yield backends
     spared = backends._spared
     monkeypatch.undo()
