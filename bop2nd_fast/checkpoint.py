@@ -16,77 +16,29 @@ Sharded parameters (``fully_shard``), one directory per step, readable on anothe
 
 from __future__ import annotations
 
-import os
-import pickle
-import re
-import shutil
-import warnings
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .atomic_write import atomic_write
+from .checkpoint_file import PREVIOUS, UNFIT, CheckpointError, load, load_latest, save
+from .checkpoint_sharded import resume_sharded, save_sharded, sharded_checkpoints
 
-PREVIOUS = ".previous"
-_STEP = re.compile(r"step_(\d{10})")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is damaged or belongs to something else; the message says which and why."""
-
-
-def save(path: str | Path, state: Any, keep_previous: bool = True) -> None:
-    """Write ``state`` (what ``torch.load(weights_only=True)`` reads) to ``path``.
-
-    After a crash at any moment ``path`` holds the old or the new state. The state before the newest stays
-    as ``<path>.previous``, against files that a failing disk spoils later. One writer at a time.
-    """
-    path = Path(path)
-    for part in path.parent.glob(f".{path.name}.*.part"):  # left by a writer that was killed
-        part.unlink(missing_ok=True)
-    previous = path.with_name(path.name + PREVIOUS)
-    # After a crash between the two renames they are one file; renaming a link over itself would do nothing.
-    if keep_previous and path.exists() and not (previous.exists() and previous.samefile(path)):
-        linked = path.with_name(f".{path.name}.link.part")
-        os.link(path, linked)
-        os.replace(linked, previous)
-    atomic_write(path, lambda file: torch.save(state, file))
-
-
-def load(path: str | Path) -> Any:
-    """The state in ``path``, on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it cannot be read as a checkpoint.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint, or it is damaged ({error})") from error
-
-
-def load_latest(path: str | Path) -> Any | None:
-    """The state in ``path``; the previous one, with a warning, if ``path`` is damaged; None if there is none.
-
-    Raises:
-        CheckpointError: ``path`` is damaged and there is no usable previous one.
-    """
-    path = Path(path)
-    previous = path.with_name(path.name + PREVIOUS)
-    try:
-        return load(path)
-    except FileNotFoundError:
-        return load(previous) if previous.exists() else None
-    except CheckpointError as error:
-        if not previous.exists():
-            raise
-        state = load(previous)
-        warnings.warn(f"{error}; going on from {previous}", RuntimeWarning, stacklevel=2)
-        return state
+__all__ = [
+    "PREVIOUS",
+    "CheckpointError",
+    "Run",
+    "load",
+    "load_latest",
+    "restore",
+    "resume_sharded",
+    "save",
+    "save_sharded",
+    "sharded_checkpoints",
+]
 
 
 class Run:
@@ -111,14 +63,16 @@ class Run:
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int) -> None:
-        """Write the checkpoint: ``step`` steps are done."""
-        save(self.path, {"step": step, "members": self._states(), "random": _random_state()})
+        """Write the checkpoint: ``step`` steps are done. Raises as ``checkpoint.save``."""
+        states = {name: _state_of(member) for name, member in self.members.items()}
+        save(self.path, {"step": int(step), "members": states, "random": _state_of(_GlobalRandom())})
 
     def resume(self) -> int:
         """Restore the newest usable checkpoint; returns how many steps it had done, 0 if there is none.
 
         Raises:
-            CheckpointError: it is damaged, or was saved with other members. Nothing is changed then.
+            CheckpointError: it is damaged, was saved with other members, or a member refuses its part.
+                Nothing is changed then.
         """
         state = load_latest(self.path)
         if state is None:
@@ -129,94 +83,68 @@ class Run:
             raise CheckpointError(
                 f"{self.path} holds {sorted(state['members'])}, this run has {sorted(self.members)}"
             )
-        for name, member in self.members.items():
-            saved = state["members"][name]
-            if isinstance(member, torch.Generator):
-                member.set_state(saved)
-            else:
-                member.load_state_dict(saved)
-        torch.set_rng_state(state["random"]["cpu"])
-        if state["random"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        members = {**self.members, _RANDOM: _GlobalRandom()}
+        restore(members, {**state["members"], _RANDOM: state["random"]}, self.path)
         return int(state["step"])
 
-    def _states(self) -> dict[str, Any]:
-        return {
-            name: member.get_state() if isinstance(member, torch.Generator) else member.state_dict()
-            for name, member in self.members.items()
-        }
+
+_RANDOM = "global random state"
 
 
-def _random_state() -> dict[str, Any]:
-    has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if has_cuda else []}
+class _GlobalRandom:
+    """The random state of the CPU and, if CUDA is in use, of its devices, as a member of a run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if has_cuda else []}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if torch.cuda.is_available():
+            for device, saved in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+                torch.cuda.set_rng_state(saved, device)
 
 
-# ------------------------------------------------------------------------------------- sharded
+def restore(members: Mapping[str, Any], states: Mapping[str, Any], where: str | Path) -> None:
+    """Load every member's saved state, or none: if one refuses, all get back what they had.
 
+    Meanwhile a copy of the members' states is kept on the CPU. ``where`` is named in the error.
 
-def save_sharded(directory: str | Path, step: int, model: Any, optimizers: Any, keep: int = 2) -> Path:
-    """Every process of the default group writes its blocks; returns the checkpoint, ``directory/step_...``.
-
-    The name appears only when all processes have written and flushed theirs, so a crash leaves the earlier
-    checkpoints as they were; of those, ``keep`` - 1 are kept. ``directory`` must be the same file system
-    for all. Collective.
+    Raises:
+        CheckpointError: a member refuses its state.
     """
-    import torch.distributed as dist
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_state_dict
-
-    directory = Path(directory)
-    target, part = directory / f"step_{step:010d}", directory / f".step_{step:010d}.part"
-    if dist.get_rank() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        for stale in (part, target):  # an unfinished writer's, or this step's from before a resume
-            shutil.rmtree(stale, ignore_errors=True)
-    dist.barrier()
-    states = get_state_dict(model, optimizers)
-    dcp.save(
-        {"model": states[0], "optimizers": states[1]},
-        storage_writer=dcp.FileSystemWriter(part, sync_files=True),
-    )
-    if dist.get_rank() == 0:
-        _flush(part)
-        os.replace(part, target)
-        _flush(directory)
-        for old in sharded_checkpoints(directory)[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
-    return target
-
-
-def resume_sharded(directory: str | Path, model: Any, optimizers: Any) -> int:
-    """Restore the newest checkpoint of ``directory``, saved by any number of processes; returns its step.
-
-    0 if there is none. Collective.
-    """
-    import torch.distributed as dist
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-
-    chosen: list[Any] = [sharded_checkpoints(directory)[-1:]]  # rank 0 decides: others may look later
-    dist.broadcast_object_list(chosen)
-    if not chosen[0]:
-        return 0
-    states = get_state_dict(model, optimizers)
-    state: dict[str, Any] = {"model": states[0], "optimizers": states[1]}
-    dcp.load(state, checkpoint_id=chosen[0][0])
-    set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizers"])
-    return int(_STEP.fullmatch(chosen[0][0].name)[1])  # type: ignore[index]
-
-
-def sharded_checkpoints(directory: str | Path) -> list[Path]:
-    """The complete checkpoints in ``directory``, oldest first."""
-    found = [entry for entry in Path(directory).glob("step_*") if _STEP.fullmatch(entry.name)]
-    return sorted(found, key=lambda entry: entry.name)
-
-
-def _flush(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
+    before = {name: _copied(_state_of(member)) for name, member in members.items()}
+    name = ""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        for name, member in members.items():
+            _load(member, states[name])
+    except BaseException as error:
+        for other, member in members.items():
+            _load(member, before[other])
+        if isinstance(error, UNFIT):
+            raise CheckpointError(f"the {name} in {where} does not fit: {error}") from error
+        raise
+
+
+def _state_of(member: Any) -> Any:
+    return member.get_state() if isinstance(member, torch.Generator) else member.state_dict()
+
+
+def _load(member: Any, state: Any) -> None:
+    if isinstance(member, torch.Generator):
+        member.set_state(state)
+    else:
+        member.load_state_dict(state)
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach().clone() if state.device.type == "cpu" else state.detach().cpu()
+    if isinstance(state, dict):
+        result = copy.copy(state)  # a module's OrderedDict keeps its _metadata
+        for key, value in state.items():
+            result[key] = _copied(value)
+        return result
+    if isinstance(state, (list, tuple)) and type(state) in (list, tuple):
+        return type(state)(_copied(value) for value in state)
+    return copy.deepcopy(state)

@@ -7,13 +7,15 @@ Reproducible: the model's initial weights, the order of the examples and their a
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,10 @@ from .optim import Bop2ndOrder, FlipCounts, split_parameters
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"binarynet": BinaryNet}
 CHECKPOINT_FORMAT = "bop2nd_fast.checkpoint.1"
+_CHECKPOINT_KEYS = {
+    *("format", "spec", "dataset", "settings", "history"),
+    *("model", "binary_optimizer", "real_optimizer", "generator"),
+}
 
 
 class TrainingError(RuntimeError):
@@ -89,6 +95,8 @@ class Settings:
         for name in ("epochs", "batch_size", "report_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.gamma == 0:
+            raise ValueError("gamma must be in (0, 1]: with 0 no weight would ever flip")
         if not (math.isfinite(self.lr) and self.lr >= 0):
             raise ValueError(f"lr is {self.lr}, it must be a finite number >= 0")
 
@@ -288,10 +296,32 @@ class Trainer:
     def resume(self, path: str | Path) -> None:
         """Continue from a checkpoint of the same model, data and settings (``epochs`` may grow).
 
+        If the file is damaged or lost, the one before it (``.previous``) is used, with a warning.
+
         Raises:
+            FileNotFoundError: there is no such file.
             TrainingError: the file is no checkpoint, or belongs to another run. Nothing is changed then.
         """
-        state = read_checkpoint(path)
+        try:
+            state = checkpoint_files.load_latest(path)
+            if state is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            _check_content(path, state)
+            self._check_same_run(path, state)
+            history = _history_of(path, state)
+            members = {
+                "model": self.model,
+                "binary_optimizer": self.binary_optimizer,
+                "real_optimizer": self.real_optimizer,
+                "generator": self.generator,
+            }
+            present = {name: member for name, member in members.items() if member is not None}
+            checkpoint_files.restore(present, state, path)
+        except checkpoint_files.CheckpointError as error:
+            raise TrainingError(str(error)) from error
+        self.history = history
+
+    def _check_same_run(self, path: str | Path, state: dict[str, Any]) -> None:
         here = {"dataset": self.dataset.name, **dataclasses.asdict(self.settings)}
         there = {"dataset": state["dataset"], **state["settings"]}
         if self.spec is not None and state["spec"] is not None:
@@ -304,12 +334,6 @@ class Trainer:
                 f"{path} is from another run: "
                 + ", ".join(f"{k} was {there.get(k)}, is now {here[k]}" for k in different)
             )
-        self.model.load_state_dict(state["model"])
-        self.binary_optimizer.load_state_dict(state["binary_optimizer"])
-        if self.real_optimizer is not None:
-            self.real_optimizer.load_state_dict(state["real_optimizer"])
-        self.generator.set_state(state["generator"])
-        self.history = [Epoch(**epoch) for epoch in state["history"]]
 
 
 class _FlipRates:
@@ -374,9 +398,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         state = checkpoint_files.load(path)
     except checkpoint_files.CheckpointError as error:
         raise TrainingError(str(error)) from error
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+    _check_content(path, state)
+    return cast("dict[str, Any]", state)
+
+
+def _check_content(path: str | Path, state: Any) -> None:
+    if (
+        not isinstance(state, dict)
+        or state.get("format") != CHECKPOINT_FORMAT
+        or not state.keys() >= _CHECKPOINT_KEYS
+    ):
         raise TrainingError(f"{path} is not a checkpoint written by this version's `bop2nd train`")
-    return state
+
+
+def _history_of(path: str | Path, state: dict[str, Any]) -> list[Epoch]:
+    try:
+        return [Epoch(**epoch) for epoch in state["history"]]
+    except TypeError as error:
+        raise TrainingError(f"the history in the checkpoint {path} is another version's: {error}") from error
 
 
 def model_from_checkpoint(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -389,8 +428,11 @@ def model_from_checkpoint(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     state = read_checkpoint(path)
     if state["spec"] is None:
         raise TrainingError(f"{path} does not say how its model was built; load its 'model' entry yourself")
-    model = ModelSpec(**state["spec"]).build(seed=0)
-    model.load_state_dict(state["model"])
+    try:
+        model = ModelSpec(**state["spec"]).build(seed=0)
+        model.load_state_dict(state["model"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"the model in {path} cannot be built again: {error}") from error
     return model.eval(), state
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -178,6 +181,36 @@ def test_sharded_checkpoint_appears_when_it_is_complete(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000000002", "step_0000000003"]
 
 
+def resumed_loudly(rank: int, world_size: int, directory: str) -> tuple[int, list[str], str]:
+    """The step resumed at, the warnings, the error."""
+    model = fully_shard(bf.nn.BinaryLinear(40, 6))
+    optimizer = bf.optim.Bop2ndOrder(model.parameters())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        try:
+            step, error = checkpoint.resume_sharded(directory, model, optimizer), ""
+        except checkpoint.CheckpointError as caught:
+            step, error = -1, str(caught)
+    return step, [str(w.message) for w in seen if w.category is RuntimeWarning], error
+
+
+@pytest.mark.distributed
+def test_a_damaged_sharded_checkpoint_is_passed_over_loudly(tmp_path):
+    for step in (1, 2):
+        run_processes(sharded, 2, str(tmp_path), step, False)
+    newest, oldest = reversed(checkpoint.sharded_checkpoints(tmp_path))
+    block = next(newest.glob("*.distcp"))
+    damaged = bytearray(block.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    block.write_bytes(damaged)
+    for step, seen, error in run_processes(resumed_loudly, 2, str(tmp_path)):
+        assert (step, error) == (1, "")
+        assert any(f"the checksum of {block.name} does not fit" in w and "going on from" in w for w in seen)
+    (oldest / ".metadata").unlink()
+    for step, _, error in run_processes(resumed_loudly, 1, str(tmp_path)):
+        assert step == -1 and ".metadata" in error and block.name in error
+
+
 def test_damaged_file_falls_back_to_the_previous_one_loudly(tmp_path):
     path = tmp_path / "run.pt"
     assert checkpoint.load_latest(path) is None
@@ -194,13 +227,181 @@ def test_damaged_file_falls_back_to_the_previous_one_loudly(tmp_path):
         checkpoint.load_latest(path)
 
 
-def test_an_exception_while_writing_leaves_everything(tmp_path):
+def content_of(*paths: Path) -> list[bytes]:
+    return [path.read_bytes() for path in paths]
+
+
+def test_a_changed_bit_of_any_byte_is_noticed(tmp_path):
+    path, moments = tmp_path / "run.pt", random.Random(3)
+    checkpoint.save(path, {"w": bf.pack(torch.randn(3, 40)), "n": 1})
+    whole = path.read_bytes()
+    for i in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[i] ^= 1 << moments.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+            checkpoint.load(path)
+    for other in (b"", whole[:-1], whole + b"\0", whole + whole, whole[1:], b"\0" * len(whole)):
+        path.write_bytes(other)
+        with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+            checkpoint.load(path)
+    path.write_bytes(whole)
+    assert checkpoint.load(path)["n"] == torch.load(path, weights_only=True)["n"] == 1
+
+
+def test_what_is_no_checkpoint_is_a_checkpoint_error(tmp_path):
     path = tmp_path / "run.pt"
-    checkpoint.save(path, {"step": 1})
-    with pytest.raises((AttributeError, TypeError, RuntimeError)):
-        checkpoint.save(path, {"step": lambda: None})
-    assert checkpoint.load(path) == {"step": 1}
+    torch.save({"n": 1}, path)
+    with pytest.raises(checkpoint.CheckpointError, match="checksum"):
+        checkpoint.load(path)
+    with pytest.raises(checkpoint.CheckpointError, match="no regular file"):
+        checkpoint.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(checkpoint.CheckpointError, match="no regular file"):
+        checkpoint.load(tmp_path / "pipe")
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+def test_a_lost_file_falls_back_loudly_too(tmp_path):
+    path = tmp_path / "run.pt"
+    for step in (1, 2):
+        checkpoint.save(path, {"step": step})
+    path.unlink()
+    with pytest.warns(RuntimeWarning, match="there is no file .* going on from"):
+        assert checkpoint.load_latest(path) == {"step": 1}
+
+
+class NotToBeRead:
+    pass
+
+
+@pytest.mark.parametrize("value", [lambda: None, NotToBeRead(), np.float32(3), open])
+def test_what_could_not_be_read_back_is_refused_when_it_is_saved(tmp_path, value):
+    path = tmp_path / "run.pt"
+    previous = Path(f"{path}.previous")
+    for step in (1, 2):
+        checkpoint.save(path, {"step": step})
+    before = content_of(path, previous)
+    with pytest.raises(checkpoint.CheckpointError, match="cannot be written and read back"):
+        checkpoint.save(path, {"step": value})
+    assert content_of(path, previous) == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_save_that_fails_at_any_call_leaves_two_good_checkpoints(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    previous = Path(f"{path}.previous")
+    failures = 0
+    for n in range(100):
+        for step in (1, 2):
+            checkpoint.save(path, {"step": step})
+        left = [n]
+
+        def wrapped(original: Any, left: list[int] = left) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise OSError(28, "No space left on device")
+                return original(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "fsync"):
+                patch.setattr(os, name, wrapped(getattr(os, name)))
+            try:
+                checkpoint.save(path, {"step": 3})
+            except OSError:
+                failures += 1
+        assert checkpoint.load(path)["step"] in (2, 3)
+        assert checkpoint.load(previous)["step"] < checkpoint.load(path)["step"]
+        if left[0] >= 0:
+            break
+    assert failures == 4
+
+
+def test_the_previous_one_is_kept_where_links_are_refused(tmp_path, monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "run.pt"
+    for step in (1, 2, 3):
+        checkpoint.save(path, {"step": step})
+    assert checkpoint.load(f"{path}.previous") == {"step": 2}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.pt", "run.pt.previous"]
+
+
+def test_a_linked_checkpoint_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    path = tmp_path / "run.pt"
+    path.symlink_to(tmp_path / "disk" / "real.pt")
+    for step in (1, 2):
+        checkpoint.save(path, {"step": step})
+    assert path.is_symlink()
+    (tmp_path / "disk" / "real.pt").unlink()
+    with pytest.warns(RuntimeWarning, match=r"real\.pt\.previous"):
+        assert checkpoint.load_latest(path) == {"step": 1}
+
+
+BAD: dict[str, Any] = {
+    "model": lambda state: state["members"]["model"].popitem(),
+    "model's shape": lambda state: state["members"]["model"].update({"1.weight": torch.zeros(2)}),
+    "binary": lambda state: state["members"]["binary"]["state"][0].pop("exp_avg_sq"),
+    "real": lambda state: state["members"]["real"]["param_groups"].clear(),
+    "batches": lambda state: state["members"].update(batches=torch.zeros(5)),
+    "another kind": lambda state: state["members"].update(real=7),
+    "random": lambda state: state.update(random={"cpu": torch.zeros(7), "cuda": []}),
+    "no random": lambda state: state.update(random=None),
+}
+
+
+@pytest.mark.parametrize("part", BAD)
+def test_a_run_is_resumed_whole_or_not_at_all(tmp_path, part):
+    path = str(tmp_path / "run.pt")
+    train(path, 3)
+    state = checkpoint.load(path)
+    BAD[part](state)
+    checkpoint.save(path, state)
+    run, model, opts, generator = training(path)
+    F.cross_entropy(model(torch.randn(16, 40)), torch.randint(0, 4, (16,))).backward()
+    for optimizer in opts:
+        optimizer.step()
+
+    def everything() -> Any:
+        states = [model.state_dict(), *(o.state_dict() for o in opts), generator.get_state()]
+        return copy.deepcopy([*states, torch.get_rng_state()])
+
+    before = everything()
+    with pytest.raises(checkpoint.CheckpointError, match="does not fit"):
+        run.resume()
+    assert_same(before, everything())
+
+
+class Interrupted:
+    """A member whose loading somebody interrupts with Ctrl-C, the first time."""
+
+    loads = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.loads += 1
+        if self.loads == 1:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_resume_changes_nothing(tmp_path):
+    model = bf.nn.BinaryLinear(40, 3)
+    checkpoint.Run(tmp_path / "run.pt", model=model, other=Interrupted()).save(1)
+    other = bf.nn.BinaryLinear(40, 3)
+    before = other.weight.words.clone()
+    assert not torch.equal(before, model.weight.words)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.Run(tmp_path / "run.pt", model=other, other=Interrupted()).resume()
+    assert torch.equal(other.weight.words, before)
 
 
 def test_a_run_refuses_what_is_not_its_own(tmp_path):

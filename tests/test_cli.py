@@ -131,7 +131,7 @@ def test_train_shows_progress_and_continues_where_it_stopped(tmp_path):
     ("options", "words"),
     [
         (["--gamma", "0"], ["gamma", "(0, 1]"]),
-        (["--sigma", "1.5"], ["sigma", "(0, 1]"]),
+        (["--sigma", "1.5"], ["sigma", "[0, 1]"]),
         (["--threshold", "-1"], ["threshold", ">= 0"]),
         (["--threshold", "nan"], ["threshold"]),
         (["--lr", "-1"], ["lr"]),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bop2nd_fast import data, plots, train
+from bop2nd_fast import checkpoint, data, plots, train
 from bop2nd_fast.binary_tensor import BinaryTensor
 
 SETTINGS = train.Settings(
@@ -149,6 +149,47 @@ def test_resume_refuses_a_damaged_checkpoint_and_changes_nothing(tmp_path, damag
     assert_same(before, content(trainer))
 
 
+def test_resume_goes_on_from_the_previous_checkpoint_and_says_so(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    make_trainer(epochs=2).run(checkpoint=path)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    path.write_bytes(damaged)
+    resumed = make_trainer(epochs=2)
+    with pytest.warns(RuntimeWarning, match=r"damaged.*going on from .*checkpoint\.pt\.previous"):
+        resumed.resume(path)
+    assert len(resumed.history) == 1
+    path.unlink()
+    with pytest.warns(RuntimeWarning, match="there is no file"):
+        make_trainer(epochs=2).resume(path)
+
+
+@pytest.mark.parametrize(
+    "part", ["model", "binary_optimizer", "real_optimizer", "generator", "history", "settings"]
+)
+def test_resume_with_one_bad_part_changes_nothing(tmp_path, part):
+    path = tmp_path / "checkpoint.pt"
+    make_trainer(epochs=1).run(checkpoint=path)
+    state = checkpoint.load(path)
+    if part == "model":
+        state["model"].popitem()
+    elif part == "history":
+        state["history"][0]["unknown"] = 3
+    elif part == "generator":
+        state["generator"] = torch.zeros(3)
+    elif part == "settings":
+        del state["settings"]
+    else:
+        state[part]["param_groups"] = []
+    checkpoint.save(path, state)
+    trainer = make_trainer()
+    before = content(trainer)
+    with pytest.raises(train.TrainingError, match=r"checkpoint|another run"):
+        trainer.resume(path)
+    assert_same(before, content(trainer))
+    assert trainer.history == []
+
+
 def test_a_missing_checkpoint_is_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         make_trainer().resume(tmp_path / "none.pt")
@@ -189,6 +230,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         ({"lr": float("nan")}, "lr is nan"),
         ({"lr": -1.0}, "lr is -1"),
         ({"gamma": 0.0}, "gamma"),
+        ({"gamma": -1.0}, "gamma"),
         ({"bias_correction": "some"}, "bias_correction"),
     ],
 )
