@@ -1,7 +1,7 @@
 """The GPU kernels on one machine: check, time, capture, write. ``python -m benchmarks.gpu --out DIR``.
 
 Every contender is compared with the specification (exact integers and bits, float64) before it is timed;
-what fails gets no number and the exit status is 1. Times are CUDA events over rotating buffers, the
+what fails or raises gets no number and the exit status is 1. Times are CUDA events over rotating buffers, the
 contenders of a case in turns (``timing.py``). One JSON line per case goes to ``DIR/gpu.jsonl`` with the stamp
 of machine, versions and commit; all of it is meant to take less than 8 minutes on an H200, and cases that
 would start later are skipped and say so. What the machine lacks (a backend) stands there as absent.
@@ -28,7 +28,7 @@ import torch
 
 from .gpu_cases import PEAK, cases
 from .gpu_sanitize import run_all_kernels
-from .gpu_setting import Contender, Setting
+from .gpu_setting import Contender, Setting, context_lost, failures
 from .registry import GateError, Unavailable
 from .stamp import stamp
 from .timing import Plan, cuda_sampler, measure
@@ -123,30 +123,51 @@ UNTIMED_GOALS = (("compute-sanitizer memcheck and racecheck, --sanitize", "clean
 
 
 def run_case(s: Setting, name: str, make: Callable[[], Iterator[Contender]]) -> dict[str, Any]:
-    """Gate all contenders, then time those that passed, in turns."""
-    rows, passed = [], []
-    for contender in make():
-        row: dict[str, Any] = {"name": contender.name, "gate": "passed"}
+    """Gate all contenders, then time those that passed, in turns. One that raises is a row like the others."""
+    rows: list[dict[str, Any]] = []
+    passed = []
+    contenders = make()
+    while True:
+        row: dict[str, Any] = {"name": "the operands", "gate": "passed"}
+        rows.append(row)
         try:
+            contender = next(contenders)
+            row["name"] = contender.name
             contender.check()
             passed.append((contender, row))
+        except StopIteration:
+            rows.pop()
+            break
         except GateError as error:
             row |= {"gate": "failed", "detail": str(error)}
         except Unavailable as error:
             row |= {"gate": "absent", "detail": str(error)}
-        rows.append(row)
-    if not s.dry:
+        except failures() as error:
+            row |= {"gate": "error", "detail": f"{type(error).__name__}: {error}"}
+    record: dict[str, Any] = {"case": name, "contenders": rows}
+    if (lost := context_lost(s)) is not None:
+        record["lost"] = lost
+    elif not s.dry:
+        _time(passed, rows)
+    return record
+
+
+def _time(passed: list[tuple[Contender, dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
+    """Add the times of the contenders that passed to their rows."""
+    try:
         series = measure({c.name: cuda_sampler(c.runs) for c, _ in passed}, PLAN)
-        for contender, row in passed:
-            seconds = series[contender.name].seconds()
-            row["seconds"] = seconds.to_dict()
-            row |= {
-                f"{k}_per_second": v / seconds.median
-                for k in ("bytes", "products")
-                if (v := getattr(contender, k))
-            }
-            row |= contender.extra() if contender.extra else {}
-    return {"case": name, "contenders": rows}
+    except failures() as error:
+        rows.append({"name": "timing", "gate": "error", "detail": f"{type(error).__name__}: {error}"})
+        return
+    for contender, row in passed:
+        seconds = series[contender.name].seconds()
+        row["seconds"] = seconds.to_dict()
+        row |= {
+            f"{k}_per_second": v / seconds.median
+            for k in ("bytes", "products")
+            if (v := getattr(contender, k))
+        }
+        row |= contender.extra() if contender.extra else {}
 
 
 def verdicts(records: dict[str, Rows]) -> Iterator[str]:
@@ -165,24 +186,30 @@ def run_all(s: Setting, out: Path, only: str) -> int:
     out.mkdir(parents=True, exist_ok=True)
     mark, start, failed = stamp(), time.monotonic(), 0
     records: dict[str, Rows] = {}
+    lost: str | None = None  # why nothing more can run in this process
     with (out / "gpu.jsonl").open("w") as file:
         for name, make in cases(s).items():
             if only not in name:
                 continue
             late = time.monotonic() - start > MINUTES * 60
-            record: dict[str, Any] = (
-                {"case": name, "skipped": "out of time"} if late else run_case(s, name, make)
-            )
+            record: dict[str, Any]
+            if lost or late:
+                record = {"case": name, "skipped": lost or "out of time"}
+            else:
+                record = run_case(s, name, make)
+            lost = lost or record.get("lost")
             file.write(json.dumps(record | {"dry_run": s.dry, "stamp": mark}) + "\n")
             file.flush()
             records[name] = {row["name"]: row for row in record.get("contenders", [])}
             for row in records[name].values():
-                failed += row["gate"] == "failed"
+                failed += row["gate"] in ("failed", "error")
                 time_us = f"{row['seconds']['median'] * 1e6:12.1f} us" if "seconds" in row else ""
                 print(
                     f"{name:28} {row['name']:36} {row['gate']:7}{time_us} {row.get('detail', '')}", flush=True
                 )
             gc.collect()
+    if lost:
+        print(f"the GPU's context is lost ({lost}): run the other cases by --only")
     if not s.dry:
         print("\n".join(verdicts(records)))
     print(f"{time.monotonic() - start:.0f} s, {failed} checks failed, written to {out / 'gpu.jsonl'}")

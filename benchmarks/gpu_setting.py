@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +43,27 @@ class Setting:
 
     def copies(self, n_bytes: int) -> int:
         return 1 if self.dry else max(1, min(64, ROTATE_BYTES // max(1, n_bytes)))
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a contender may raise besides a failed gate: compilers, launches and libraries that refuse."""
+    errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError, subprocess.CalledProcessError)
+    if importlib.util.find_spec("triton"):
+        from triton.errors import TritonError
+
+        errors += (TritonError,)
+    return errors
+
+
+def context_lost(s: Setting) -> str | None:
+    """Why this process can use its GPU no more (an illegal address, say), or None."""
+    if s.device != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def absent(name: str, reason: Exception) -> Contender:

@@ -8,6 +8,7 @@ that chose it as ``measured``. With ``--dry-run`` one candidate of each entry ru
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -19,11 +20,13 @@ from typing import Any
 import torch
 
 from .gpu_cases import conv_operands, linear_operands, step_contender
-from .gpu_setting import Setting
+from .gpu_setting import Setting, close, context_lost, equal, failures
+from .registry import GateError
 from .stamp import stamp
 from .timing import QUICK, cuda_sampler, measure
 
 Run = Callable[[], object]
+Check = Callable[[Any], None]
 MATMUL_SHAPES = ((8192, 8192, 8192), (256, 4096, 4096), (64, 4096, 4096), (16, 4096, 4096), (1, 4096, 4096))
 CONV_SHAPES = ((256, 64, 56), (256, 128, 28), (256, 256, 14), (256, 512, 7))
 GRADIENT_SHAPES = ((8192, 4096, 4096), (50, 1024, 1024))  # rows, outputs, features
@@ -32,11 +35,27 @@ F32, BF16 = torch.float32, torch.bfloat16
 
 @dataclass
 class Candidate:
-    """A value for the entry ``entry`` of the tables, and how to run the work with it."""
+    """A value for the entry ``entry`` of the tables, how to run the work with it, and its check.
+
+    ``check`` takes what ``run`` returned and raises GateError: no wrong tile wins.
+    """
 
     entry: str
     value: Any
     run: Run
+    check: Check
+
+
+def compared(want: Run, compare: Callable[..., None]) -> Check:
+    """A check against what ``want`` returns, made once: ``compare`` is ``equal`` or ``close``."""
+    made = functools.cache(want)
+
+    def check(got: Any) -> None:
+        for i, (g, w) in enumerate(zip(got, made(), strict=True)):  # type: ignore[call-overload]
+            if w.numel():
+                compare(g, w, f"result {i}")
+
+    return check
 
 
 # --------------------------------------------------------------------------------------------- candidates
@@ -49,6 +68,8 @@ def matmul_tiles(chip: str) -> Iterator[Any]:
     for m, n, warps in ((128, 128, 8), (256, 128, 8), (128, 256, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4)):
         for words in (2, 4):
             yield MatmulTile("decode", m, n, words, warps, weights_in_shared=chip == "sm90")
+    for m in (16, 32):  # few rows: wgmma takes 64 at least, so mma.sync on sm90 as well
+        yield MatmulTile("decode", m, 128, 4, 4)
     for m, n, warps in ((32, 64, 4), (64, 64, 4), (16, 128, 4), (16, 32, 2)):
         yield MatmulTile("popcount", m, n, 4, warps)
     for n, words, warps in ((8, 128, 2), (16, 128, 4), (32, 128, 4), (32, 64, 2)):
@@ -74,35 +95,39 @@ def step_candidates(s: Setting, chip: str, kind: str) -> Iterator[Candidate]:
                 tuning.STEP_TILES[chip, kind] = tile
                 step.runs[0]()
 
-            yield Candidate(f'STEP_TILES["{chip}", "{kind}"]', tile, run)
+            yield Candidate(f'STEP_TILES["{chip}", "{kind}"]', tile, run, lambda _: step.check())
 
 
 def pack_candidates(s: Setting) -> Iterator[Candidate]:
     """Rows and columns in turns, so that one tile serves both."""
+    from bop2nd_fast import reference
     from bop2nd_fast.kernels import pack_bits, tuning
 
     x = s.normal(s.size(256, 1), s.size(64, 40), s.size(56, 6), s.size(56, 6), dtype=BF16)
     rows = x.contiguous(memory_format=torch.channels_last)
+    check = compared(lambda: (*reference.pack_bits_ste(x, 1), *reference.pack_bits_ste(rows, 1)), equal)
     for words in (32, 64, 128, 256):
         for inner, warps in ((256, 4), (512, 4), (1024, 8)):
             tile = tuning.PackTile(words, inner, warps)
 
-            def run(tile: Any = tile) -> None:
+            def run(tile: Any = tile) -> object:
                 pack_bits.PACK_TILE = tile
-                pack_bits.pack_bits_ste(x, 1)
-                pack_bits.pack_bits_ste(rows, 1)
+                return *pack_bits.pack_bits_ste(x, 1), *pack_bits.pack_bits_ste(rows, 1)
 
-            yield Candidate("PACK_TILE", tile, run)
+            yield Candidate("PACK_TILE", tile, run, check)
 
 
 def linear_candidates(s: Setting, chip: str, rows: int, outputs: int, features: int) -> Iterator[Candidate]:
     from bop2nd_fast.kernels.binary_linear import binary_linear_packed
 
     x, w = linear_operands(s, rows, outputs, features)
+    check = compared(
+        partial(binary_linear_packed, x, w, features), equal
+    )  # exact integers, in the table's tile
     for tile in matmul_tiles(chip):
         if tile.loop != "rows" or rows <= 64:
             run = partial(binary_linear_packed, x, w, features, tile=tile)
-            yield Candidate(_matmul_entry(chip, tile.loop, outputs), tile, run)
+            yield Candidate(_matmul_entry(chip, tile.loop, outputs), tile, run, check)
 
 
 def conv_candidates(s: Setting, chip: str, batch: int, channels: int, side: int) -> Iterator[Candidate]:
@@ -110,11 +135,12 @@ def conv_candidates(s: Setting, chip: str, batch: int, channels: int, side: int)
 
     operands = conv_operands(s, batch, channels, side)
     geometry: Any = ([1, 1], [1, 1], [1, 1], 1, 0)
+    check = compared(partial(binary_conv2d_packed, *operands, channels, *geometry), equal)
     for tile in matmul_tiles(chip):
         fits = tile.block_words <= channels // 32 and tile.block_n <= max(64, channels)
         if tile.loop == "popcount" or (tile.loop == "decode" and fits):
             run = partial(binary_conv2d_packed, *operands, channels, *geometry, tile=tile)
-            yield Candidate(_matmul_entry(chip, tile.loop, channels), tile, run)
+            yield Candidate(_matmul_entry(chip, tile.loop, channels), tile, run, check)
 
 
 def gradient_candidates(
@@ -127,14 +153,15 @@ def gradient_candidates(
 
     x, w = linear_operands(s, rows, outputs, features)
     arguments = (s.normal(rows, outputs, dtype=dtype), x, x, w, features, True, True)
+    check = compared(partial(_backward, *arguments), close)
     size = dtype.itemsize
     entry = f'GRADIENT_TILES["{chip}", {size}, "{"wide" if rows > 64 else "narrow"}"]'
     for block_rows, words, warps in ((128, 4, 8), (128, 8, 8), (64, 4, 4), (128, 2, 4)):
         for inner in (16, 32, 64):
             tile = GradientTile(block_rows, words, inner, warps)
-            yield Candidate(entry, tile, partial(binary_linear_backward, *arguments, tile=tile))
-    yield _backward_choice("binary_linear_backward", "triton", partial(binary_linear_backward, *arguments))
-    yield _backward_choice("binary_linear_backward", "torch", partial(_backward, *arguments))
+            yield Candidate(entry, tile, partial(binary_linear_backward, *arguments, tile=tile), check)
+    for runs, way in (("triton", binary_linear_backward), ("torch", _backward)):
+        yield _backward_choice("binary_linear_backward", runs, partial(way, *arguments), check)
 
 
 def conv_gradient_candidates(
@@ -149,14 +176,15 @@ def conv_gradient_candidates(
         memory_format=torch.channels_last
     )
     arguments = (gradient, x, x, w, channels, [1, 1], [1, 1], [1, 1], 1, 0, True, True)
-    yield _backward_choice("binary_conv2d_backward", "triton", partial(binary_conv2d_backward, *arguments))
-    yield _backward_choice("binary_conv2d_backward", "torch", partial(_backward, *arguments))
+    check = compared(partial(_backward, *arguments), close)
+    for runs, way in (("triton", binary_conv2d_backward), ("torch", _backward)):
+        yield _backward_choice("binary_conv2d_backward", runs, partial(way, *arguments), check)
 
 
-def _backward_choice(op: str, runs: str, run: Run) -> Candidate:
+def _backward_choice(op: str, runs: str, run: Run, check: Check) -> Candidate:
     from bop2nd_fast.kernels.tuning import Choice
 
-    return Candidate(f'BACKWARD["{op}"]', Choice(runs, "the faster of the two"), run)
+    return Candidate(f'BACKWARD["{op}"]', Choice(runs, "the faster of the two"), run, check)
 
 
 def jobs(s: Setting, chip: str) -> dict[str, Iterator[Candidate]]:
@@ -220,13 +248,18 @@ def winners(name: str, timed: list[tuple[float, Candidate]], where: str) -> dict
 
 
 def _seconds(s: Setting, c: Candidate) -> float:
-    """Median on the GPU, infinite where the tile does not fit; in the interpreter it is only run."""
-    from triton.runtime.errors import OutOfResources
+    """Median on the GPU, infinite where the tile does not compile or is wrong; the interpreter only runs it.
 
+    Raises:
+        RuntimeError: the GPU can be used no more.
+    """
+    refused: tuple[type[Exception], ...] = (GateError, *failures())
     try:
-        c.run()
-    except OutOfResources as error:
-        print(f"{c.value}: {error}", flush=True)
+        c.check(c.run())
+    except refused as error:
+        print(f"{c.value}: {type(error).__name__}: {error}", flush=True)
+        if (lost := context_lost(s)) is not None:
+            raise RuntimeError(f"the GPU's context is lost: {lost}") from error
         return math.inf
     if s.dry:
         return 0.0

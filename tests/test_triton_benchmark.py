@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -97,5 +98,55 @@ def test_tuning_prints_lines_for_every_table_and_leaves_the_tables(
 
 
 def test_candidate_tiles_follow_the_chip() -> None:
-    assert all(t.weights_in_shared for t in gpu_tune.matmul_tiles("sm90") if t.loop == "decode")
+    tiles = [t for t in gpu_tune.matmul_tiles("sm90") if t.loop == "decode"]
+    assert all(t.weights_in_shared == (t.block_m >= 64) for t in tiles)
     assert not any(t.weights_in_shared for t in gpu_tune.matmul_tiles("sm80"))
+
+
+def test_a_contender_that_raises_is_a_row_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bop2nd_fast.kernels import pack_bits
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: invalid argument")
+
+    monkeypatch.setattr(pack_bits, "unpack_bits", fail)
+    assert gpu.run_all(DRY, tmp_path, "pack rows") == 1
+    rows = {row["name"]: row for row in _records(tmp_path)[0]["contenders"]}
+    assert rows["triton unpack"]["gate"] == "error" and "invalid argument" in rows["triton unpack"]["detail"]
+    assert rows["copy"]["gate"] == "passed"
+
+
+def test_a_lost_context_ends_the_run_with_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "context_lost", lambda s: "an illegal memory access")
+    gpu.run_all(DRY, tmp_path, "pack")
+    first, *others = _records(tmp_path)
+    assert first["lost"] == "an illegal memory access" and len(others) == 2
+    assert all(record["skipped"] == "an illegal memory access" for record in others)
+    assert "run the other cases by --only" in capsys.readouterr().out
+
+
+def _candidate(run: gpu_tune.Run) -> gpu_tune.Candidate:
+    want = (torch.arange(3),)
+    return gpu_tune.Candidate("ROWS", "a tile", run, gpu_tune.compared(lambda: want, gpu_tune.equal))
+
+
+def test_a_candidate_that_does_not_compile_or_is_wrong_does_not_win(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime.errors import PTXASError
+
+    def refuse() -> object:
+        raise PTXASError("out of registers")
+
+    assert gpu_tune._seconds(DRY, _candidate(lambda: (torch.arange(3),))) == 0
+    assert gpu_tune._seconds(DRY, _candidate(refuse)) == math.inf
+    assert gpu_tune._seconds(DRY, _candidate(lambda: (torch.zeros(3, dtype=torch.int64),))) == math.inf
+    printed = capsys.readouterr().out
+    assert "out of registers" in printed and "2 of 3 elements differ" in printed
+    monkeypatch.setattr(gpu_tune, "context_lost", lambda s: "an illegal memory access")
+    with pytest.raises(RuntimeError, match="context is lost"):
+        gpu_tune._seconds(DRY, _candidate(refuse))
