@@ -123,7 +123,7 @@ UNTIMED_GOALS = (("compute-sanitizer memcheck and racecheck, --sanitize", "clean
 
 
 def run_case(s: Setting, name: str, make: Callable[[], Iterator[Contender]]) -> dict[str, Any]:
-    """Gate all contenders, then time those that passed, in turns. One that raises is a row like the others."""
+    """Gate all contenders, then time those that passed, in turns. One that raises has its row."""
     rows: list[dict[str, Any]] = []
     passed = []
     contenders = make()

@@ -3,11 +3,11 @@
 Maths: ``sums[r, k] += sum over c of gradient[r, c] * s[c, k]`` in fp32, with s = +1 / -1 decoded from words
 in registers, 2 instructions per element. bf16 and fp16 gradients are multiplied as they are. An fp32 gradient
 is cut into bf16 parts of 8 significant bits: three hold all 24. +1 and -1 are exact in bf16, so every product
-is exact and only the fp32 sums round. Tensor cores do that in their own way: the 16 products of a step and
-the sum so far are aligned to the largest of them and cut, not rounded to nearest, so a sum of K terms may be
-off by about (K / 16) * 2**-24 of its largest partial sum, with a bias towards 0: more than a chain of fp32 adds
-is off, as a rule. Partial sums (``PartialSums``) keep K short. That is three bf16 products, at the price of 1.5
-in TF32; Triton's "tf32x3" takes three of those: it also splits the signs, whose remainder is 0.
+is exact and only the fp32 sums round. Tensor cores do so in their own way: 16 products and the sum so far are
+aligned to the largest of them and cut, not rounded to nearest. That is K / 16 errors of up to 2**-23 of the
+partial sum, all towards 0, where the errors of a chain of fp32 additions partly cancel: sums over many pixels
+may be looser than those, and ``PartialSums`` keeps them short. Three bf16 products are at the price of 1.5 in
+TF32; Triton's "tf32x3" takes three of those: it also splits the signs, whose remainder is 0.
 
 Where torch may use TF32 (11 bits), two parts do: 16 bits, relative error of a factor below 2**-15, at TF32's
 price. Parts are cut, not rounded: none overflows. An infinite gradient gives NaN (inf - inf in the remainder)
