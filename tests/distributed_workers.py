@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import bop2nd_fast as bf
@@ -299,3 +307,99 @@ def fsdp_real(rank: int, world_size: int, directory: str) -> int:
         for name, value in kept.items():
             assert torch.equal(resumed[name], value), name
     return flips
+
+
+# ----------------------------------------------------------------------------------------- collectives
+
+
+def collectives(rank: int, world_size: int) -> None:
+    """Whatever moves tensors moves signs, also between packed and dense ones; whatever sums them raises."""
+    mine, zeros = signs_of(rank), bf.pack(torch.ones(6, 40), 1)
+    everyone = [signs_of(r) for r in range(world_size)]
+
+    for held in (mine.clone(), mine.unpack()) if rank == 0 else (zeros.unpack(), zeros.clone()):
+        dist.broadcast(held, 0)  # packed on one rank, dense on the others, and the other way round
+        assert torch.equal(held, everyone[0])
+    held = mine.clone()
+    work = dist.broadcast(held, 1, async_op=True)
+    work.wait()
+    assert torch.equal(held, everyone[1])
+
+    gathered = [zeros.clone() if r % 2 else zeros.unpack() for r in range(world_size)]
+    dist.all_gather(gathered, mine)
+    assert all(map(torch.equal, gathered, everyone))
+    under_each_other = bf.pack(torch.ones(6 * world_size, 40), 1)
+    dist.all_gather_into_tensor(under_each_other, mine)
+    assert torch.equal(under_each_other, torch.cat([x.unpack() for x in everyone]))
+
+    into = [zeros.clone() for _ in range(world_size)] if rank == 0 else None
+    dist.gather(mine, into, 0)
+    assert into is None or all(map(torch.equal, into, everyone))
+    received = zeros.clone()
+    dist.scatter(received, everyone if rank == 1 else None, 1)
+    assert torch.equal(received, mine)
+    swapped = [zeros.clone() for _ in range(world_size)]
+    dist.all_to_all(swapped, [signs_of(10 * rank + r) for r in range(world_size)])
+    assert all(torch.equal(x, signs_of(10 * r + rank)) for r, x in enumerate(swapped))
+    rows = bf.pack(torch.ones(world_size, 40), 1)
+    dist.all_to_all_single(rows, mine[:world_size])
+    assert torch.equal(rows, torch.stack([x.unpack()[rank] for x in everyone]))
+
+    if rank == 0:
+        dist.send(mine, 1)
+    elif rank == 1:
+        dense = torch.zeros(6, 40)
+        dist.recv(dense, 0)
+        assert torch.equal(dense, everyone[0].unpack())
+
+    block = signs_of(1).new_zeros(6, 40)
+    before = mine.words.clone()
+    for refused in (
+        lambda: dist.all_reduce(mine),
+        lambda: dist.reduce(mine, 0),
+        lambda: dist.reduce_scatter(mine, everyone),
+        lambda: dist.reduce_scatter_tensor(mine, under_each_other),
+        lambda: dist.recv(mine, 0),
+        lambda: dist.all_reduce(mine.view(-1)),
+        lambda: dist.broadcast(mine.t(), 0),
+        lambda: dist.broadcast(block, 0),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match=r"BinaryTensor|block"):
+            refused()
+    assert torch.equal(mine.words, before)
+
+
+def signs_of(seed: int) -> bf.BinaryTensor:
+    return bf.pack(torch.randn(6, 40, generator=torch.Generator().manual_seed(seed)), 1)
+
+
+def distributed_tensors(rank: int, world_size: int) -> None:
+    """A whole packed weight becomes blocks of rows on every rank, and whole again."""
+    mesh = init_device_mesh("cpu", (world_size,))
+    for rows in (6, 5):
+        whole = bf.pack(signs_of(3).unpack()[:rows], 1)
+        sharded = distribute_tensor(whole, mesh, [Shard(0)])
+        expected = whole.unpack().chunk(world_size)
+        assert torch.equal(
+            dense(sharded.to_local()), expected[rank] if rank < len(expected) else whole.unpack()[:0]
+        )
+        assert torch.equal(dense(sharded), whole.unpack())
+        copies = distribute_tensor(whole, mesh, [Replicate()])
+        assert torch.equal(dense(copies), whole.unpack())
+
+
+def full_state_dict(rank: int, world_size: int, from_rank0: bool) -> None:
+    """A packed state dict, as ``torch.save(model.state_dict())`` made it, into a sharded model."""
+    whole = network(seed=5)
+    state = whole.state_dict() if rank == 0 or not from_rank0 else {}
+    model = shard(network(seed=6))
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=from_rank0)
+    set_model_state_dict(model, state, options=options)
+    for (name, p), q in zip(model.named_parameters(), whole.parameters(), strict=True):
+        assert isinstance(local_tensor(p), bf.BinaryTensor) == isinstance(q, bf.BinaryTensor), name
+        assert torch.equal(dense(p), dense(q)), name
+    images, _ = batch(rank)
+    assert torch.equal(model.eval()(images), whole.eval()(images))
+    alone = shard(nn.Sequential(bf.nn.BinaryLinear(40, 6)))
+    set_model_state_dict(alone, {"0.weight": signs_of(0)} if state else {}, options=options)
+    assert torch.equal(dense(alone[0].weight), signs_of(0).unpack())

@@ -83,3 +83,38 @@ def test_explain_names_backend_and_why() -> None:
     assert text.startswith("binary_conv2d_backward (cpu): " + backends.active("cpu"))
     with pytest.raises(ValueError, match="no operator 'conv9'"):
         backends.explain("conv9")
+
+
+def test_forcing_beside_running_calls() -> None:
+    code = """
+import threading, time, torch, bop2nd_fast as bf
+torch.set_num_threads(1)
+layer, x, stop, wrong = bf.nn.BinaryLinear(100, 60), torch.randn(5, 100), [], []
+expected = layer(x).detach()
+
+def read():
+    while not stop:
+        loss = layer(x).square().sum()
+        loss.backward()
+        with torch.no_grad():
+            if not torch.equal(layer(x), expected):
+                wrong.append(1)
+
+threads = [threading.Thread(target=read) for _ in range(3)]
+[t.start() for t in threads]
+end = time.time() + 3
+while time.time() < end:
+    for name in ("reference", bf.backends.active()):
+        with bf.backends.use(name):
+            pass
+stop.append(1)
+[t.join() for t in threads]
+assert not wrong
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_errors_of_a_forced_backend_keep_their_words() -> None:
+    x = torch.ops.bop2nd.pack_bits(torch.randn(2, 40))
+    with backends.use("reference"), pytest.raises((RuntimeError, ValueError), match="one is needed"):
+        torch.ops.bop2nd.binary_linear_packed(x, x, 40, values=False, signs=False)

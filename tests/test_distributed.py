@@ -77,6 +77,23 @@ def test_fsdp_resumes_an_ordinary_network(tmp_path):
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_collectives_move_signs_and_refuse_sums(world_size):
+    run(workers.collectives, world_size)
+
+
+@pytest.mark.distributed
+def test_a_weight_becomes_a_distributed_tensor():
+    run(workers.distributed_tensors, 2)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("from_rank0", [False, True])
+def test_a_packed_state_dict_of_the_whole_model_goes_into_blocks(from_rank0):
+    run(workers.full_state_dict, 2, from_rank0)
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_example_under_torchrun(tmp_path, mode):
     """An epoch on two processes; when sharded, the next one on a single process, from the checkpoint."""

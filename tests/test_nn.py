@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bop2nd_fast.nn import QUANTIZERS, BinaryConv2d, BinaryLinear
+from bop2nd_fast.nn import QUANTIZERS, BinaryConv2d, BinaryLinear, MaxPool2d
 from bop2nd_fast.nn.quantizers import SWISH_BETA
 
 
@@ -95,3 +95,19 @@ def test_channel_mismatch() -> None:
 def test_repr_tells_the_configuration() -> None:
     assert "padding_value=-1" in repr(BinaryConv2d(4, 4, 3, padding_value=-1))
     assert "input_quantizer=None" in repr(BinaryLinear(4, 4, input_quantizer=None))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("wanted", ["input", "weight"])
+def test_second_derivatives_raise_instead_of_being_left_out(quantizer: str, wanted: str) -> None:
+    for layer, x in (
+        (BinaryLinear(16, 4, input_quantizer=quantizer), torch.randn(3, 16, requires_grad=True)),
+        (BinaryConv2d(4, 4, 3, input_quantizer=quantizer), torch.randn(1, 4, 5, 5, requires_grad=True)),
+        (MaxPool2d(2), torch.randn(1, 4, 4, 4, requires_grad=True)),
+    ):
+        weight = getattr(layer, "weight", x)
+        plain = torch.autograd.grad(layer(x).square().sum(), [x, weight])
+        first = torch.autograd.grad(layer(x).square().sum(), [x, weight], create_graph=True)
+        assert all(map(torch.equal, plain, first))
+        with pytest.raises(RuntimeError, match=r"second derivatives|differentiate twice"):
+            first[0 if wanted == "input" else 1].pow(2).sum().backward()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch import Tensor
 
 from .tensor import HANDLERS, BinaryTensor
 
@@ -36,6 +37,15 @@ def _dense(x: Any) -> Any:
     return x.unpack().contiguous() if isinstance(x, BinaryTensor) else x
 
 
+def _filled_up(block: Tensor) -> Tensor:
+    """``distribute_tensor`` pads the last blocks of rows with zeros, which it takes off after scattering."""
+    is_row = block.flatten(1).any(1).tolist() if block.dim() > 1 and block.numel() else []
+    while is_row and not is_row[-1]:
+        is_row.pop()
+        block[len(is_row)] = 1
+    return block
+
+
 def _move_values(func: Any, *args: Any, **kwargs: Any) -> Any:
     """The collective on values; BinaryTensors that it writes take them when it has ended.
 
@@ -53,7 +63,7 @@ def _move_values(func: Any, *args: Any, **kwargs: Any) -> Any:
         torch.distributed.Work.unbox(work).wait()
         for x, values in zip(written, arrived, strict=True):
             if isinstance(x, BinaryTensor):
-                x.copy_(values)
+                x.copy_(_filled_up(values) if func is torch.ops.c10d.scatter_.default else values)
     return result
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .layout import Layout
 from .memory import Memory
-from .tensor import HANDLERS, BinaryTensor, UnpackedView, call_on_values
+from .tensor import HANDLERS, BinaryTensor, UnpackedView, call_on_values, wrapper
 
 aten = torch.ops.aten
 
@@ -92,11 +92,8 @@ class FlatSigns(UnpackedView):
 
     @staticmethod
     def __new__(cls, source: BinaryTensor) -> FlatSigns:
-        flat = torch.Tensor._make_wrapper_subclass(
-            cls, (source.numel(),), dtype=source.dtype, device=source.device, storage_size=0
-        )
-        torch._C._set_throw_on_mutable_data_ptr(flat)
-        return flat
+        size, is_traced = (source.numel(),), source.memory.is_traced
+        return wrapper(cls, is_traced, size=size, dtype=source.dtype, device=source.device)
 
     def __init__(self, source: BinaryTensor) -> None:
         self.source = source

@@ -25,6 +25,19 @@ from .memory import Memory
 HANDLERS: dict[Any, Callable[..., Any]] = {}
 
 
+def wrapper(cls: Any, is_traced: bool, **attributes: Any) -> Any:
+    """A tensor without memory of its own: whoever asks for the address of its values gets an error.
+
+    Never an inference tensor, so that a model moved inside inference_mode can be used and trained on.
+    """
+    normal = torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
+    with normal:
+        result = torch.Tensor._make_wrapper_subclass(cls, storage_size=0, **attributes)
+    if not is_traced:
+        torch._C._set_throw_on_mutable_data_ptr(result)
+    return result
+
+
 class BinaryTensor(Tensor):
     """A tensor of +1 / -1 in packed words. Make one with :func:`pack`.
 
@@ -67,22 +80,15 @@ class BinaryTensor(Tensor):
 
     @staticmethod
     def _wrap(cls: Any, memory: Memory, layout: Layout, requires_grad: bool = False) -> Any:
-        # Never an inference tensor, so that a model moved inside inference_mode can be used and trained on.
-        normal = (
-            torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
+        result = wrapper(
+            cls,
+            memory.is_traced,
+            size=layout.shape,
+            strides=layout.strides,
+            dtype=layout.dtype,
+            device=memory.words.device,
+            requires_grad=requires_grad,
         )
-        with normal:
-            result = torch.Tensor._make_wrapper_subclass(
-                cls,
-                layout.shape,
-                strides=layout.strides,
-                dtype=layout.dtype,
-                device=memory.words.device,
-                requires_grad=requires_grad,
-                storage_size=0,  # the words are the memory; whoever asks for another finds none
-            )
-        if not memory.is_traced:
-            torch._C._set_throw_on_mutable_data_ptr(result)
         result.memory, result._words, result.bit_layout = memory, memory.words, layout
         return result
 
@@ -356,17 +362,14 @@ class UnpackedView(Tensor):
 
     @staticmethod
     def __new__(cls, dense: Tensor) -> UnpackedView:
-        view = torch.Tensor._make_wrapper_subclass(
+        return wrapper(
             cls,
-            dense.shape,
+            type(dense) is not Tensor,
+            size=dense.shape,
             strides=dense.stride(),
             dtype=dense.dtype,
             device=dense.device,
-            storage_size=0,
         )
-        if type(dense) is Tensor:
-            torch._C._set_throw_on_mutable_data_ptr(view)
-        return view
 
     def __init__(self, dense: Tensor) -> None:
         self.dense = dense
