@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .kernels import tuning
+from .kernels.geometry import Geometry, pair
 
 LINEAR = ("binary_linear", "binary_linear_packed")
 CONVOLUTION = ("binary_conv2d", "binary_conv2d_packed")
@@ -134,21 +135,46 @@ def preferred(op: str) -> Limit | None:
 Pair = int | tuple[int, int]
 
 
+class _Shape(ctypes.Structure):
+    """``ConvShape`` of csrc/core/conv_shape.h."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in ("batch", "height", "width", "channels", "groups", "out_channels")
+        ),
+        *((name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding", "dilation")),
+        ("padding_value", ctypes.c_int),
+    )
+
+
 @dataclass(frozen=True)
 class Product:
-    """A binary product as the plans see it: ``sizes`` as ``bop2nd_gpu_explain`` (csrc/cuda/explain.cpp) takes
-    them."""
+    """A binary product as the plans see it: a linear layer is a convolution of 1x1 images."""
 
-    sizes: tuple[int, ...]
-    rows: int
-    outputs: int  # of a group
-    group_words: int
+    geometry: Geometry
+    batch: int
+
+    @property
+    def rows(self) -> int:
+        """Of the matrix product: output pixels."""
+        return self.geometry.pixels(self.batch)
+
+    @property
+    def outputs(self) -> int:
+        """Of a group."""
+        return self.geometry.outputs
+
+    @property
+    def group_words(self) -> int:
+        return self.geometry.words
 
     @classmethod
     def linear(cls, input: tuple[int, ...], weight: tuple[int, ...]) -> Product:
         """Of logical shapes ``[..., K]`` and ``[N, K]``."""
-        rows, (outputs, features) = math.prod(input[:-1]), weight
-        return cls((rows, features, outputs), rows, outputs, -(-features // 32))
+        (outputs, features), one, none = weight, (1, 1), (0, 0)
+        geometry = Geometry.of(one, one, features, outputs, one, none, one, groups=1, padding_value=0)
+        return cls(geometry, math.prod(input[:-1]))
 
     @classmethod
     def convolution(
@@ -162,15 +188,28 @@ class Product:
     ) -> Product:
         """Of logical shapes NCHW and OIHW; the number of groups follows from their channels."""
         (n, channels, height, width), (outputs, group_channels, *kernel) = input, weight
-        groups = channels // group_channels
-        pairs = [(x, x) if isinstance(x, int) else x for x in (stride, padding, dilation)]
-        out = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip((height, width), kernel, *pairs, strict=True)
-        ]
-        sizes = (n, height, width, channels, outputs, *kernel)
-        sizes += (*pairs[0], *pairs[1], *pairs[2], groups, padding_value)
-        return cls(sizes, n * math.prod(out), outputs // groups, -(-group_channels // 32))
+        strides, paddings = pair(stride, "stride", 1), pair(padding, "padding", 0)
+        geometry = Geometry.of(
+            (height, width),
+            (kernel[0], kernel[1]),
+            channels,
+            outputs,
+            strides,
+            paddings,
+            pair(dilation, "dilation", 1),
+            channels // group_channels,
+            padding_value,
+        )
+        return cls(geometry, n)
+
+    def shape(self) -> _Shape:
+        """For the C++ plan."""
+        g = self.geometry
+        shape = _Shape(self.batch, *g.image, g.all_channels, g.groups, g.all_outputs)
+        for name in ("kernel", "stride", "padding", "dilation"):
+            getattr(shape, name)[:] = getattr(g, name)
+        shape.padding_value = g.padding_value
+        return shape
 
 
 def product(op: str, shapes: Sequence[tuple[int, ...]], geometry: dict[str, Any]) -> Product | None:
@@ -213,17 +252,21 @@ def triton_kernel(op: str, work: Product | None, chip: Chip | None) -> str:
 
 
 def cuda_kernel(op: str, work: Product | None, chip: Chip | None, symbols: ctypes.CDLL | None) -> str:
-    """What CUDA C++ would run: the plan of ``csrc/cuda/binary_plan.h``, asked through ``_C``."""
+    """What CUDA C++ would run: the plan of ``csrc/cuda/binary_plan.h``, asked through ``_C``.
+
+    Raises:
+        ValueError: sizes beyond the kernels' limits.
+    """
     if work is None or chip is None:
         return _without_choice(op, work, chip)
     if symbols is None:
         return "unknown here: the plan is part of the C++ extension, which is not there"
-    text = ctypes.create_string_buffer(512)
-    values = (ctypes.c_int64 * len(work.sizes))(*work.sizes)
+    text, shape = ctypes.create_string_buffer(512), work.shape()
     n = symbols.bop2nd_gpu_explain(
-        values, len(work.sizes), chip.arch, chip.n_multiprocessors, text, len(text)
+        ctypes.byref(shape), ctypes.sizeof(shape), chip.arch, chip.n_multiprocessors, text, len(text)
     )
-    assert n > 0, work
+    if n < 0:
+        raise ValueError(text.value.decode())
     untimed = sum(limit.measured is None for limit in cuda_limits(symbols))
     return text.value.decode() + (f"; {untimed} of its limits not measured" if untimed else "")
 

@@ -51,7 +51,7 @@ struct Place {
  private:
   // The dispatcher comes here as soon as one of the operands is on a GPU; this one need not be.
   static int index_of(const Tensor& t) {
-    STD_TORCH_CHECK(t.is_cuda(), "the first operand must be on the GPU, as another one is");
+    BOP2ND_REQUIRE(t.is_cuda(), "the first operand must be on the GPU, as another one is");
     return t.get_device_index();
   }
 #endif
@@ -61,8 +61,8 @@ inline void check(Error error, const char* what) { STD_TORCH_CHECK(error == null
 
 // Also that a tensor lies where the first operand of the operator lies.
 inline void check_beside(const Tensor& first, const Tensor& other, const char* what) {
-  STD_TORCH_CHECK(first.get_device_index() == other.get_device_index() && first.is_cuda() == other.is_cuda(),
-                  what, " must be on the same device as the other operands");
+  BOP2ND_REQUIRE(first.get_device_index() == other.get_device_index() && first.is_cuda() == other.is_cuda(),
+                 what, " must be on the same device as the other operands");
 }
 
 // Packs x along dim (register_cuda_pack.cpp); returns (signs, mask or an empty tensor), the packed axis last.

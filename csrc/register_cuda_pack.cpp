@@ -22,8 +22,8 @@ bool describe(const Tensor& x, int64_t dim, int64_t groups, PackProblem* p) {
 std::tuple<Tensor, Tensor> pack_tensor(const Tensor& input, int64_t dim, int64_t groups, bool with_mask) {
   Place place(input);
   dim = normal_dim(dim, input.dim());
-  STD_TORCH_CHECK(groups > 0 && input.size(dim) % groups == 0, "groups must divide the packed axis");
-  Value type = real_type<Value>(input.scalar_type(), "the tensor to pack");
+  BOP2ND_REQUIRE(groups > 0 && input.size(dim) % groups == 0, "groups must divide the packed axis");
+  Dtype type = real_type<Dtype>(input.scalar_type(), "the tensor to pack");
   Ints sizes = sizes_of(input);
   int64_t row_words = words_for(input.size(dim) / groups);
   sizes.erase(sizes.begin() + dim);
@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> pack_tensor(const Tensor& input, int64_t dim, int64_t
   Tensor signs = new_tensor(input, sizes, ScalarType::Int);
   Tensor mask = new_tensor(input, with_mask ? sizes : Ints{0}, ScalarType::Int);
   if (signs.numel() == 0) return {signs, mask};
-  STD_TORCH_CHECK(signs.numel() <= kMax32 && input.size(dim) <= kMax32, "more than 2^31 - 1 words");
+  BOP2ND_REQUIRE(signs.numel() <= kMax32 && input.size(dim) <= kMax32, "more than 2^31 - 1 words");
   PackProblem p;
   Tensor x = input;
   if (!describe(x, dim, groups, &p)) {
@@ -58,8 +58,8 @@ std::tuple<Tensor, Tensor> pack_bits_ste(const Tensor input, int64_t dim, int64_
 Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType dtype) {
   Place place(words);
   check_words(words, "words");
-  STD_TORCH_CHECK(words.dim() > 0 && length >= 0 && words.size(words.dim() - 1) == words_for(length),
-                  "length ", length, " does not fit the words");
+  BOP2ND_REQUIRE(words.dim() > 0 && length >= 0 && words.size(words.dim() - 1) == words_for(length),
+                 "length ", length, " does not fit the words");
   Tensor w = compact(words);
   bool direct = dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
   Ints sizes = sizes_of(w);
@@ -68,10 +68,10 @@ Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType d
   UnpackProblem p;
   p.words = const_words_of(w);
   p.elements = out.mutable_data_ptr();
-  p.type = real_type<Value>(out.scalar_type(), "dtype");
+  p.type = real_type<Dtype>(out.scalar_type(), "dtype");
   p.n_rows = product(sizes, 0, sizes.size() - 1);
   p.length = length;
-  STD_TORCH_CHECK(p.n_blocks() <= kMax32, "too many elements to unpack at once");
+  BOP2ND_REQUIRE(p.n_blocks() <= kMax32, "too many elements to unpack at once");
   if (out.numel() > 0) check(launch_unpack(p, place.stream), "unpack_bits");
   if (!direct) out = torch::stable::to(out, dtype);
   return normal_dim(dim, out.dim()) == out.dim() - 1 ? out : move_axis(out, -1, dim);
@@ -81,19 +81,19 @@ void apply_mask_(const Tensor grad, const Tensor mask) {
   Place place(grad);
   check_words(mask, "mask");
   check_beside(grad, mask, "mask");
-  STD_TORCH_CHECK(grad.dim() > 0 && mask.dim() == grad.dim() && grad.is_contiguous(),
-                  "grad must be contiguous in walk order and have as many axes as mask");
+  BOP2ND_REQUIRE(grad.dim() > 0 && mask.dim() == grad.dim() && grad.is_contiguous(),
+                 "grad must be contiguous in walk order and have as many axes as mask");
   Ints sizes = sizes_of(grad);
   UnpackProblem p;
-  p.type = real_type<Value>(grad.scalar_type(), "grad");
+  p.type = real_type<Dtype>(grad.scalar_type(), "grad");
   p.n_rows = product(sizes, 0, sizes.size() - 1);
   p.length = sizes.back();
-  STD_TORCH_CHECK(mask.numel() == p.n_rows * words_for(p.length), "mask words do not fit the gradient");
+  BOP2ND_REQUIRE(mask.numel() == p.n_rows * words_for(p.length), "mask words do not fit the gradient");
   if (grad.numel() == 0) return;
   Tensor words = compact(mask);
   p.words = const_words_of(words);
   p.elements = grad.mutable_data_ptr();
-  STD_TORCH_CHECK(p.n_blocks() <= kMax32, "too many elements to mask at once");
+  BOP2ND_REQUIRE(p.n_blocks() <= kMax32, "too many elements to mask at once");
   check(launch_mask(p, place.stream), "apply_mask_");
 }
 

@@ -10,8 +10,8 @@ namespace {
 const void* one_number(const Tensor& first, const MaybeTensor& t, int64_t n, ScalarType dtype,
                        const char* what) {
   if (!t) return nullptr;
-  STD_TORCH_CHECK(t->numel() == n && t->scalar_type() == dtype && t->is_contiguous(), what, " must be ", n,
-                  dtype == ScalarType::Float ? " float32 values" : " int64 values");
+  BOP2ND_REQUIRE(t->numel() == n && t->scalar_type() == dtype && t->is_contiguous(), what, " must be ", n,
+                 dtype == ScalarType::Float ? " float32 values" : " int64 values");
   check_beside(first, *t, what);
   return t->const_data_ptr();
 }
@@ -19,27 +19,27 @@ const void* one_number(const Tensor& first, const MaybeTensor& t, int64_t n, Sca
 StepTensor step_tensor(const Tensor& weight, const Tensor& grad, const Tensor& m, const Tensor* v) {
   StepTensor t{};
   bool packed = weight.scalar_type() == ScalarType::Int;
-  t.weight_type = packed ? Value::kPacked : real_type<Value>(weight.scalar_type(), "a dense weight");
-  t.grad_type = real_type<Value>(grad.scalar_type(), "a gradient");
-  STD_TORCH_CHECK(weight.is_contiguous() && grad.is_contiguous() && m.is_contiguous(),
-                  "weights, gradients and moments must be contiguous in walk order");
-  STD_TORCH_CHECK(grad.numel() == m.numel(), "gradient and exp_avg differ in size");
+  t.weight_type = packed ? Dtype::kPacked : real_type<Dtype>(weight.scalar_type(), "a dense weight");
+  t.grad_type = real_type<Dtype>(grad.scalar_type(), "a gradient");
+  BOP2ND_REQUIRE(weight.is_contiguous() && grad.is_contiguous() && m.is_contiguous(),
+                 "weights, gradients and moments must be contiguous in walk order");
+  BOP2ND_REQUIRE(grad.numel() == m.numel(), "gradient and exp_avg differ in size");
   if (v) {
-    STD_TORCH_CHECK(v->is_contiguous() && v->numel() == m.numel() && v->scalar_type() == m.scalar_type(),
-                    "exp_avg_sq must be like exp_avg");
+    BOP2ND_REQUIRE(v->is_contiguous() && v->numel() == m.numel() && v->scalar_type() == m.scalar_type(),
+                   "exp_avg_sq must be like exp_avg");
     t.exp_avg_sq = v->mutable_data_ptr();
   }
   t.length = grad.numel();
   t.n_words = words_for(t.length);
   if (packed && t.length > 0) {
-    STD_TORCH_CHECK(grad.dim() > 0, "the gradient of a packed weight needs at least one axis");
+    BOP2ND_REQUIRE(grad.dim() > 0, "the gradient of a packed weight needs at least one axis");
     t.length = grad.size(grad.dim() - 1);
     t.n_words = grad.numel() / t.length * words_for(t.length);
-    STD_TORCH_CHECK(weight.numel() == t.n_words, "words do not fit the gradient");
+    BOP2ND_REQUIRE(weight.numel() == t.n_words, "words do not fit the gradient");
   } else if (!packed) {
-    STD_TORCH_CHECK(weight.numel() == t.length, "weight and gradient differ in size");
+    BOP2ND_REQUIRE(weight.numel() == t.length, "weight and gradient differ in size");
   }
-  STD_TORCH_CHECK(t.n_words <= kMax32, "a tensor of more than 2^31 - 1 words");
+  BOP2ND_REQUIRE(t.n_words <= kMax32, "a tensor of more than 2^31 - 1 words");
   t.weight = weight.mutable_data_ptr();
   t.grad = grad.const_data_ptr();
   t.exp_avg = m.mutable_data_ptr();
@@ -50,7 +50,7 @@ void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avg
                const Tensor hyper, const Tensor counts, const MaybeTensor inv_scale,
                const MaybeTensor found_inf, const MaybeTensor seed, bool maximize) {
   size_t n = weights.size();
-  STD_TORCH_CHECK(
+  BOP2ND_REQUIRE(
       grads.size() == n && exp_avgs.size() == n && (exp_avg_sqs.empty() || exp_avg_sqs.size() == n),
       "weights, grads and moments must be lists of one length");
   if (n == 0) return;
@@ -73,17 +73,17 @@ void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avg
     for (const Tensor* t : {&weights[i], &grads[i], &exp_avgs[i]}) check_beside(hyper, *t, "a step's tensor");
     if (v) check_beside(hyper, *v, "exp_avg_sq");
     StepTensor tensor = step_tensor(weights[i], grads[i], exp_avgs[i], v);
-    Value state = real_type<Value>(exp_avgs[i].scalar_type(), "exp_avg");
-    STD_TORCH_CHECK(state != Value::kFloat16, "moments must be float32 or bfloat16");
-    STD_TORCH_CHECK(state == Value::kFloat32 || batch.seed, "bfloat16 moments need a seed");
+    Dtype state = real_type<Dtype>(exp_avgs[i].scalar_type(), "exp_avg");
+    BOP2ND_REQUIRE(state != Dtype::kFloat16, "moments must be float32 or bfloat16");
+    BOP2ND_REQUIRE(state == Dtype::kFloat32 || batch.seed, "bfloat16 moments need a seed");
     tensor.index = static_cast<int32_t>(i);
     tensor.flat = step_is_flat(tensor, state);
-    if (tensor.n_words > 0) by_state[state == Value::kBFloat16 ? 1 : 0].push_back(tensor);
+    if (tensor.n_words > 0) by_state[state == Dtype::kBFloat16 ? 1 : 0].push_back(tensor);
   }
   check(clear_memory(batch.counts, static_cast<int64_t>(2 * n * sizeof(int64_t)), place.stream), "bop_step_");
   for (int state = 0; state < 2; ++state) {
     const std::vector<StepTensor>& tensors = by_state[static_cast<size_t>(state)];
-    batch.state_type = state ? Value::kBFloat16 : Value::kFloat32;
+    batch.state_type = state ? Dtype::kBFloat16 : Dtype::kFloat32;
     for (size_t first = 0; first < tensors.size(); first += StepBatch::kMaxTensors) {
       int64_t n_blocks = 0;
       batch.n_tensors = 0;

@@ -56,7 +56,12 @@ def test_geometry_counts() -> None:
     grouped = gpu_dispatch.product(
         "binary_conv2d", (image, (256, 64, 3, 3)), {"padding": (1, 0), "stride": 2}
     )
-    assert grouped.sizes == (64, 14, 14, 256, 256, 3, 3, 2, 2, 1, 0, 1, 1, 4, 0)
+    shape = grouped.shape()
+    assert (shape.batch, shape.height, shape.width) == (64, 14, 14)
+    assert (shape.channels, shape.out_channels, shape.groups) == (256, 256, 4)
+    assert [*shape.kernel, *shape.stride, *shape.padding, *shape.dilation] == [3, 3, 2, 2, 1, 0, 1, 1]
+    with pytest.raises(ValueError, match=r"must be 0 to 2\*\*31 - 1"):
+        explain("binary_linear", (2**40, 64), (64, 64), chip="A100")
     assert (grouped.rows, grouped.outputs, grouped.group_words) == (64 * 7 * 6, 64, 2)
 
 

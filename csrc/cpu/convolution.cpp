@@ -10,7 +10,7 @@
 #include "../core/bit_layout.h"
 #include "convolution.h"
 #include "dispatch.h"
-#include "half_float.h"
+#include "../core/half_float.h"
 #include "parallel.h"
 
 namespace bop2nd {

@@ -4,16 +4,9 @@
 
 #include <cstdint>
 
+#include "../core/dtype.h"
+
 namespace bop2nd {
-
-enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kPacked };
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
 
 // One parameter of the step, in walk order. Packed weights: `rows` rows of `length` elements, each padded
 // to whole words. Dense weights: one row. State and gradient are contiguous and not padded.

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "half_float.h"
+#include "../core/half_float.h"
 #include "../core/rounding.h"
 
 namespace bop2nd {

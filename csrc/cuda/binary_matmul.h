@@ -4,7 +4,7 @@
 //
 //   counts[row, col] = sum over k words of popc(x[row, k] op w[col, k]),   op = XOR or AND (fragment.h)
 //
-// Rows are output pixels, read where they lie in the packed image (conv_shape.h); columns are outputs of one
+// Rows are output pixels, read where they lie in the packed image (conv_view.h); columns are outputs of one
 // group. Stages of 512 bits of k travel through kStages buffers of shared memory by asynchronous copies of
 // kVector words; ldmatrix feeds m16n8k256 instructions; slices of k (tile.h: SplitK) are added up in global
 // memory and the last block to arrive writes the result.
@@ -31,7 +31,7 @@ namespace bop2nd::cuda {
 struct MatmulProblem {
   const uint32_t* x = nullptr;  // [images, height, width, groups * group_words]
   const uint32_t* w = nullptr;  // [groups * group_outputs, taps * group_words]
-  ConvShape shape;
+  ConvView shape;
   const int32_t* column_terms = nullptr;  // [n_classes, outputs], see binary_terms.h; null: k_elements
   const int32_t* pixel_counts = nullptr;  // [input pixels, groups], AND only
   int n_classes = 1;                      // 1: border classes do not matter
@@ -70,7 +70,6 @@ template <class Tile, Math math, int kVector, class Block>
 struct MatmulBlock {
   using Thread = MatmulThread<Tile>;
   using Threads = typename Block::template Threads<Thread, Tile::kThreads>;
-  static constexpr int kOutside = -(1 << 30);  // a coordinate, or an aligned offset, outside everything
 
   Block& block;
   const MatmulProblem& p;
@@ -90,14 +89,14 @@ struct MatmulBlock {
   BOP2ND_HD int32_t* shared_classes() { return shared_row_terms() + Tile::kPartRows; }
 
   BOP2ND_HD void locate() {
-    const ConvShape& s = p.shape;
+    const ConvView& s = p.shape;
     block.each(threads, [&](int thread, Thread& t) {
 #pragma unroll
       for (int i = 0; i < Tile::kRowCopies; ++i) {
         int row = row0 + thread / Tile::kChunksPerRow + i * Tile::kRowStep;
         bool exists = row < s.n_rows();
         Pixel pixel = s.pixel(exists ? row : 0);
-        t.y[i] = exists ? s.vertical.position(pixel.y, 0) : kOutside;
+        t.y[i] = exists ? s.vertical.position(pixel.y, 0) : -kOutside;
         t.x[i] = s.horizontal.position(pixel.x, 0);
         int at =
             (pixel.image * s.vertical.size + s.vertical.position(pixel.y, 0)) * s.horizontal.size + t.x[i];
@@ -106,7 +105,7 @@ struct MatmulBlock {
 #pragma unroll
       for (int i = 0; i < Tile::kColCopies; ++i) {
         int col = col0 + thread / Tile::kChunksPerRow + i * Tile::kRowStep;
-        t.w_base[i] = col < s.group_outputs ? (group * s.group_outputs + col) * s.k_words() : kOutside;
+        t.w_base[i] = col < s.group_outputs ? (group * s.group_outputs + col) * s.k_words() : -kOutside;
       }
 #pragma unroll
       for (int i = 0; i < Tile::kDown; ++i)
@@ -123,7 +122,7 @@ struct MatmulBlock {
   // Of a row: -2 popc(x) over the taps inside the image (AND only), and the border class. Worked out before
   // the accumulators take their registers.
   BOP2ND_HD void row_term(Thread& t, int i, int row) {
-    const ConvShape& s = p.shape;
+    const ConvView& s = p.shape;
     int term = 0, border_class = 0;
     if (row < s.n_rows()) {
       Pixel pixel = s.pixel(row);
@@ -143,7 +142,7 @@ struct MatmulBlock {
   // Where a source does not exist (padding, rows past the end) nothing is read and zeros are written, so its
   // address does not matter. No branches: conditions are combined with &.
   BOP2ND_HD void copy_stage(int stage) {
-    const ConvShape& s = p.shape;
+    const ConvView& s = p.shape;
     constexpr int kPassBytes = Tile::kRowStep * Tile::kStageWords * 4;  // rows of one pass of all threads
     static_assert(Tile::kRowStep % 8 == 0, "the swizzle repeats every eight rows");
     block.each(threads, [&](int thread, Thread& t) {
@@ -306,7 +305,7 @@ struct MatmulBlock {
   }
 
   BOP2ND_HD void emit(int part, int rows) {
-    const ConvShape& s = p.shape;
+    const ConvView& s = p.shape;
     int cols = s.group_outputs - col0;
     StagedResult result{block.template shared<int32_t>(0),
                         shared_row_terms(),

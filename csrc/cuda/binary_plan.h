@@ -64,13 +64,13 @@ struct MatmulPlan {
 };
 
 template <class Tile>
-int64_t count_tiles(const ConvShape& s) {
+int64_t count_tiles(const ConvView& s) {
   int64_t down = (s.n_rows() + Tile::kRows - 1) / Tile::kRows;
   int64_t across = (s.group_outputs + Tile::kCols - 1) / Tile::kCols;
   return down * across * s.groups;
 }
 
-inline int64_t count_tiles(Kernel kernel, const ConvShape& s) {
+inline int64_t count_tiles(Kernel kernel, const ConvView& s) {
   return kernel == Kernel::kLargeTile  ? count_tiles<LargeTile>(s)
          : kernel == Kernel::kTallTile ? count_tiles<TallTile>(s)
                                        : count_tiles<SmallTile>(s);
@@ -82,7 +82,7 @@ inline int64_t tile_area(Kernel kernel) {
                                        : SmallTile::kRows * SmallTile::kCols;
 }
 
-inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, const Chip& chip) {
+inline MatmulPlan plan_matmul(const ConvView& s, const Chip& chip) {
   MatmulPlan plan;
   plan.vector_words = s.group_words % 4 == 0 ? 4 : s.group_words % 2 == 0 ? 2 : 1;
   bool linear = s.n_taps() == 1 && s.groups == 1 && s.vertical.size * s.horizontal.size == 1;
@@ -106,7 +106,7 @@ inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, const Chip&
   plan.split = {stages, choose_slices(plan.n_tiles, stages, chip.n_multiprocessors,
                                       limits::kSplitBlocks.value, limits::kSplitStages.value)};
   bool padded = s.vertical.top + s.vertical.bottom + s.horizontal.top + s.horizontal.bottom > 0;
-  plan.n_classes = padded && padding_value != 1 ? s.n_classes() : 1;
+  plan.n_classes = padded && s.padding_value != 1 ? s.n_classes() : 1;
   plan.needs_terms = plan.math != Math::kXorBits || plan.n_classes > 1;
   if (plan.needs_terms) plan.column_term_words = static_cast<int64_t>(plan.n_classes) * s.n_outputs();
   if (plan.math != Math::kXorBits) {
@@ -120,13 +120,12 @@ inline MatmulPlan plan_matmul(const ConvShape& s, int padding_value, const Chip&
   return plan;
 }
 
-inline TermsProblem terms_of(const MatmulPlan& plan, const ConvShape& shape, int padding_value,
-                             const uint32_t* x, const uint32_t* w, int32_t* scratch) {
+inline TermsProblem terms_of(const MatmulPlan& plan, const ConvView& shape, const uint32_t* x,
+                             const uint32_t* w, int32_t* scratch) {
   TermsProblem terms;
   terms.x = x;
   terms.w = w;
   terms.shape = shape;
-  terms.padding_value = padding_value;
   terms.n_classes = plan.n_classes;
   terms.subtract_popcounts = plan.math != Math::kXorBits;
   terms.vectors = plan.vector_words == 4;
@@ -135,7 +134,7 @@ inline TermsProblem terms_of(const MatmulPlan& plan, const ConvShape& shape, int
   return terms;
 }
 
-inline MatmulProblem problem_of(const MatmulPlan& plan, const ConvShape& shape, const uint32_t* x,
+inline MatmulProblem problem_of(const MatmulPlan& plan, const ConvView& shape, const uint32_t* x,
                                 const uint32_t* w, int32_t* scratch, const Epilogue& epilogue) {
   MatmulProblem p;
   p.x = x;

@@ -25,7 +25,7 @@ struct SkinnyThread {
 template <int kVector, class Block>
 BOP2ND_HD void skinny_block(Block& block, const MatmulProblem& p, int tile) {
   using Tile = SkinnyTile;
-  const ConvShape& s = p.shape;
+  const ConvView& s = p.shape;
   int across = (s.group_outputs + Tile::kCols - 1) / Tile::kCols;
   int row0 = tile / across * Tile::kRows, col0 = tile % across * Tile::kCols;
   int rows = s.n_rows() - row0 < Tile::kRows ? s.n_rows() - row0 : Tile::kRows;

@@ -4,21 +4,20 @@
 //   column_terms[class, o] = K (- 2 popc(w_o), AND only) + (1 - p) * sum over padded taps of (2 P(o, tap) -
 //   C_g) pixel_counts[pixel, group] = popc of the group's words (AND only)
 //
-// p is the padding value, P the number of -1 in a tap; see conv_shape.h and fragment.h for why.
+// p is the padding value, P the number of -1 in a tap; see conv_view.h and fragment.h for why.
 // One launch: block b < outputs does output b, the others 16 rows of words each.
 // Cost: weights and image read once more, no atomics; for a 3x3 layer of 256 channels 1/1000 of the product.
 // Limits: none of its own; a kernel's taps are counted 1024 at a time.
 #pragma once
 
-#include "conv_shape.h"
+#include "conv_view.h"
 
 namespace bop2nd::cuda {
 
 struct TermsProblem {
   const uint32_t* x = nullptr;
   const uint32_t* w = nullptr;
-  ConvShape shape;
-  int padding_value = 1;
+  ConvView shape;
   int n_classes = 1;
   bool subtract_popcounts = false;  // AND
   bool vectors = false;             // groups are whole vectors of four words, aligned
@@ -41,7 +40,7 @@ static_assert(TermsProblem::kSharedBytes <= 48 * 1024, "more would have to be as
 // What some taps add to the term of a class; counts[tap - first] of them in `parts` parts.
 BOP2ND_HD int chunk_term(const TermsProblem& p, int border_class, const int32_t* counts, int first, int taps,
                          int parts) {
-  const ConvShape& s = p.shape;
+  const ConvView& s = p.shape;
   Pixel pixel = s.pixel_of_class(border_class);
   int term = 0;
   for (int i = 0; i < taps; ++i) {
@@ -50,7 +49,7 @@ BOP2ND_HD int chunk_term(const TermsProblem& p, int border_class, const int32_t*
     int ky = (first + i) / s.horizontal.kernel, kx = (first + i) % s.horizontal.kernel;
     if (p.subtract_popcounts) term -= 2 * negative;
     bool padded = p.n_classes > 1 && s.input_pixel(pixel, ky, kx) < 0;
-    if (padded) term += (1 - p.padding_value) * (2 * negative - s.group_channels);
+    if (padded) term += (1 - s.padding_value) * (2 * negative - s.group_channels);
   }
   return term;
 }
@@ -78,7 +77,7 @@ BOP2ND_HD int count_negative(Block& block, const uint32_t* words, int n, int lan
 template <class Block>
 BOP2ND_HD void column_term_block(Block& block, const TermsProblem& p, int output) {
   constexpr int kThreads = TermsProblem::kThreads, kWarps = kThreads / 32, kChunk = TermsProblem::kChunkTaps;
-  const ConvShape& s = p.shape;
+  const ConvView& s = p.shape;
   typename Block::template Threads<int32_t, kThreads> threads;
   int32_t* counts = block.template shared<int32_t>(0);  // -1s per tap and part
   int parts = s.n_taps() < kWarps ? kWarps / s.n_taps() : 1;

@@ -28,7 +28,7 @@ struct StepTensor {
   int64_t length;   // elements of a row; dense weights are one row
   int32_t index;    // in the operator's list: key of the rounding, row of `counts`
   int32_t first_block;
-  Value weight_type, grad_type;
+  Dtype weight_type, grad_type;
   bool flat;
 };
 
@@ -41,7 +41,7 @@ struct StepBatch {
   const int64_t* seed = nullptr;     // (seed, step); with bf16 state
   int64_t* counts = nullptr;         // [n, 2], zeroed
   bool maximize = false;
-  Value state_type = Value::kFloat32;
+  Dtype state_type = Dtype::kFloat32;
   bool second_moment = true;
   int32_t n_tensors = 0;
   StepTensor tensors[kMaxTensors];
@@ -62,11 +62,11 @@ struct StepBatch {
 static_assert(sizeof(StepBatch) <= 4096, "kernel parameters");
 
 // Whether four neighbours may be loaded at once and words are whole.
-inline bool step_is_flat(const StepTensor& t, Value state) {
+inline bool step_is_flat(const StepTensor& t, Dtype state) {
   auto aligned = [](const void* at, int n_bytes) {
     return reinterpret_cast<uintptr_t>(at) % static_cast<uintptr_t>(n_bytes) == 0;
   };
-  bool packed = t.weight_type == Value::kPacked;
+  bool packed = t.weight_type == Dtype::kPacked;
   int state_bytes = 4 * bytes_of(state);
   return t.length % (packed ? kWordBits : 4) == 0 && aligned(t.grad, 4 * bytes_of(t.grad_type)) &&
          aligned(t.exp_avg, state_bytes) && aligned(t.exp_avg_sq, state_bytes) &&
@@ -78,7 +78,7 @@ struct StepThread {
   uint32_t word[StepBatch::kStrips], flip_bits[StepBatch::kStrips];
 };
 
-template <Value kState, bool kSecond, class Block>
+template <Dtype kState, bool kSecond, class Block>
 struct StepBlock {
   using Threads = typename Block::template Threads<StepThread, StepBatch::kThreads>;
 
@@ -95,7 +95,7 @@ struct StepBlock {
     hyper = {batch.hyper[0], batch.hyper[1], batch.hyper[2], batch.hyper[3], 0.0f};
     grad_scale = batch.inv_scale ? *batch.inv_scale : 1.0f;
     if (batch.maximize) grad_scale = -grad_scale;  // g * (-s) and -(g * s) are the same number
-    key = kState == Value::kBFloat16 ? rounding_key(batch.seed[0], batch.seed[1], tensor.index) : 0;
+    key = kState == Dtype::kBFloat16 ? rounding_key(batch.seed[0], batch.seed[1], tensor.index) : 0;
   }
 
   struct Moments {
@@ -106,7 +106,7 @@ struct StepBlock {
   BOP2ND_HD Verdict<ThreadLane> update(float g, Moments& s, bool negative, int64_t element) {
     Verdict<ThreadLane> verdict =
         bop_rule<ThreadLane, kSecond>(hyper, ThreadLane::mul(g, grad_scale), s.m, s.v, negative);
-    if (kState == Value::kBFloat16) {
+    if (kState == Dtype::kBFloat16) {
       uint32_t high = rounding_key_at(key, static_cast<uint32_t>(static_cast<uint64_t>(element) >> 32));
       uint32_t random = rounding_bits<ThreadLane>(static_cast<uint32_t>(element), high);
       s.m_bits = static_cast<uint16_t>(round_bf16_stochastic<ThreadLane>(s.m, random & 0xFFFFu));
@@ -117,14 +117,14 @@ struct StepBlock {
 
   // The rounded value is what bf16 state stores; fp32 state stores the value itself.
   BOP2ND_HD static void store_quad(void* base, int64_t element, const Float4& x, const Half4& rounded) {
-    if (kState == Value::kBFloat16) {
+    if (kState == Dtype::kBFloat16) {
       static_cast<Half4*>(base)[element / 4] = rounded;
     } else {
       static_cast<Float4*>(base)[element / 4] = x;
     }
   }
   BOP2ND_HD static void store_one(void* base, int64_t element, float x, uint16_t rounded) {
-    if (kState == Value::kBFloat16) {
+    if (kState == Dtype::kBFloat16) {
       static_cast<uint16_t*>(base)[element] = rounded;
     } else {
       static_cast<float*>(base)[element] = x;
@@ -134,7 +134,7 @@ struct StepBlock {
   // Four neighbours from `element` on, already loaded; returns nothing but leaves flips in the thread.
   BOP2ND_HD void update_quad(StepThread& t, int strip, int64_t element, int lane, const Float4& g, Float4 m,
                              Float4 v, const Float4& w) {
-    bool packed = tensor.weight_type == Value::kPacked;
+    bool packed = tensor.weight_type == Dtype::kPacked;
     int shift = lane % 8 * 4;
     Half4 m_bits{}, v_bits{};
     uint32_t flips = 0;
@@ -164,7 +164,7 @@ struct StepBlock {
 
   BOP2ND_HD void flat(int64_t first_word, int n_words) {
     constexpr int kStripElements = StepBatch::kThreads * 4, kStrips = StepBatch::kStrips;
-    bool packed = tensor.weight_type == Value::kPacked;
+    bool packed = tensor.weight_type == Dtype::kPacked;
     int64_t first = first_word * 32, end = first + static_cast<int64_t>(n_words) * 32;
     if (!packed && end > tensor.length) end = tensor.length;
     uint32_t* words = static_cast<uint32_t*>(tensor.weight);
@@ -212,7 +212,7 @@ struct StepBlock {
   // Rows that end inside a word, or pointers that are not aligned: a lane to a weight.
   BOP2ND_HD void ragged(int64_t first_word, int n_words) {
     constexpr int kWarps = StepBatch::kThreads / 32;
-    bool packed = tensor.weight_type == Value::kPacked;
+    bool packed = tensor.weight_type == Dtype::kPacked;
     BitLayout layout{tensor.length};
     uint32_t* words = static_cast<uint32_t*>(tensor.weight);
 #pragma unroll 1
@@ -277,7 +277,7 @@ struct StepBlock {
   }
 };
 
-template <Value kState, bool kSecond, class Block>
+template <Dtype kState, bool kSecond, class Block>
 BOP2ND_HD void step_block(Block& block, const StepBatch& batch, int index) {
   if (batch.found_inf && *batch.found_inf != 0.0f) return;
   int tensor = batch.tensor_of(index);

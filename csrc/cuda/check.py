@@ -193,11 +193,11 @@ def _readable(symbol: str) -> tuple[str, str]:
     if match is None:
         raise RuntimeError(f"a kernel of unknown form: {symbol}")
     name, arguments = match[1], match[2] or ""
-    values = {"0": "none", "1": "fp32", "2": "bf16", "3": "fp16"}
+    values = {"0": "fp32", "1": "bf16", "2": "fp16"}
     if name == "binary_matmul":
         numbers = re.findall(r"Li(\d+)", arguments)  # of the tile, then vector words and blocks
         return f"binary_matmul_{TILES[numbers[0]]}", f"vector {numbers[-2]}"
-    found = [values[v] for v in re.findall(r"5ValueE(\d)", arguments)]
+    found = [values[v] for v in re.findall(r"5DtypeE(\d)", arguments)]
     found += [f"{'with' if v == '1' else 'no'} v" for v in re.findall(r"Lb(\d)", arguments)]
     found += [("flat", "rows", "columns")[int(v)] for v in re.findall(r"4PathE(\d)", arguments)]
     found += [{"Word4": "32 bits", "Half4": "16 bits"}[v] for v in re.findall(r"\d(Word4|Half4)", arguments)]

@@ -10,14 +10,14 @@
 // sector per 8 fp32 values.
 #pragma once
 
-#include "conv_shape.h"
+#include "conv_view.h"
 #include "value.h"
 
 namespace bop2nd::cuda {
 
 struct Epilogue {
   void* values = nullptr;  // [rows, outputs] row-major
-  Value value_type = Value::kNone;
+  Dtype value_type = Dtype::kFloat32;
   uint32_t* bits = nullptr;  // [rows, bit_row_words]; zeroed beforehand if `scatter_bits`
   int bit_row_words = 0;
   bool scatter_bits = false;           // a group's outputs do not start on a word

@@ -9,24 +9,30 @@
 
 #define BOP2ND_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Which kernel a product would run on a chip, in words. `arch` as 80, 90, ...; conv: n, h, w, channels,
-// outputs, kernel height and width, then (vertical, horizontal) stride, padding and dilation, groups, padding
-// value; linear: rows, features, outputs. Returns the length of the text, or -1.
-BOP2ND_EXPORT int bop2nd_gpu_explain(const int64_t* sizes, int n_sizes, int arch, int n_multiprocessors,
-                                     char* text, int n_chars) {
+namespace {
+
+int tell(const char* what, char* text, int n_chars) {
+  return std::snprintf(text, static_cast<size_t>(n_chars), "%s", what);
+}
+
+}  // namespace
+
+// Which kernel a product would run on a chip, in words. `arch` as 80, 90, ...; `n_shape_bytes`: how large the
+// caller believes a shape to be. Returns the length of the text, or -1: then it says what is wrong.
+BOP2ND_EXPORT int bop2nd_gpu_explain(const bop2nd::ConvShape* shape, int n_shape_bytes, int arch,
+                                     int n_multiprocessors, char* text, int n_chars) {
   using namespace bop2nd::cuda;
-  ConvShape shape;
-  auto at = [sizes](int i) { return static_cast<int>(sizes[i]); };
-  if (n_sizes == 3) {
-    shape = ConvShape::linear(at(0), at(1), at(2));
-  } else if (n_sizes == 15 && at(13) > 0) {
-    shape = ConvShape(at(0), Axis(at(1), at(5), at(7), at(9), at(11)),
-                      Axis(at(2), at(6), at(8), at(10), at(12)), at(13), at(3) / at(13), at(4) / at(13));
-  } else {
+  try {
+    if (n_shape_bytes != sizeof(*shape)) throw std::invalid_argument("another build's shape");
+    bop2nd::ConvShape kept = bop2nd::checked(*shape);
+    if (!ConvView::fits(kept))
+      throw std::invalid_argument("more rows, outputs or pixels than a GPU kernel takes");
+    MatmulPlan plan = plan_matmul(ConvView(kept), {arch * 10, n_multiprocessors});
+    return tell(plan.describe().c_str(), text, n_chars);
+  } catch (const std::invalid_argument& refused) {
+    tell(refused.what(), text, n_chars);
     return -1;
   }
-  MatmulPlan plan = plan_matmul(shape, n_sizes == 15 ? at(14) : 1, {arch * 10, n_multiprocessors});
-  return std::snprintf(text, static_cast<size_t>(n_chars), "%s", plan.describe().c_str());
 }
 
 BOP2ND_EXPORT int bop2nd_gpu_limit_count(void) {

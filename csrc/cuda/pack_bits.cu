@@ -6,7 +6,7 @@
 
 namespace bop2nd::cuda {
 
-template <Value kType, PackProblem::Path kPath>
+template <Dtype kType, PackProblem::Path kPath>
 __global__ void __launch_bounds__(PackProblem::kThreads) pack_bits(const __grid_constant__ PackProblem p) {
   DeviceBlock block;
   if constexpr (kPath == PackProblem::Path::kFlat) {
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(PackProblem::kThreads) pack_bits(const __grid_
   }
 }
 
-template <Value kType>
+template <Dtype kType>
 __global__ void __launch_bounds__(UnpackProblem::kThreads)
     unpack_bits(const __grid_constant__ UnpackProblem p) {
   DeviceBlock block;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(UnpackProblem::kThreads)
 
 namespace {
 
-template <Value kType>
+template <Dtype kType>
 void enqueue_pack(const PackProblem& p, cudaStream_t stream) {
   auto kernel = p.path == PackProblem::Path::kFlat   ? pack_bits<kType, PackProblem::Path::kFlat>
                 : p.path == PackProblem::Path::kRows ? pack_bits<kType, PackProblem::Path::kRows>
@@ -46,27 +46,27 @@ void enqueue_pack(const PackProblem& p, cudaStream_t stream) {
 
 Error launch_pack(const PackProblem& p, Stream stream_) {
   cudaStream_t stream = static_cast<cudaStream_t>(stream_);
-  if (p.type == Value::kFloat32) {
-    enqueue_pack<Value::kFloat32>(p, stream);
-  } else if (p.type == Value::kBFloat16) {
-    enqueue_pack<Value::kBFloat16>(p, stream);
+  if (p.type == Dtype::kFloat32) {
+    enqueue_pack<Dtype::kFloat32>(p, stream);
+  } else if (p.type == Dtype::kBFloat16) {
+    enqueue_pack<Dtype::kBFloat16>(p, stream);
   } else {
-    enqueue_pack<Value::kFloat16>(p, stream);
+    enqueue_pack<Dtype::kFloat16>(p, stream);
   }
   return launch_error();
 }
 
 Error launch_unpack(const UnpackProblem& p, Stream stream_) {
   cudaStream_t stream = static_cast<cudaStream_t>(stream_);
-  auto kernel = p.type == Value::kFloat32    ? unpack_bits<Value::kFloat32>
-                : p.type == Value::kBFloat16 ? unpack_bits<Value::kBFloat16>
-                                             : unpack_bits<Value::kFloat16>;
+  auto kernel = p.type == Dtype::kFloat32    ? unpack_bits<Dtype::kFloat32>
+                : p.type == Dtype::kBFloat16 ? unpack_bits<Dtype::kBFloat16>
+                                             : unpack_bits<Dtype::kFloat16>;
   kernel<<<static_cast<unsigned>(p.n_blocks()), UnpackProblem::kThreads, 0, stream>>>(p);
   return launch_error();
 }
 
 Error launch_mask(const UnpackProblem& p, Stream stream_) {
-  auto kernel = p.type == Value::kFloat32 ? apply_mask<Word4> : apply_mask<Half4>;
+  auto kernel = p.type == Dtype::kFloat32 ? apply_mask<Word4> : apply_mask<Half4>;
   kernel<<<static_cast<unsigned>(p.n_blocks()), UnpackProblem::kThreads, 0,
            static_cast<cudaStream_t>(stream_)>>>(p);
   return launch_error();

@@ -26,7 +26,7 @@ struct PackProblem {
   enum class Path : int { kFlat, kRows, kColumns };
 
   const void* x = nullptr;
-  Value type = Value::kFloat32;
+  Dtype type = Dtype::kFloat32;
   uint32_t* signs = nullptr;
   uint32_t* mask = nullptr;  // or null
   int64_t n_words = 0;       // of all rows
@@ -83,7 +83,7 @@ struct PackThread {
   uint32_t signs[PackProblem::kUnroll], mask[PackProblem::kUnroll];
 };
 
-template <Value kType, class Block>
+template <Dtype kType, class Block>
 BOP2ND_HD void pack_flat(Block& block, const PackProblem& p, int64_t index) {
   constexpr int kThreads = PackProblem::kThreads, kUnroll = PackProblem::kUnroll;
   typename Block::template Threads<PackThread, kThreads> threads;
@@ -123,7 +123,7 @@ BOP2ND_HD void pack_flat(Block& block, const PackProblem& p, int64_t index) {
   });
 }
 
-template <Value kType, class Block>
+template <Dtype kType, class Block>
 BOP2ND_HD void pack_rows(Block& block, const PackProblem& p, int64_t index) {
   constexpr int kThreads = PackProblem::kThreads, kUnroll = PackProblem::kUnroll, kWarps = kThreads / 32;
   struct Lane {
@@ -161,7 +161,7 @@ BOP2ND_HD void pack_rows(Block& block, const PackProblem& p, int64_t index) {
 }
 
 // Neighbouring threads take neighbouring pixels of the same word, so that reads are coalesced.
-template <Value kType, class Block>
+template <Dtype kType, class Block>
 BOP2ND_HD void pack_columns(Block& block, const PackProblem& p, int64_t index) {
   struct Nothing {};
   typename Block::template Threads<Nothing, PackProblem::kThreads> threads;
@@ -192,7 +192,7 @@ struct UnpackProblem {
 
   const uint32_t* words = nullptr;
   void* elements = nullptr;  // unpacking writes +1 / -1; a mask clears where its bit is 0
-  Value type = Value::kFloat32;
+  Dtype type = Dtype::kFloat32;
   int64_t n_rows = 0, length = 0;
 
   BOP2ND_HD bool quads() const {  // four elements to a thread, one access
@@ -214,7 +214,7 @@ struct UnpackProblem {
   }
 };
 
-template <Value kType, class Block>
+template <Dtype kType, class Block>
 BOP2ND_HD void unpack_block(Block& block, const UnpackProblem& p, int64_t index) {
   struct Nothing {};
   typename Block::template Threads<Nothing, UnpackProblem::kThreads> threads;

@@ -40,7 +40,7 @@ void run_math(const MatmulPlan& plan, const MatmulProblem& p) {
   run_vector<Tile, Math::kAndBytes>(plan, p);
 }
 
-template <Value kType>
+template <Dtype kType>
 void run_pack(const PackProblem& p) {
   for (int64_t i = 0; i < p.n_blocks(); ++i) {
     HostBlock block(16);
@@ -85,30 +85,30 @@ Error launch_matmul(const MatmulPlan& plan, const MatmulProblem& p, const TermsP
 Error launch_step(const StepBatch& batch, int n_blocks, Stream) {
   for (int i = 0; i < n_blocks; ++i) {
     HostBlock block(16);
-    if (batch.state_type == Value::kFloat32) {
-      batch.second_moment ? step_block<Value::kFloat32, true>(block, batch, i)
-                          : step_block<Value::kFloat32, false>(block, batch, i);
+    if (batch.state_type == Dtype::kFloat32) {
+      batch.second_moment ? step_block<Dtype::kFloat32, true>(block, batch, i)
+                          : step_block<Dtype::kFloat32, false>(block, batch, i);
     } else {
-      batch.second_moment ? step_block<Value::kBFloat16, true>(block, batch, i)
-                          : step_block<Value::kBFloat16, false>(block, batch, i);
+      batch.second_moment ? step_block<Dtype::kBFloat16, true>(block, batch, i)
+                          : step_block<Dtype::kBFloat16, false>(block, batch, i);
     }
   }
   return nullptr;
 }
 
 Error launch_pack(const PackProblem& p, Stream) {
-  if (p.type == Value::kFloat32) run_pack<Value::kFloat32>(p);
-  if (p.type == Value::kBFloat16) run_pack<Value::kBFloat16>(p);
-  if (p.type == Value::kFloat16) run_pack<Value::kFloat16>(p);
+  if (p.type == Dtype::kFloat32) run_pack<Dtype::kFloat32>(p);
+  if (p.type == Dtype::kBFloat16) run_pack<Dtype::kBFloat16>(p);
+  if (p.type == Dtype::kFloat16) run_pack<Dtype::kFloat16>(p);
   return nullptr;
 }
 
 Error launch_unpack(const UnpackProblem& p, Stream) {
   for (int64_t i = 0; i < p.n_blocks(); ++i) {
     HostBlock block(16);
-    if (p.type == Value::kFloat32) unpack_block<Value::kFloat32>(block, p, i);
-    if (p.type == Value::kBFloat16) unpack_block<Value::kBFloat16>(block, p, i);
-    if (p.type == Value::kFloat16) unpack_block<Value::kFloat16>(block, p, i);
+    if (p.type == Dtype::kFloat32) unpack_block<Dtype::kFloat32>(block, p, i);
+    if (p.type == Dtype::kBFloat16) unpack_block<Dtype::kBFloat16>(block, p, i);
+    if (p.type == Dtype::kFloat16) unpack_block<Dtype::kFloat16>(block, p, i);
   }
   return nullptr;
 }
@@ -116,7 +116,7 @@ Error launch_unpack(const UnpackProblem& p, Stream) {
 Error launch_mask(const UnpackProblem& p, Stream) {
   for (int64_t i = 0; i < p.n_blocks(); ++i) {
     HostBlock block(16);
-    p.type == Value::kFloat32 ? mask_block<Word4>(block, p, i) : mask_block<Half4>(block, p, i);
+    p.type == Dtype::kFloat32 ? mask_block<Word4>(block, p, i) : mask_block<Half4>(block, p, i);
   }
   return nullptr;
 }

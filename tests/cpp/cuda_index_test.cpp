@@ -3,9 +3,9 @@
 // coordinates, and one warp executing a tile from the PTX fragment layout against a plain loop.
 #include <set>
 
-#include "../../csrc/cuda/conv_shape.h"
 #include "cuda_host_block.h"
 #include "cuda_random.h"
+#include "cuda_shapes.h"
 
 namespace bop2nd::cuda {
 
@@ -87,7 +87,7 @@ static void test_border_classes() {
         for (int padding : {0, 1, 2, 4})
           for (int dilation : {1, 2}) {
             if (size + 2 * padding < dilation * (kernel - 1) + 1) continue;
-            Axis axis(size, kernel, stride, padding, dilation);
+            Axis axis(conv_shape(1, {size, kernel, stride, padding, dilation}, {1, 1, 1, 0, 1}, 1, 1, 1), 0);
             CHECK(axis.out >= 1 && axis.n_classes() >= 1 && axis.n_classes() <= axis.out);
             std::set<int> classes;
             for (int o = 0; o < axis.out; ++o) {
@@ -102,13 +102,13 @@ static void test_border_classes() {
             }
             CHECK(static_cast<int>(classes.size()) == axis.n_classes());
           }
-  CHECK(Axis(56, 3, 1, 1, 1).n_classes() == 3);
-  CHECK(Axis(56, 3, 2, 1, 1).n_classes() == 2);
-  CHECK(Axis(56, 1, 1, 0, 1).n_classes() == 1);
+  CHECK(conv_view(1, {56, 3, 1, 1, 1}, {1, 1, 1, 0, 1}, 1, 1, 1).vertical.n_classes() == 3);
+  CHECK(conv_view(1, {56, 3, 2, 1, 1}, {1, 1, 1, 0, 1}, 1, 1, 1).vertical.n_classes() == 2);
+  CHECK(conv_view(1, {56, 1, 1, 0, 1}, {1, 1, 1, 0, 1}, 1, 1, 1).vertical.n_classes() == 1);
 }
 
 static void test_conv_coordinates() {
-  ConvShape s(3, Axis(7, 3, 2, 1, 1), Axis(10, 2, 1, 0, 2), 2, 70, 5);
+  ConvView s = conv_view(3, {7, 3, 2, 1, 1}, {10, 2, 1, 0, 2}, 2, 70, 5);
   CHECK(s.group_words == 3 && s.k_words() == 18 && s.k_elements() == 420 && s.pixel_words() == 6);
   CHECK(s.vertical.out == 4 && s.horizontal.out == 8 && s.n_rows() == 96 && s.n_outputs() == 10);
   int row = 0;

@@ -6,18 +6,18 @@
 #include "../../csrc/cuda/binary_plan.h"
 #include "cuda_host_block.h"
 #include "cuda_random.h"
+#include "cuda_shapes.h"
 
 namespace bop2nd::cuda {
 namespace {
 
 struct Operands {
-  ConvShape shape;
-  int padding_value;
+  ConvView shape;
   std::vector<uint32_t> x, w;
   std::vector<int32_t> threshold;
   std::vector<float> scale, shift, residual;
 
-  Operands(const ConvShape& s, int padding_value_, uint64_t seed) : shape(s), padding_value(padding_value_) {
+  Operands(const ConvView& s, uint64_t seed) : shape(s) {
     Random random(seed);
     x = random.words(static_cast<size_t>(s.n_images) * s.vertical.size * s.horizontal.size * s.pixel_words());
     w = random.words(static_cast<size_t>(s.n_outputs()) * s.k_words());
@@ -42,7 +42,7 @@ struct Operands {
   }
   // Straight from the definition, element by element.
   int dot(int row, int output) const {
-    const ConvShape& s = shape;
+    const ConvView& s = shape;
     int group = output / s.group_outputs, sum = 0;
     int image = row / (s.vertical.out * s.horizontal.out), rest = row % (s.vertical.out * s.horizontal.out);
     for (int ky = 0; ky < s.vertical.kernel; ++ky)
@@ -56,7 +56,7 @@ struct Operands {
         size_t w_first =
             static_cast<size_t>(output * s.k_words() + (ky * s.horizontal.kernel + kx) * s.group_words);
         for (int c = 0; c < s.group_channels; ++c) {
-          sum += (inside ? sign(x, x_first, c) : padding_value) * sign(w, w_first, c);
+          sum += (inside ? sign(x, x_first, c) : s.padding_value) * sign(w, w_first, c);
         }
       }
     return sum;
@@ -117,14 +117,15 @@ void run_plan(const MatmulProblem& p, const TermsProblem& terms, const MatmulPla
 }
 
 // All outputs of one problem, checked against the definition. `n_multiprocessors` steers tile and split.
-void check(const ConvShape& shape, int padding_value, int arch, int n_multiprocessors, Value type, bool fused,
+void check(ConvView shape, int padding_value, int arch, int n_multiprocessors, Dtype type, bool fused,
            uint64_t seed) {
-  Operands operands(shape, padding_value, seed);
-  MatmulPlan plan = plan_matmul(shape, padding_value, {arch, n_multiprocessors});
+  shape.padding_value = padding_value;
+  Operands operands(shape, seed);
+  MatmulPlan plan = plan_matmul(shape, {arch, n_multiprocessors});
   std::vector<int32_t> scratch(static_cast<size_t>(plan.scratch_words()) + 4, -77);
   for (int64_t i = plan.zero_begin(); i < plan.scratch_words(); ++i) scratch[static_cast<size_t>(i)] = 0;
   size_t n = operands.residual.size(), row_words = static_cast<size_t>(words_for(shape.n_outputs()));
-  bool half = type != Value::kFloat32;
+  bool half = type != Dtype::kFloat32;
   std::vector<float> values(n, -12345.0f), residual = operands.residual;
   std::vector<uint16_t> halves(n, 0xDEAD), half_residual(n);
   for (size_t i = 0; i < n; ++i) {
@@ -145,7 +146,7 @@ void check(const ConvShape& shape, int padding_value, int arch, int n_multiproce
     e.threshold = operands.threshold.data();
   }
   MatmulProblem p = problem_of(plan, shape, operands.x.data(), operands.w.data(), scratch.data(), e);
-  run_plan(p, terms_of(plan, shape, padding_value, p.x, p.w, scratch.data()), plan);
+  run_plan(p, terms_of(plan, shape, p.x, p.w, scratch.data()), plan);
 
   for (int row = 0; row < shape.n_rows(); ++row) {
     std::vector<uint32_t> expected_bits(row_words, 0);
@@ -177,13 +178,13 @@ constexpr int kArchs[] = {800, 890, 900, 1000, 1200};  // XOR, XOR lean, AND, by
 void test_linear() {
   uint64_t seed = 0;
   for (int arch : kArchs) {
-    check(ConvShape::linear(9, 1, 1), 1, arch, 132, Value::kFloat32, false, ++seed);
-    check(ConvShape::linear(17, 33, 65), 1, arch, 132, Value::kBFloat16, false, ++seed);
-    check(ConvShape::linear(64, 512, 64), 1, arch, 1, Value::kFloat32, true, ++seed);
-    check(ConvShape::linear(70, 1023, 70), 1, arch, 1, Value::kFloat16, false, ++seed);
-    check(ConvShape::linear(129, 640, 132), 1, arch, 1, Value::kBFloat16, true, ++seed);   // large tile
-    check(ConvShape::linear(20, 8192, 40), 1, arch, 132, Value::kFloat32, false, ++seed);  // split k
-    check(ConvShape::linear(65, 5000, 33), 1, arch, 132, Value::kFloat32, true, ++seed);
+    check(linear_view(9, 1, 1), 1, arch, 132, Dtype::kFloat32, false, ++seed);
+    check(linear_view(17, 33, 65), 1, arch, 132, Dtype::kBFloat16, false, ++seed);
+    check(linear_view(64, 512, 64), 1, arch, 1, Dtype::kFloat32, true, ++seed);
+    check(linear_view(70, 1023, 70), 1, arch, 1, Dtype::kFloat16, false, ++seed);
+    check(linear_view(129, 640, 132), 1, arch, 1, Dtype::kBFloat16, true, ++seed);   // large tile
+    check(linear_view(20, 8192, 40), 1, arch, 132, Dtype::kFloat32, false, ++seed);  // split k
+    check(linear_view(65, 5000, 33), 1, arch, 132, Dtype::kFloat32, true, ++seed);
   }
 }
 
@@ -192,9 +193,9 @@ void test_skinny() {
   for (int rows : {1, 3, 8})
     for (int features : {1, 31, 64, 128, 4096 + 128, 5000})
       for (int outputs : {1, 32, 45}) {
-        ConvShape shape = ConvShape::linear(rows, features, outputs);
-        CHECK(plan_matmul(shape, 1, {900, 132}).kernel == Kernel::kSkinny);
-        check(shape, 1, 900, 132, rows == 3 ? Value::kFloat16 : Value::kFloat32, outputs == 45, ++seed);
+        ConvView shape = linear_view(rows, features, outputs);
+        CHECK(plan_matmul(shape, {900, 132}).kernel == Kernel::kSkinny);
+        check(shape, 1, 900, 132, rows == 3 ? Dtype::kFloat16 : Dtype::kFloat32, outputs == 45, ++seed);
       }
 }
 
@@ -203,53 +204,54 @@ void test_conv() {
   for (int arch : kArchs)
     for (int padding_value : {0, 1, -1}) {
       // kernel, stride, padding, dilation and groups; channels not a multiple of 32; vectors of 4, 2 and 1
-      check(ConvShape(2, Axis(6, 3, 1, 1, 1), Axis(7, 3, 1, 1, 1), 1, 128, 40), padding_value, arch, 1,
-            Value::kFloat32, false, ++seed);
-      check(ConvShape(1, Axis(9, 3, 2, 1, 1), Axis(8, 3, 2, 1, 1), 1, 64, 33), padding_value, arch, 132,
-            Value::kBFloat16, true, ++seed);
-      check(ConvShape(2, Axis(7, 3, 1, 2, 2), Axis(5, 1, 1, 0, 1), 1, 33, 12), padding_value, arch, 132,
-            Value::kFloat32, true, ++seed);
-      check(ConvShape(1, Axis(5, 5, 3, 4, 1), Axis(4, 2, 1, 3, 3), 2, 20, 6), padding_value, arch, 132,
-            Value::kFloat32, false, ++seed);
-      check(ConvShape(2, Axis(4, 3, 1, 1, 1), Axis(4, 3, 1, 1, 1), 3, 1, 1), padding_value, arch, 132,
-            Value::kFloat16, false, ++seed);
-      check(ConvShape(1, Axis(5, 3, 1, 1, 1), Axis(5, 3, 1, 1, 1), 2, 96, 64), padding_value, arch, 132,
-            Value::kFloat32, true, ++seed);
-      check(ConvShape(1, Axis(7, 3, 1, 1, 1), Axis(7, 3, 1, 1, 1), 1, 512, 70), padding_value, arch, 132,
-            Value::kFloat32, false, ++seed);
+      check(conv_view(2, {6, 3, 1, 1, 1}, {7, 3, 1, 1, 1}, 1, 128, 40), padding_value, arch, 1,
+            Dtype::kFloat32, false, ++seed);
+      check(conv_view(1, {9, 3, 2, 1, 1}, {8, 3, 2, 1, 1}, 1, 64, 33), padding_value, arch, 132,
+            Dtype::kBFloat16, true, ++seed);
+      check(conv_view(2, {7, 3, 1, 2, 2}, {5, 1, 1, 0, 1}, 1, 33, 12), padding_value, arch, 132,
+            Dtype::kFloat32, true, ++seed);
+      check(conv_view(1, {5, 5, 3, 4, 1}, {4, 2, 1, 3, 3}, 2, 20, 6), padding_value, arch, 132,
+            Dtype::kFloat32, false, ++seed);
+      check(conv_view(2, {4, 3, 1, 1, 1}, {4, 3, 1, 1, 1}, 3, 1, 1), padding_value, arch, 132,
+            Dtype::kFloat16, false, ++seed);
+      check(conv_view(1, {5, 3, 1, 1, 1}, {5, 3, 1, 1, 1}, 2, 96, 64), padding_value, arch, 132,
+            Dtype::kFloat32, true, ++seed);
+      check(conv_view(1, {7, 3, 1, 1, 1}, {7, 3, 1, 1, 1}, 1, 512, 70), padding_value, arch, 132,
+            Dtype::kFloat32, false, ++seed);
     }
   // Terms: fewer taps than warps, and more of them than are counted at a time.
   for (int arch : kArchs)
     for (int padding_value : {0, -1}) {
-      check(ConvShape(1, Axis(3, 2, 1, 1, 1), Axis(40, 1, 1, 1, 1), 1, 256, 33), padding_value, arch, 132,
-            Value::kFloat32, false, ++seed);
-      check(ConvShape(1, Axis(5, 1, 1, 0, 1), Axis(9, 3, 1, 1, 1), 1, 300, 9), padding_value, arch, 132,
-            Value::kFloat32, true, ++seed);
-      check(ConvShape(1, Axis(36, 34, 1, 1, 1), Axis(34, 33, 1, 1, 1), 1, 3, 5), padding_value, arch, 132,
-            Value::kFloat32, true, ++seed);
+      check(conv_view(1, {3, 2, 1, 1, 1}, {40, 1, 1, 1, 1}, 1, 256, 33), padding_value, arch, 132,
+            Dtype::kFloat32, false, ++seed);
+      check(conv_view(1, {5, 1, 1, 0, 1}, {9, 3, 1, 1, 1}, 1, 300, 9), padding_value, arch, 132,
+            Dtype::kFloat32, true, ++seed);
+      check(conv_view(1, {36, 34, 1, 1, 1}, {34, 33, 1, 1, 1}, 1, 3, 5), padding_value, arch, 132,
+            Dtype::kFloat32, true, ++seed);
     }
   // A whole tall tile: 256 pixels and more x up to 64 outputs; all three vectors.
   for (int arch : kArchs)
     for (int channels : {128, 64, 20})
-      check(ConvShape(2, Axis(12, 3, 1, 1, 1), Axis(11, 3, 1, 1, 1), 1, channels, 50), -1, arch, 1,
-            Value::kBFloat16, channels == 64, ++seed);
+      check(conv_view(2, {12, 3, 1, 1, 1}, {11, 3, 1, 1, 1}, 1, channels, 50), -1, arch, 1, Dtype::kBFloat16,
+            channels == 64, ++seed);
   // A whole large tile: 128 pixels and more x 128 outputs and more.
   for (int arch : kArchs)
-    check(ConvShape(1, Axis(12, 3, 1, 1, 1), Axis(11, 3, 1, 1, 1), 1, 128, 136), 0, arch, 1, Value::kFloat32,
-          false, ++seed);
+    check(conv_view(1, {12, 3, 1, 1, 1}, {11, 3, 1, 1, 1}, 1, 128, 136), 0, arch, 1, Dtype::kFloat32, false,
+          ++seed);
 }
 
 void test_plans() {
-  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, {800, 132}).kernel == Kernel::kLargeTile);
-  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, {800, 132}).scratch_words() == 0);
-  CHECK(plan_matmul(ConvShape::linear(8192, 8192, 8192), 1, {900, 132}).scratch_words() == 16384);
-  CHECK(plan_matmul(ConvShape::linear(9, 8192, 64), 1, {800, 132}).split.n_slices == 4);
-  ConvShape conv(256, Axis(56, 3, 1, 1, 1), Axis(56, 3, 1, 1, 1), 1, 64, 64);
-  CHECK(plan_matmul(conv, 0, {800, 132}).kernel == Kernel::kTallTile);
-  CHECK(plan_matmul(conv, 0, {800, 99999}).kernel == Kernel::kSmallTile);
-  CHECK(plan_matmul(conv, 0, {800, 132}).n_classes == 9);
-  CHECK(plan_matmul(conv, 1, {800, 132}).needs_terms == false);
-  CHECK(plan_matmul(conv, 0, {800, 132}).vector_words == 2);
+  CHECK(plan_matmul(linear_view(8192, 8192, 8192), {800, 132}).kernel == Kernel::kLargeTile);
+  CHECK(plan_matmul(linear_view(8192, 8192, 8192), {800, 132}).scratch_words() == 0);
+  CHECK(plan_matmul(linear_view(8192, 8192, 8192), {900, 132}).scratch_words() == 16384);
+  CHECK(plan_matmul(linear_view(9, 8192, 64), {800, 132}).split.n_slices == 4);
+  ConvView conv = conv_view(256, {56, 3, 1, 1, 1}, {56, 3, 1, 1, 1}, 1, 64, 64);
+  CHECK(plan_matmul(conv, {800, 132}).kernel == Kernel::kTallTile);
+  CHECK(plan_matmul(conv, {800, 99999}).kernel == Kernel::kSmallTile);
+  CHECK(plan_matmul(conv, {800, 132}).n_classes == 9);
+  CHECK(plan_matmul(conv, {800, 132}).vector_words == 2);
+  conv.padding_value = 1;
+  CHECK(plan_matmul(conv, {800, 132}).needs_terms == false);
 }
 
 }  // namespace

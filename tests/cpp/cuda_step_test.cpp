@@ -17,9 +17,9 @@ const float kNaN = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_
 
 // Memory of any element type, 16-byte aligned, with poison behind its end.
 struct Buffer {
-  Value type;
+  Dtype type;
   std::vector<Word4> memory;
-  Buffer(Value t, size_t n) : type(t), memory(n / 4 + 2) {
+  Buffer(Dtype t, size_t n) : type(t), memory(n / 4 + 2) {
     std::memset(memory.data(), 0x7B, memory.size() * 16);
   }
   float get(int64_t i) const { return load_value(memory.data(), type, i); }
@@ -43,8 +43,8 @@ uint32_t mix(uint32_t x) {
   return x ^ (x >> 16);
 }
 
-float rounded_state(Value type, float x, uint32_t random16) {
-  if (type == Value::kFloat32) return x;
+float rounded_state(Dtype type, float x, uint32_t random16) {
+  if (type == Dtype::kFloat32) return x;
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   if ((bits & 0x7F800000u) != 0x7F800000u) {
@@ -58,19 +58,19 @@ float rounded_state(Value type, float x, uint32_t random16) {
 }
 
 struct Parameter {
-  Value weight_type, grad_type, state_type;
+  Dtype weight_type, grad_type, state_type;
   int64_t rows, length, row_words;
   Buffer weight, grad, m, v;
 
-  Parameter(Value w, Value g, Value s, int64_t rows_, int64_t length_, Random* random)
+  Parameter(Dtype w, Dtype g, Dtype s, int64_t rows_, int64_t length_, Random* random)
       : weight_type(w),
         grad_type(g),
         state_type(s),
         rows(rows_),
         length(length_),
         row_words(words_for(length_)),
-        weight(w == Value::kPacked ? Value::kFloat32 : w,
-               static_cast<size_t>(w == Value::kPacked ? rows * row_words : rows * length)),
+        weight(w == Dtype::kPacked ? Dtype::kFloat32 : w,
+               static_cast<size_t>(w == Dtype::kPacked ? rows * row_words : rows * length)),
         grad(g, static_cast<size_t>(rows * length)),
         m(s, static_cast<size_t>(rows * length)),
         v(s, static_cast<size_t>(rows * length)) {
@@ -78,9 +78,9 @@ struct Parameter {
       grad.set(i, random->uniform());
       m.set(i, random->uniform() * 0.1f);
       v.set(i, std::fabs(random->uniform()));
-      if (w != Value::kPacked) weight.set(i, random->next() & 1 ? -1.0f : 1.0f);
+      if (w != Dtype::kPacked) weight.set(i, random->next() & 1 ? -1.0f : 1.0f);
     }
-    if (w == Value::kPacked) {
+    if (w == Dtype::kPacked) {
       for (int64_t i = 0; i < rows * row_words; ++i) {
         weight.words()[i] = random->next() & low_bits(BitLayout{length}.elements_in(i % row_words));
       }
@@ -112,7 +112,7 @@ struct Parameter {
         bound = scaled + hyper[3];
       }
       int64_t word = i / length * row_words + i % length / 32, bit = i % length % 32;
-      bool packed = weight_type == Value::kPacked;
+      bool packed = weight_type == Dtype::kPacked;
       bool negative = packed ? (weight.words()[word] >> bit) & 1 : weight.get(i) < 0;
       bool candidate = (mean < 0) == negative, flip = candidate && std::fabs(mean) > bound;
       counts[0] += candidate;
@@ -131,7 +131,7 @@ struct Parameter {
     t.grad = grad.memory.data();
     t.exp_avg = m.memory.data();
     t.exp_avg_sq = v.memory.data();
-    bool packed = weight_type == Value::kPacked;
+    bool packed = weight_type == Dtype::kPacked;
     t.n_words = packed ? rows * row_words : words_for(rows * length);
     t.length = packed ? length : rows * length;
     t.index = index;
@@ -144,7 +144,7 @@ struct Parameter {
   }
 };
 
-template <Value kState, bool kSecond>
+template <Dtype kState, bool kSecond>
 void run_step(const StepBatch& batch, int n_blocks) {
   for (int i = 0; i < n_blocks; ++i) {
     HostBlock block(16);
@@ -152,10 +152,10 @@ void run_step(const StepBatch& batch, int n_blocks) {
   }
 }
 
-void check_step(Value state, bool second, bool maximize, float inv_scale, bool found_inf,
+void check_step(Dtype state, bool second, bool maximize, float inv_scale, bool found_inf,
                 uint64_t seed_value) {
   Random random(seed_value);
-  const Value packed = Value::kPacked, f32 = Value::kFloat32, bf16 = Value::kBFloat16, f16 = Value::kFloat16;
+  const Dtype packed = Dtype::kPacked, f32 = Dtype::kFloat32, bf16 = Dtype::kBFloat16, f16 = Dtype::kFloat16;
   std::vector<Parameter> ours = {
       Parameter(packed, f32, state, 3, 64, &random),        Parameter(packed, bf16, state, 5, 33, &random),
       Parameter(packed, f16, state, 300, 32, &random),      Parameter(f32, f32, state, 1, 1000, &random),
@@ -184,12 +184,12 @@ void check_step(Value state, bool second, bool maximize, float inv_scale, bool f
   }
   CHECK(batch.tensors[0].flat && !batch.tensors[1].flat && batch.tensors[2].flat && batch.tensors[3].flat);
   CHECK(!batch.tensors[4].flat && batch.tensors[6].flat && batch.tensors[8].flat);
-  if (state == Value::kFloat32) {
-    second ? run_step<Value::kFloat32, true>(batch, n_blocks)
-           : run_step<Value::kFloat32, false>(batch, n_blocks);
+  if (state == Dtype::kFloat32) {
+    second ? run_step<Dtype::kFloat32, true>(batch, n_blocks)
+           : run_step<Dtype::kFloat32, false>(batch, n_blocks);
   } else {
-    second ? run_step<Value::kBFloat16, true>(batch, n_blocks)
-           : run_step<Value::kBFloat16, false>(batch, n_blocks);
+    second ? run_step<Dtype::kBFloat16, true>(batch, n_blocks)
+           : run_step<Dtype::kBFloat16, false>(batch, n_blocks);
   }
   int64_t flips = 0;
   for (size_t i = 0; i < ours.size(); ++i) {
@@ -209,7 +209,7 @@ void check_step(Value state, bool second, bool maximize, float inv_scale, bool f
 
 void test_step() {
   uint64_t seed = 40;
-  for (Value state : {Value::kFloat32, Value::kBFloat16})
+  for (Dtype state : {Dtype::kFloat32, Dtype::kBFloat16})
     for (bool second : {true, false}) {
       check_step(state, second, false, 1.0f, false, ++seed);
       check_step(state, second, true, 0.3f, false, ++seed);
@@ -217,7 +217,7 @@ void test_step() {
     }
 }
 
-template <Value kType>
+template <Dtype kType>
 void run_pack(const PackProblem& p) {
   for (int64_t i = 0; i < p.n_blocks(); ++i) {
     HostBlock block(16);
@@ -232,7 +232,7 @@ void run_pack(const PackProblem& p) {
 }
 
 // [outer, inner, groups, length], stored either in that order or as NCHW: [outer, groups, length, inner].
-template <Value kType>
+template <Dtype kType>
 void check_pack(int outer, int inner, int groups, int length, bool channels_first, PackProblem::Path path) {
   Random random(static_cast<uint64_t>(outer * 1000 + inner * 100 + length));
   int64_t n = static_cast<int64_t>(outer) * inner * groups * length, row_words = words_for(length);
@@ -275,7 +275,7 @@ void check_pack(int outer, int inner, int groups, int length, bool channels_firs
         }
 }
 
-template <Value kType>
+template <Dtype kType>
 void check_unpack(int64_t rows, int64_t length) {
   Random random(static_cast<uint64_t>(rows * 97 + length));
   std::vector<uint32_t> words = random.words(static_cast<size_t>(rows * words_for(length)));
@@ -299,7 +299,7 @@ void check_unpack(int64_t rows, int64_t length) {
   CHECK(out.same(expected));
 }
 
-template <Value kType>
+template <Dtype kType>
 void test_pack() {
   using Path = PackProblem::Path;
   check_pack<kType>(1, 1, 1, 1, false, Path::kRows);
@@ -317,9 +317,9 @@ void test_pack() {
 
 int run_all() {
   test_step();
-  test_pack<Value::kFloat32>();
-  test_pack<Value::kBFloat16>();
-  test_pack<Value::kFloat16>();
+  test_pack<Dtype::kFloat32>();
+  test_pack<Dtype::kBFloat16>();
+  test_pack<Dtype::kFloat16>();
   return report("cuda step and packing, emulated");
 }
 

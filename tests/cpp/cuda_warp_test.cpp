@@ -11,6 +11,7 @@
 #include "../../csrc/cuda/binary_plan.h"
 #include "../../csrc/cuda/bop_step.h"
 #include "cuda_random.h"
+#include "cuda_shapes.h"
 #include "cuda_warp_block.h"
 
 namespace bop2nd::cuda {
@@ -20,7 +21,7 @@ namespace {
 template <class Tile, Math math>
 int run_tile(int rows, int n_stages, int outputs, int n_slices, int skipped) {
   int k_words = n_stages * Tile::kStageWords;
-  ConvShape shape = ConvShape::linear(rows, k_words * 32, outputs);
+  ConvView shape = linear_view(rows, k_words * 32, outputs);
   MatmulPlan plan;
   plan.math = math;
   plan.vector_words = 4;
@@ -39,11 +40,11 @@ int run_tile(int rows, int n_stages, int outputs, int n_slices, int skipped) {
   std::vector<uint32_t> bits(static_cast<size_t>(rows) * row_words, 0xDEADBEEFu);
   Epilogue e;
   e.values = values.data();
-  e.value_type = Value::kFloat32;
+  e.value_type = Dtype::kFloat32;
   e.bits = bits.data();
   e.bit_row_words = static_cast<int>(row_words);
   MatmulProblem p = problem_of(plan, shape, x.data(), w.data(), scratch.data(), e);
-  TermsProblem terms = terms_of(plan, shape, 1, x.data(), w.data(), scratch.data());
+  TermsProblem terms = terms_of(plan, shape, x.data(), w.data(), scratch.data());
   for (int64_t i = 0; plan.needs_terms && i < terms.n_blocks(); ++i)
     run_warps(TermsProblem::kThreads, TermsProblem::kSharedBytes, -1,
               [&](WarpBlock& block) { terms_block(block, terms, i); });
@@ -75,7 +76,7 @@ int run_tile(int rows, int n_stages, int outputs, int n_slices, int skipped) {
 
 // More taps than are counted at a time, so that counts are overwritten.
 int run_terms(int skipped) {
-  ConvShape shape(1, Axis(40, 40, 1, 1, 1), Axis(40, 40, 1, 1, 1), 1, 32, 2);
+  ConvView shape = conv_view(1, {40, 40, 1, 1, 1}, {40, 40, 1, 1, 1}, 1, 32, 2, -1);
   Random random(9);
   std::vector<uint32_t> w = random.words(static_cast<size_t>(shape.n_outputs() * shape.k_words()));
   std::vector<int32_t> terms(static_cast<size_t>(shape.n_classes() * shape.n_outputs()), -1);
@@ -83,7 +84,6 @@ int run_terms(int skipped) {
   p.w = w.data();
   p.shape = shape;
   p.n_classes = shape.n_classes();
-  p.padding_value = -1;
   p.subtract_popcounts = true;
   p.column_terms = terms.data();
   int n_syncs = 0;
@@ -113,9 +113,9 @@ int run_skinny(int skipped) {
   MatmulProblem p;
   p.x = x.data();
   p.w = w.data();
-  p.shape = ConvShape::linear(kRows, kWords * 32, kOutputs);
+  p.shape = linear_view(kRows, kWords * 32, kOutputs);
   p.epilogue.values = values.data();
-  p.epilogue.value_type = Value::kFloat32;
+  p.epilogue.value_type = Dtype::kFloat32;
   int n_syncs = run_warps(SkinnyTile::kThreads, SkinnyTile::kSharedBytes, skipped,
                           [&](WarpBlock& block) { skinny_block<4>(block, p, 0); });
   for (int row = 0; row < kRows; ++row)
@@ -151,13 +151,13 @@ int run_step(int length, int n_rows, int skipped) {
   t.exp_avg_sq = v.data();
   t.length = length;
   t.n_words = static_cast<int64_t>(n_words);
-  t.weight_type = Value::kPacked;
-  t.grad_type = Value::kFloat32;
-  t.flat = step_is_flat(t, Value::kFloat32);
+  t.weight_type = Dtype::kPacked;
+  t.grad_type = Dtype::kFloat32;
+  t.flat = step_is_flat(t, Dtype::kFloat32);
   int n_syncs = 0, flips = 0;
   for (size_t first = 0; first < n_words; first += StepBatch::kBlockWords)
     n_syncs = run_warps(StepBatch::kThreads, 16, skipped, [&](WarpBlock& block) {
-      step_block<Value::kFloat32, true>(block, batch, static_cast<int>(first / StepBatch::kBlockWords));
+      step_block<Dtype::kFloat32, true>(block, batch, static_cast<int>(first / StepBatch::kBlockWords));
     });
   for (size_t i = 0; i < n_words; ++i) flips += __builtin_popcount(words[i] ^ before[i]);
   CHECK(flips > 0 && counts[1] == flips && counts[0] >= flips && t.flat == (length % 32 == 0));

@@ -2,7 +2,7 @@
 // Packing and unpacking against the definition of the bit layout.
 #include "check.h"
 #include "core/bit_layout.h"
-#include "cpu/half_float.h"
+#include "core/half_float.h"
 #include "cpu/operators.h"
 
 using namespace bop2nd;

@@ -5,7 +5,7 @@
 #include "check.h"
 #include "core/bit_layout.h"
 #include "core/rounding.h"
-#include "cpu/half_float.h"
+#include "core/half_float.h"
 #include "cpu/operators.h"
 
 using namespace bop2nd;

@@ -8,12 +8,18 @@
 //       dot += (1 - p) * sum over padded taps of (2 P(o, tap) - C_g).
 //
 // Which taps are padded depends only on the border class of the pixel: its row class x its column class.
-// Limits: no CUDA header, compiles for host and device; 2^31 - 1 pixels, outputs and words.
+// A view is made on the host from a shape that keeps the limits of core/conv_shape.h, and travels by value.
+// Limits: no CUDA header, compiles for host and device; those of core/conv_shape.h, and images below 2^30
+// pixels along an axis, rows and outputs a tile below 2^31 (`fits`).
 #pragma once
 
+#include "../core/conv_shape.h"
 #include "tile.h"
 
 namespace bop2nd::cuda {
+
+// A coordinate (negated) or an aligned offset outside everything.
+constexpr int kOutside = 1 << 30;
 
 // One axis of the image.
 struct Axis {
@@ -21,9 +27,13 @@ struct Axis {
   int top = 0, bottom = 0;  // outputs at either end that see padding; all of them if they overlap
 
   Axis() = default;
-  Axis(int size_, int kernel_, int stride_, int padding_, int dilation_)
-      : size(size_), kernel(kernel_), stride(stride_), padding(padding_), dilation(dilation_) {
-    out = (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+  Axis(const ConvShape& s, int axis)
+      : size(static_cast<int>(s.in_size(axis))),
+        out(static_cast<int>(s.out_size(axis))),
+        kernel(static_cast<int>(s.kernel[axis])),
+        stride(static_cast<int>(s.stride[axis])),
+        padding(static_cast<int>(s.padding[axis])),
+        dilation(static_cast<int>(s.dilation[axis])) {
     top = padding <= 0 ? 0 : (padding + stride - 1) / stride;  // o * stride < padding
     int reach = dilation * (kernel - 1) - padding;             // o * stride + reach >= size
     int first = size - reach <= 0 ? 0 : (size - reach + stride - 1) / stride;
@@ -53,29 +63,34 @@ struct Tap {
   int ky, kx, word;  // word within the group's words of one pixel
 };
 
-struct ConvShape {
+struct ConvView {
   Axis vertical, horizontal;
   int n_images = 1, groups = 1;
   int group_channels = 0, group_words = 0, group_outputs = 0;
+  int padding_value = 0;
   FastDivide by_pixels, by_out_width, by_group_words, by_kernel_width;
 
-  ConvShape() = default;
-  ConvShape(int n_images_, Axis vertical_, Axis horizontal_, int groups_, int group_channels_,
-            int group_outputs_)
-      : vertical(vertical_),
-        horizontal(horizontal_),
-        n_images(n_images_),
-        groups(groups_),
-        group_channels(group_channels_),
-        group_words(static_cast<int>(words_for(group_channels_))),
-        group_outputs(group_outputs_),
-        by_pixels(static_cast<uint32_t>(vertical_.out * horizontal_.out)),
-        by_out_width(static_cast<uint32_t>(horizontal_.out)),
+  ConvView() = default;
+  explicit ConvView(const ConvShape& s)
+      : vertical(s, 0),
+        horizontal(s, 1),
+        n_images(static_cast<int>(s.batch)),
+        groups(static_cast<int>(s.groups)),
+        group_channels(static_cast<int>(s.group_channels())),
+        group_words(static_cast<int>(s.group_words())),
+        group_outputs(static_cast<int>(s.group_outputs())),
+        padding_value(s.padding_value),
+        by_pixels(static_cast<uint32_t>(vertical.out * horizontal.out)),
+        by_out_width(static_cast<uint32_t>(horizontal.out)),
         by_group_words(static_cast<uint32_t>(group_words < 1 ? 1 : group_words)),
-        by_kernel_width(static_cast<uint32_t>(horizontal_.kernel)) {}
+        by_kernel_width(static_cast<uint32_t>(horizontal.kernel)) {}
 
-  static ConvShape linear(int rows, int features, int outputs) {
-    return ConvShape(rows, Axis(1, 1, 1, 0, 1), Axis(1, 1, 1, 0, 1), 1, features, outputs);
+  // Whether a kernel may be given this shape: a block counts its rows and columns from its first one on, past
+  // the last, and rows that do not exist lie kOutside plus an offset of a tap.
+  static bool fits(const ConvShape& s) {
+    constexpr int64_t kTile = 256;
+    auto below = [&s](int axis) { return s.in_size(axis) + 2 * s.padding[axis] < kOutside; };
+    return s.out_pixels() <= kMaxInt32 - kTile && s.out_channels <= kMaxInt32 - kTile && below(0) && below(1);
   }
 
   BOP2ND_HD int n_taps() const { return vertical.kernel * horizontal.kernel; }

@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-// fp16 and bf16 <-> fp32 without special instructions; rounding to nearest even, denormals kept.
+// fp16 and bf16 <-> fp32 without special instructions; rounding to nearest even, denormals kept. For the
+// host: a GPU has instructions for it.
 #pragma once
 
 #include <cstring>
 
-#include "kernels.h"
-#include "target.h"
+#include "dtype.h"
 
 namespace bop2nd {
 
-BOP2ND_INLINE float float_of_bits(uint32_t bits) {
+BOP2ND_HD float float_of_bits(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, 4);
   return x;
 }
 
-BOP2ND_INLINE uint32_t bits_of_float(float x) {
+BOP2ND_HD uint32_t bits_of_float(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   return bits;
 }
 
-BOP2ND_INLINE float to_float(float x) { return x; }
+BOP2ND_HD float to_float(float x) { return x; }
 
-BOP2ND_INLINE float to_float(BFloat16 x) { return float_of_bits(static_cast<uint32_t>(x.bits) << 16); }
+BOP2ND_HD float to_float(BFloat16 x) { return float_of_bits(static_cast<uint32_t>(x.bits) << 16); }
 
-BOP2ND_INLINE float to_float(Float16 x) {
+BOP2ND_HD float to_float(Float16 x) {
   uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   uint32_t magnitude = x.bits & 0x7FFFu;
   if (magnitude >= 0x7C00u) return float_of_bits(sign | 0x7F800000u | ((magnitude & 0x3FFu) << 13));
@@ -37,19 +37,19 @@ template <class T>
 T from_float(float x);
 
 template <>
-BOP2ND_INLINE float from_float<float>(float x) {
+BOP2ND_HD float from_float<float>(float x) {
   return x;
 }
 
 template <>
-BOP2ND_INLINE BFloat16 from_float<BFloat16>(float x) {
+BOP2ND_HD BFloat16 from_float<BFloat16>(float x) {
   uint32_t bits = bits_of_float(x);
   if (x != x) return BFloat16{static_cast<uint16_t>((bits >> 16) | 0x40u)};
   return BFloat16{static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
 }
 
 template <>
-BOP2ND_INLINE Float16 from_float<Float16>(float x) {
+BOP2ND_HD Float16 from_float<Float16>(float x) {
   uint32_t bits = bits_of_float(x);
   uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   uint32_t magnitude = bits & 0x7FFFFFFFu;
