@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bop2nd_fast.ops.binary_conv2d import output_size
+from bop2nd_fast.kernels.geometry import Geometry
 
 BINARYNET, XNORNET, BIREALNET = "BinaryNet", "XNOR-Net", "Bi-Real-Net-18"
 
@@ -25,14 +25,21 @@ class ConvShape:
     groups: int = 1
 
     @property
+    def geometry(self) -> Geometry:
+        image, kernel = (self.side, self.side), (self.kernel, self.kernel)
+        stride, padding, dilation = ((n, n) for n in (self.stride, self.padding, self.dilation))
+        sizes = (image, kernel, self.channels, self.outputs)
+        return Geometry.of(*sizes, stride, padding, dilation, self.groups, 0)
+
+    @property
     def out_side(self) -> int:
-        return output_size(self.side, self.kernel, self.stride, self.padding, self.dilation)
+        return self.geometry.out[0]
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates, padded taps included, as everybody counts them."""
-        per_output = self.channels // self.groups * self.kernel**2
-        return self.batch * self.out_side**2 * self.outputs * per_output
+        g = self.geometry
+        return g.pixels(self.batch) * g.all_outputs * g.taps * g.channels
 
     @property
     def input_elements(self) -> int:
@@ -40,11 +47,11 @@ class ConvShape:
 
     @property
     def output_elements(self) -> int:
-        return self.batch * self.outputs * self.out_side**2
+        return self.geometry.pixels(self.batch) * self.outputs
 
     @property
     def weight_words(self) -> int:
-        return self.outputs * self.kernel**2 * -(-self.channels // self.groups // 32)
+        return self.outputs * self.geometry.taps * self.geometry.words
 
     @property
     def name(self) -> str:
