@@ -25,7 +25,8 @@ from . import checkpoint as checkpoint_files
 from .atomic_write import atomic_write
 from .data import Batches, Dataset, augment_crop_flip
 from .models import BinaryNet
-from .optim import Bop2ndOrder, FlipCounts, split_parameters
+from .optim import Bop2ndOrder, split_parameters
+from .optim.telemetry import FlipRates
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"binarynet": BinaryNet}
 CHECKPOINT_FORMAT = "bop2nd_fast.checkpoint.1"
@@ -230,7 +231,7 @@ class Trainer:
         every, step = self.settings.report_every, (epoch - 1) * len(self.batches)
         epoch_totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, correct
         window_totals = torch.zeros_like(epoch_totals)
-        flips = _FlipRates(self.binary_names)
+        flips = FlipRates(self.binary_names)
         started = window_started = time.perf_counter()
         window_steps = 0
         for index, (images, labels) in enumerate(self.batches, start=1):
@@ -334,33 +335,6 @@ class Trainer:
                 f"{path} is from another run: "
                 + ", ".join(f"{k} was {there.get(k)}, is now {here[k]}" for k in different)
             )
-
-
-class _FlipRates:
-    """Means of the optimizer's counters over the steps at which they were read."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self.flips = [0] * len(names)
-        self.blocks = [0] * len(names)
-        self.weights = [0] * len(names)
-
-    def add(self, telemetry: list[FlipCounts]) -> float:
-        """Add one step's counters; returns its flips per weight."""
-        for counts in telemetry:
-            self.flips[counts.index] += counts.flips
-            self.blocks[counts.index] += counts.blocked
-            self.weights[counts.index] += counts.numel
-        return sum(c.flips for c in telemetry) / max(1, sum(c.numel for c in telemetry))
-
-    def total(self) -> float:
-        return sum(self.flips) / max(1, sum(self.weights))
-
-    def blocked(self) -> float:
-        return sum(self.blocks) / max(1, sum(self.weights))
-
-    def layers(self) -> dict[str, float]:
-        return {n: f / max(1, w) for n, f, w in zip(self.names, self.flips, self.weights, strict=True)}
 
 
 # ----------------------------------------------------------------------------- reading back

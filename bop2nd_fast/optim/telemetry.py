@@ -73,6 +73,33 @@ def read_counts(plans: Sequence[Plan]) -> list[FlipCounts]:
     ]
 
 
+class FlipRates:
+    """Means of one group's counts over the steps at which they were read; ``names`` of its parameters."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.flips = [0] * len(names)
+        self.blocks = [0] * len(names)
+        self.weights = [0] * len(names)
+
+    def add(self, telemetry: list[FlipCounts]) -> float:
+        """Add one step's counters; returns its flips per weight."""
+        for counts in telemetry:
+            self.flips[counts.index] += counts.flips
+            self.blocks[counts.index] += counts.blocked
+            self.weights[counts.index] += counts.numel
+        return sum(c.flips for c in telemetry) / max(1, sum(c.numel for c in telemetry))
+
+    def total(self) -> float:
+        return sum(self.flips) / max(1, sum(self.weights))
+
+    def blocked(self) -> float:
+        return sum(self.blocks) / max(1, sum(self.weights))
+
+    def layers(self) -> dict[str, float]:
+        return {n: f / max(1, w) for n, f, w in zip(self.names, self.flips, self.weights, strict=True)}
+
+
 # ------------------------------------------------------------------------- regimes
 
 
