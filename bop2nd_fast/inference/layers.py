@@ -150,11 +150,12 @@ class PackedConv2d(_PackedProduct):
         self._checked = shape
         return geometry
 
-    def scratch(self, *args: Tensor) -> int:
+    def memory(self, *args: Tensor) -> int:
         shape = args[0].shape
         geometry = self._check(shape)
         height, width = (s + 2 * p for s, p in zip(geometry.image, geometry.padding, strict=True))
-        return 4 * shape[0] * height * width * shape[3]
+        padded = 4 * shape[0] * height * width * shape[3]
+        return padded + 3 * 8 * geometry.pixels(shape[0]) * self.weight.shape[0]
 
     def forward(self, words: Tensor, residual: Tensor | None = None) -> Any:
         if words.shape != self._checked:
@@ -198,6 +199,9 @@ class PackedLinear(_PackedProduct):
         if self.config["padding_bits"] > weight.shape[1]:
             raise ValueError(f"{self.kind}: more padding bits than the weight's {weight.shape[1]} bits")
         self._n_words = words_for(weight.shape[1])
+
+    def memory(self, *args: Tensor) -> int:
+        return 3 * 8 * args[0].shape[:-1].numel() * (self.weight.shape[0] + 32)
 
     def forward(self, words: Tensor, residual: Tensor | None = None) -> Any:
         if words.shape[-1] != self._n_words:
@@ -244,17 +248,29 @@ class RealConv2d(_RealInput):
     """
 
     kind = "real_conv2d"
+
+    def memory(self, *args: Tensor) -> int:
+        image, weight = args[0], self.weight
+        geometry = self._check(image)
+        patches = geometry.taps * geometry.channels * geometry.groups + 2 * weight.shape[0]
+        height, width = (s + 2 * p for s, p in zip(geometry.image, geometry.padding, strict=True))
+        elements = geometry.pixels(image.shape[0]) * patches + image.shape[:2].numel() * height * width
+        return 8 * (elements + weight.numel())
+
     attributes = {**_GEOMETRY, "padding_value": one_of((0,), 0), **_FP32_BYTES}
     n_axes = 4
 
-    def forward(self, input: Tensor) -> Tensor:
-        c = self.config
-        channels = self.weight.shape[1] * c["groups"]
+    def _check(self, input: Tensor) -> Geometry:
+        channels = self.weight.shape[1] * self.config["groups"]
         if input.dim() != 4 or input.shape[1] != channels:
             wanted = f"[N, {channels}, H, W]"
             raise ValueError(f"a convolution of {channels} channels takes {wanted}, got {tuple(input.shape)}")
-        geometry = (tuple(c["stride"]), tuple(c["padding"]), tuple(c["dilation"]))
-        check_image(input.shape[2:], self.weight.shape, c, input.shape[0])
+        return check_image(input.shape[2:], self.weight.shape, self.config, input.shape[0])
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        c = self.config
+        geometry = (c["stride"], c["padding"], c["dilation"])
         return F.conv2d(input, self._unpacked(input.dtype), self.bias, *geometry, c["groups"])
 
     def describe(self) -> str:
@@ -266,6 +282,10 @@ class RealLinear(_RealInput):
     """Real ``[..., K]`` -> real ``[..., O]`` with binary weights."""
 
     kind = "real_linear"
+
+    def memory(self, *args: Tensor) -> int:
+        return 8 * (args[0].shape[:-1].numel() * self.weight.shape[0] + self.weight.numel())
+
     attributes = _FP32_BYTES
     n_axes = 2
 
@@ -321,8 +341,8 @@ class Regroup(PackedLayer):
                 f"{self.kind}: {config['groups']} groups do not divide {config['length']} channels"
             )
 
-    def scratch(self, *args: Tensor) -> int:
-        return 4 * 2 * 32 * args[0].numel()  # the values, and once more in groups
+    def memory(self, *args: Tensor) -> int:
+        return 4 * 3 * 32 * args[0].numel() + 4 * args[0].numel() * self.config["groups"]
 
     def forward(self, words: Tensor) -> Tensor:
         if words.shape[-1] != words_for(self.config["length"]):

@@ -20,93 +20,91 @@ from torch import Tensor
 
 from .graph import Ref
 
-_ELEMENTWISE = """
-abs absolute acos acosh add.Scalar add.Tensor addcdiv addcmul angle asin asinh atan atan2 atanh
-bitwise_and.Scalar bitwise_and.Tensor bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar bitwise_not
-bitwise_or.Scalar bitwise_or.Tensor bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar
-bitwise_xor.Scalar bitwise_xor.Tensor ceil celu clamp clamp.Tensor clamp_max clamp_max.Tensor clamp_min
-clamp_min.Tensor clip clip.Tensor copysign.Scalar copysign.Tensor cos cosh deg2rad digamma div.Scalar
-div.Scalar_mode div.Tensor div.Tensor_mode divide.Scalar divide.Tensor divide.Tensor_mode elu eq.Scalar
-eq.Tensor erf erfc erfinv exp exp2 expm1 float_power.Scalar float_power.Tensor_Scalar
-float_power.Tensor_Tensor floor floor_divide floor_divide.Scalar fmax fmin fmod.Scalar fmod.Tensor frac
-ge.Scalar ge.Tensor gelu glu greater.Scalar greater.Tensor greater_equal.Scalar greater_equal.Tensor
-gt.Scalar gt.Tensor hardshrink hardsigmoid hardswish hardtanh heaviside hypot i0 isclose isfinite isinf
-isnan isneginf isposinf isreal ldexp.Tensor le.Scalar le.Tensor leaky_relu lerp.Scalar lerp.Tensor
+# By what a result takes (see ``memory.py``): one element for each of the shape that the operands broadcast to;
+ELEMENTWISE = """
+_prelu_kernel abs absolute acos acosh add.Scalar add.Tensor addcdiv addcmul angle asin asinh atan atan2
+atanh binary_cross_entropy binary_cross_entropy_with_logits bitwise_and.Scalar bitwise_and.Tensor
+bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar bitwise_not bitwise_or.Scalar bitwise_or.Tensor
+bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar bitwise_xor.Scalar bitwise_xor.Tensor ceil celu
+clamp clamp.Tensor clamp_max clamp_max.Tensor clamp_min clamp_min.Tensor clip clip.Tensor copysign.Scalar
+copysign.Tensor cos cosh deg2rad digamma div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode divide.Scalar
+divide.Tensor divide.Tensor_mode elu eq.Scalar eq.Tensor erf erfc erfinv exp exp2 expm1 fix
+float_power.Scalar float_power.Tensor_Scalar float_power.Tensor_Tensor floor floor_divide
+floor_divide.Scalar fmax fmin fmod.Scalar fmod.Tensor frac ge.Scalar ge.Tensor gelu glu greater.Scalar
+greater.Tensor greater_equal.Scalar greater_equal.Tensor gt.Scalar gt.Tensor hardshrink hardsigmoid
+hardswish hardtanh heaviside hinge_embedding_loss huber_loss hypot i0 isclose isfinite isinf isnan isneginf
+isposinf isreal kl_div l1_loss ldexp.Tensor le.Scalar le.Tensor leaky_relu lerp.Scalar lerp.Tensor
 less.Scalar less.Tensor less_equal.Scalar less_equal.Tensor lgamma log log10 log1p log2 log_sigmoid
 logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit lt.Scalar lt.Tensor
-masked_fill.Scalar masked_fill.Tensor maximum minimum mish mul.Scalar mul.Tensor multiply.Scalar
-multiply.Tensor nan_to_num ne.Scalar ne.Tensor neg negative nextafter not_equal.Scalar not_equal.Tensor
-positive pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu _prelu_kernel rad2deg reciprocal relu relu6
-remainder.Scalar remainder.Scalar_Tensor remainder.Tensor round round.decimals rsqrt rsub.Scalar rsub.Tensor
-selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink sqrt square sub.Scalar sub.Tensor
-subtract.Scalar subtract.Tensor tan tanh threshold true_divide.Scalar true_divide.Tensor trunc fix where
-where.Scalar where.ScalarOther where.ScalarSelf where.self xlogy.Scalar_Other xlogy.Scalar_Self xlogy.Tensor
+margin_ranking_loss masked_fill.Scalar masked_fill.Tensor max.other maximum min.other minimum mish mse_loss
+mul.Scalar mul.Tensor multiply.Scalar multiply.Tensor nan_to_num ne.Scalar ne.Tensor neg negative nextafter
+not_equal.Scalar not_equal.Tensor poisson_nll_loss positive pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor
+prelu rad2deg reciprocal relu relu6 remainder.Scalar remainder.Scalar_Tensor remainder.Tensor round
+round.decimals rsqrt rsub.Scalar rsub.Tensor selu sgn sigmoid sign signbit silu sin sinc sinh smooth_l1_loss
+soft_margin_loss softplus softshrink sqrt square sub.Scalar sub.Tensor subtract.Scalar subtract.Tensor tan
+tanh threshold true_divide.Scalar true_divide.Tensor trunc where where.Scalar where.ScalarOther
+where.ScalarSelf where.self xlogy.Scalar_Other xlogy.Scalar_Self xlogy.Tensor
 """
-_SHAPES = """
-adjoint alias alias_copy atleast_1d atleast_1d.Sequence atleast_2d atleast_2d.Sequence atleast_3d
-atleast_3d.Sequence block_diag broadcast_tensors broadcast_to cat channel_shuffle chunk clone column_stack
-concat concatenate constant_pad_nd contiguous detach detach_copy diag diag_embed diagonal diagonal_copy
-diagonal_scatter dsplit.array dsplit.int dstack expand expand_as expand_copy flatten.using_ints flip fliplr
-flipud hsplit.array hsplit.int hstack lift lift_fresh lift_fresh_copy mH mT matrix_H meshgrid
-meshgrid.indexing moveaxis.int moveaxis.intlist movedim.int movedim.intlist narrow narrow_copy
-native_channel_shuffle numpy_T pad permute permute_copy pixel_shuffle pixel_unshuffle ravel reflection_pad1d
-reflection_pad2d reflection_pad3d repeat repeat_interleave.self_int replication_pad1d replication_pad2d
-replication_pad3d reshape reshape_as resolve_conj resolve_neg roll rot90 row_stack select.int
-select_copy.int select_scatter slice.Tensor slice_copy.Tensor slice_scatter split.Tensor split.sizes
-split_copy.Tensor split_with_sizes split_with_sizes_copy squeeze squeeze.dim squeeze.dims squeeze_copy
-squeeze_copy.dim squeeze_copy.dims stack swapaxes swapdims t t_copy tensor_split.indices
-tensor_split.sections tile transpose.int transpose_copy.int tril triu unbind.int unbind_copy.int
-unflatten.int unfold unfold_copy unsafe_chunk unsafe_split.Tensor unsafe_split_with_sizes _unsafe_view
-unsqueeze unsqueeze_copy view view.dtype view_as view_copy vsplit.array vsplit.int vstack im2col col2im
+# nothing, the operand's memory is seen in another way;
+VIEWS = """
+adjoint alias atleast_1d atleast_1d.Sequence atleast_2d atleast_2d.Sequence atleast_3d atleast_3d.Sequence
+broadcast_tensors broadcast_to chunk detach diagonal dsplit.array dsplit.int expand expand_as hsplit.array
+hsplit.int lift lift_fresh mH mT matrix_H meshgrid meshgrid.indexing moveaxis.int moveaxis.intlist
+movedim.int movedim.intlist narrow numpy_T permute select.int slice.Tensor split.Tensor split.sizes
+split_with_sizes squeeze squeeze.dim squeeze.dims swapaxes swapdims t tensor_split.indices
+tensor_split.sections transpose.int unbind.int unflatten.int unfold unsafe_chunk unsafe_split.Tensor
+unsafe_split_with_sizes unsqueeze view view.dtype view_as vsplit.array vsplit.int
 """
-_TYPES_AND_FACTORIES = """
-_to_copy arange arange.start arange.start_step eye eye.m full full_like linspace new_full new_ones new_zeros
-ones ones_like scalar_tensor to.dtype to.other tril_indices triu_indices type_as zeros zeros_like
-fill.Scalar fill.Tensor copy
+# no more elements than all operands have;
+KEPT = """
+_batch_norm_no_update _log_softmax _native_batch_norm_legit_no_training _safe_softmax _softmax _to_copy
+_unsafe_view _weight_norm _weight_norm_interface alias_copy all all.dim all.dims alpha_dropout amax amin
+aminmax any any.dim any.dims argmax argmin argsort argsort.stable batch_norm bucketize.Scalar
+bucketize.Tensor cat channel_shuffle clone column_stack concat concatenate contiguous copy count_nonzero
+count_nonzero.dim_IntList cross_entropy_loss cummax cummin cumprod cumsum detach_copy diagonal_copy
+diagonal_scatter diff dropout dstack feature_alpha_dropout feature_dropout fill.Scalar fill.Tensor
+flatten.using_ints flip fliplr flipud frobenius_norm.dim full_like gather group_norm hstack index_add
+index_copy index_fill.int_Scalar index_fill.int_Tensor index_put instance_norm isin.Scalar_Tensor
+isin.Tensor_Scalar isin.Tensor_Tensor kthvalue layer_norm lift_fresh_copy linalg_matrix_norm linalg_norm
+linalg_vector_norm log_softmax.int logcumsumexp logsumexp max max.dim mean mean.dim median median.dim min
+min.dim mode msort nanmean nanmedian nanmedian.dim nansum narrow_copy native_batch_norm
+native_channel_shuffle native_dropout native_group_norm native_layer_norm nll_loss nll_loss2d nll_loss_nd
+norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype ones_like permute_copy
+pixel_shuffle pixel_unshuffle prod prod.dim_int ravel renorm reshape reshape_as resolve_conj resolve_neg
+rms_norm roll rot90 row_stack rrelu scatter.reduce scatter.src scatter.value scatter.value_reduce
+scatter_add scatter_reduce.two searchsorted.Scalar searchsorted.Tensor select_copy.int select_scatter
+slice_copy.Tensor slice_scatter softmax.int sort sort.stable split_copy.Tensor split_with_sizes_copy
+squeeze_copy squeeze_copy.dim squeeze_copy.dims stack std std.correction std.dim std_mean
+std_mean.correction std_mean.dim sum sum.dim_IntList sum_to_size t_copy take to.dtype to.other topk trace
+transpose_copy.int trapezoid.dx tril triu type_as unbind_copy.int unsqueeze_copy var var.correction var.dim
+var_mean var_mean.correction var_mean.dim view_copy vstack zeros_like
 """
-_LOOK_UPS = """
-argsort argsort.stable bucketize.Scalar bucketize.Tensor embedding gather index.Tensor index_add index_copy
-index_fill.int_Scalar index_fill.int_Tensor index_put index_select isin.Scalar_Tensor isin.Tensor_Scalar
-isin.Tensor_Tensor kthvalue masked_scatter msort scatter.reduce scatter.src scatter.value
-scatter.value_reduce scatter_add scatter_reduce.two searchsorted.Scalar searchsorted.Tensor sort sort.stable
-take take_along_dim topk
+# pools with a padding of at most half their window;
+POOLS = """
+avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices
+max_pool3d max_pool3d_with_indices
 """
-_REDUCTIONS = """
-all all.dim all.dims amax amin aminmax any any.dim any.dims argmax argmin count_nonzero
-count_nonzero.dim_IntList cummax cummin cumprod cumsum diff dist frobenius_norm.dim linalg_matrix_norm
-linalg_norm linalg_vector_norm logcumsumexp logsumexp max max.dim max.other mean mean.dim median median.dim
-min min.dim min.other mode nanmean nanmedian nanmedian.dim nansum norm.Scalar norm.ScalarOpt_dim
-norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype prod prod.dim_int quantile quantile.scalar renorm std
-std.correction std.dim std_mean std_mean.correction std_mean.dim sum sum.dim_IntList sum_to_size trace
-trapezoid.dx trapezoid.x var var.correction var.dim var_mean var_mean.correction var_mean.dim
-"""
-_PRODUCTS = """
-addbmm addmm addmv addr baddbmm bilinear bmm cdist chain_matmul convolution conv1d conv1d.padding conv2d
-conv2d.padding conv3d conv3d.padding conv_transpose1d conv_transpose2d.input conv_transpose3d.input corrcoef
-cov cross dot einsum ger inner kron linalg_cross linalg_multi_dot linear matmul matrix_power mm mv outer
-tensordot vdot _trilinear _convolution
-"""
-_NETWORKS = """
-_adaptive_avg_pool2d _adaptive_avg_pool3d _batch_norm_no_update _cdist_forward _log_softmax
-_native_batch_norm_legit_no_training _native_multi_head_attention _safe_softmax
-_scaled_dot_product_attention_math _softmax _scaled_dot_product_flash_attention_for_cpu
-_transformer_encoder_layer_fwd _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d
-_upsample_nearest_exact1d.vec _upsample_nearest_exact2d _upsample_nearest_exact2d.vec
-_upsample_nearest_exact3d _upsample_nearest_exact3d.vec _weight_norm _weight_norm_interface
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-adaptive_max_pool3d affine_grid_generator alpha_dropout avg_pool1d avg_pool2d avg_pool3d batch_norm
-binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cosine_similarity
-cross_entropy_loss dropout embedding_bag embedding_bag.padding_idx feature_alpha_dropout feature_dropout
-grid_sampler grid_sampler_2d grid_sampler_3d group_norm gru.input gru_cell hinge_embedding_loss huber_loss
-instance_norm kl_div l1_loss layer_norm log_softmax.int lstm.input lstm_cell margin_ranking_loss max_pool1d
-max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d max_pool3d_with_indices max_unpool2d
-max_unpool3d mse_loss native_batch_norm native_dropout native_group_norm native_layer_norm nll_loss
-nll_loss2d nll_loss_nd pairwise_distance pdist poisson_nll_loss rms_norm rnn_relu.input rnn_relu_cell
-rnn_tanh.input rnn_tanh_cell rrelu scaled_dot_product_attention smooth_l1_loss soft_margin_loss softmax.int
-triplet_margin_loss upsample_bicubic2d upsample_bicubic2d.vec upsample_bilinear2d upsample_bilinear2d.vec
-upsample_linear1d upsample_linear1d.vec upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d
-upsample_nearest2d.vec upsample_nearest3d upsample_nearest3d.vec upsample_trilinear3d
-upsample_trilinear3d.vec
+# anything.
+_OTHERS = """
+_adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _convolution _native_multi_head_attention
+_scaled_dot_product_attention_math _transformer_encoder_layer_fwd _trilinear _upsample_bicubic2d_aa
+_upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact1d.vec _upsample_nearest_exact2d
+_upsample_nearest_exact2d.vec _upsample_nearest_exact3d _upsample_nearest_exact3d.vec adaptive_avg_pool1d
+adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d addbmm
+addmm addmv addr affine_grid_generator arange arange.start arange.start_step baddbmm bilinear block_diag bmm
+cdist chain_matmul col2im constant_pad_nd conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding
+conv_transpose1d conv_transpose2d.input conv_transpose3d.input convolution corrcoef cosine_embedding_loss
+cosine_similarity cov cross diag diag_embed dist dot einsum embedding embedding_bag
+embedding_bag.padding_idx expand_copy eye eye.m full ger grid_sampler grid_sampler_2d grid_sampler_3d
+gru.input gru_cell im2col index.Tensor index_select inner kron linalg_cross linalg_multi_dot linear linspace
+lstm.input lstm_cell masked_scatter matmul matrix_power max_unpool2d max_unpool3d mm mv new_full new_ones
+new_zeros ones outer pad pairwise_distance pdist quantile quantile.scalar reflection_pad1d reflection_pad2d
+reflection_pad3d repeat repeat_interleave.self_int replication_pad1d replication_pad2d replication_pad3d
+rnn_relu.input rnn_relu_cell rnn_tanh.input rnn_tanh_cell scalar_tensor scaled_dot_product_attention
+take_along_dim tensordot tile trapezoid.x tril_indices triplet_margin_loss triu_indices unfold_copy
+upsample_bicubic2d upsample_bicubic2d.vec upsample_bilinear2d upsample_bilinear2d.vec upsample_linear1d
+upsample_linear1d.vec upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec
+upsample_nearest3d upsample_nearest3d.vec upsample_trilinear3d upsample_trilinear3d.vec vdot zeros
 """
 # Profile ``bits``: real-valued operators that the specification of the file defines.
 _BITS = """
@@ -116,13 +114,14 @@ view
 """
 
 
-def _full_names(*lists: str) -> frozenset[str]:
+def full_names(*lists: str) -> frozenset[str]:
+    """Names as ``torch.export`` writes them."""
     names = " ".join(lists).split()
     return frozenset(f"aten.{name}" if "." in name else f"aten.{name}.default" for name in names)
 
 
-BITS = _full_names(_BITS)
-_ATEN = _full_names(_ELEMENTWISE, _SHAPES, _TYPES_AND_FACTORIES, _LOOK_UPS, _REDUCTIONS, _PRODUCTS, _NETWORKS)
+BITS = full_names(_BITS)
+_ATEN = full_names(ELEMENTWISE, VIEWS, KEPT, POOLS, _OTHERS)
 
 # ------------------------------------------------------------------------------------------- numbers
 
@@ -224,7 +223,6 @@ _MUST_BE: dict[str, dict[str, Any]] = {
     "rrelu": {"training": False},
     "scaled_dot_product_attention": {"dropout_p": 0.0},
     "_scaled_dot_product_attention_math": {"dropout_p": 0.0},
-    "_scaled_dot_product_flash_attention_for_cpu": {"dropout_p": 0.0},
     "lstm": {"train": False},
     "gru": {"train": False},
     "rnn_tanh": {"train": False},

@@ -93,9 +93,9 @@ class PackedLayer(nn.Module):
         """The inverse of :meth:`bind`: operands by position."""
         return tuple(self.bind((), given).values())
 
-    def scratch(self, *args: Tensor) -> int:
-        """Bytes that a call takes beside its results, at most; sizes that a call refuses are refused here."""
-        return 0
+    def memory(self, *args: Tensor) -> int:
+        """Bytes that a call takes at most, results and temporaries. May raise what the call would raise."""
+        return 3 * 8 * sum(t.numel() for t in args)
 
     def _tensor(
         self, name: str, tensor: Tensor | None, dtype: torch.dtype | None = None, shape: tuple[int, ...] = ()

@@ -155,7 +155,7 @@ class PackedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the steps in order.
 
-        A model from a file is measured first, once for every set of input shapes: see ``memory_limit``.
+        A model from a file looks at sizes first, once for every set of input shapes: see ``memory.py``.
 
         Raises:
             TypeError, ValueError: arguments of another number, shape, dtype, device or constant value than in
@@ -172,11 +172,13 @@ class PackedModel(nn.Module):
                 device = value.device
             elif value.device != device:
                 raise ValueError(f"input {name} is on {value.device}, the model on {device}")
+        constants = self.constants.tensors()
         if self.memory_limit is not None:
             if self._gauge is None or self._gauge.program is not program:
-                self._gauge = Gauge(program, list(self.constants.tensors()))
-            self._gauge.check(args, self.memory_limit)
-        return program.run(self.constants.tensors(), device, args)
+                self._gauge = Gauge(program)
+            if not self._gauge.knows(args, self.memory_limit):
+                return self._gauge.run(list(constants), device, args, self.memory_limit)
+        return program.run(constants, device, args)
 
     @property
     def profile(self) -> Profile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,10 @@ class _Pool(PackedLayer):
         for axis in (0, 1):
             if 2 * self.config["padding"][axis] > self.config["kernel_size"][axis]:
                 raise ValueError(f"{self.kind}: the padding is at most half the window, got {self.config}")
+
+    def memory(self, *args: Tensor) -> int:
+        n, *image = args[0].shape
+        return 3 * 8 * n * math.prod(size + 1 for size in image)
 
     def describe(self) -> str:
         return f"max over {'x'.join(map(str, self.config['kernel_size']))}"

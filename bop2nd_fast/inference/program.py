@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,20 @@ from .packed_layer import PackedLayer
 
 # What to call, how to take its arguments, the register of its result, the registers it empties.
 Instruction = tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]], int, tuple[int, ...]]
+
+
+class Source(NamedTuple):
+    """The operator of an instruction, and how the instruction's values are its arguments."""
+
+    operator: operators.Operator
+    n_args: int
+    fixed: dict[str, Any]
+    keys: tuple[str, ...]  # of the values behind the first ``n_args``
+
+    def arguments(self, values: Sequence[Any]) -> dict[str, Any]:
+        """By the names of the schema."""
+        named = dict(zip(self.keys, values[self.n_args :], strict=True))
+        return operators.bind(self.operator, tuple(values[: self.n_args]), self.fixed | named)
 
 
 class Program:
@@ -40,12 +54,14 @@ class Program:
         self._device = len(self._registers)
         self._initial: list[Any] = [None] * (self._device + 1)
         self._code: list[tuple[Callable[..., Any], list[int], int]] = []
-        self.names: list[str] = []  # of the step that every instruction belongs to
+        self.origins: list[tuple[str, Source | None]] = []  # for every instruction: its step, its operator
         self.inputs: list[int] = []
         self.output = -1
         for step in steps:
             self._step(step)
-            self.names += [step.name] * (len(self._code) - len(self.names))
+            self.origins += [(step.name, None)] * (len(self._code) - len(self.origins))
+            if step.kind == "operator":
+                self.origins[-1] = (step.name, self._source)
         if self.output < 0:
             raise ValueError("the graph has no output")
         self.instructions = self._with_last_uses()
@@ -89,14 +105,19 @@ class Program:
         if isinstance(call, PackedLayer):
             args, kwargs = tuple(call.bind(args, kwargs).values()), {}
         taken = [self._value(a, step) for a in args]
-        if step.kind == "operator" and operators.makes_from_nothing(operators.find(str(step.target))):
-            call = _with_keywords(partial(call, **kwargs), len(taken), ("device",))
-            taken.append(self._device)
-        elif kwargs and not _refers(kwargs):
-            call = partial(call, **kwargs)
-        elif kwargs:
-            call = _with_keywords(call, len(taken), tuple(kwargs))
+        n_args, fixed = len(taken), kwargs
+        keys: tuple[str, ...] = ()
+        if _refers(kwargs):
+            fixed, keys = {}, tuple(kwargs)
             taken += [self._value(a, step) for a in kwargs.values()]
+        if step.kind == "operator":
+            found = operators.find(str(step.target))
+            if operators.makes_from_nothing(found):
+                keys = (*keys, "device")
+                taken.append(self._device)
+            self._source = Source(found, n_args, fixed, keys)
+        call = partial(call, **fixed) if fixed else call
+        call = _with_keywords(call, n_args, keys) if keys else call
         self._registers[step.name] = self._emit(call, taken)
 
     def _callable(self, step: Step) -> Callable[..., Any]:
