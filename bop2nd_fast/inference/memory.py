@@ -1,6 +1,6 @@
 """How much memory a call may take: every step of a model from a file says what it will take before it runs.
 
-A file decides what a model allocates: a few bytes can ask for a padding of 2**31, or double a tensor 60 times.
+A file decides what a model allocates: a few bytes can ask for a padding of 2**31, or double a value 60 times.
 So the first call with inputs of new shapes goes step by step. Layers know their sizes, of most operators a
 bound is known from the operands, and the rest run first on torch's ``meta`` device, which has no memory.
 """

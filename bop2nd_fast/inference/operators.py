@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .graph import Ref
 
-# By what a result takes (see ``memory.py``): one element for each of the shape that the operands broadcast to;
+# By what a result takes (see ``memory.py``): one element for each of the shape that operands broadcast to;
 ELEMENTWISE = """
 _prelu_kernel abs absolute acos acosh add.Scalar add.Tensor addcdiv addcmul angle asin asinh atan atan2
 atanh binary_cross_entropy binary_cross_entropy_with_logits bitwise_and.Scalar bitwise_and.Tensor
