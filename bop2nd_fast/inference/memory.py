@@ -120,6 +120,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _bytes_of(call: Callable[..., Any], source: Source | None, args: Sequence[Any], name: str) -> int:
     """Bytes that a step takes beside its operands, at most."""
     if isinstance(call, PackedLayer):
+        if not all(isinstance(a, Tensor) for a in args):
+            raise TypeError(
+                f"step {name!r}: {call.kind} takes tensors, got {[type(a).__name__ for a in args]}"
+            )
         return call.memory(*args)
     if source is None or source.operator.schema is None:
         return 0  # a container or a number
@@ -127,7 +131,10 @@ def _bytes_of(call: Callable[..., Any], source: Source | None, args: Sequence[An
         return 0
     bound = _bound_for(source.operator.name)
     if bound is not None:
-        return _WIDEST * bound(source.arguments(args))
+        try:
+            return _WIDEST * bound(source.arguments(args))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            pass  # operands of another kind or rank: the operator itself says what is wrong with them
     return _measured(call, source.operator, args, name)
 
 
