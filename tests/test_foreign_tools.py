@@ -260,6 +260,18 @@ def test_reshaping_gives_values(shape: tuple[int, ...]) -> None:
     assert weight.grad is not None and torch.equal(weight.grad, torch.ones_like(dense))
 
 
+def test_a_packed_teachers_results_may_be_targets() -> None:
+    teacher = nn.Sequential(BinaryLinear(40, 32), nn.BatchNorm1d(32), BinaryLinear(32, 3)).eval()
+    student, x = nn.Linear(40, 3), torch.randn(4, 40)
+    packed = bf.inference.convert(teacher, x)
+    target = packed(x)
+    assert not target.is_inference() and torch.equal(target, teacher(x))
+    (student(x) * target).sum().backward()
+    assert student.weight.grad is not None
+    with torch.inference_mode():
+        assert torch.equal(packed(x), target)
+
+
 # ------------------------------------------------------------------ accelerate
 
 

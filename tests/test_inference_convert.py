@@ -395,7 +395,7 @@ def test_wrong_inputs_are_refused() -> None:
 def test_inference_only() -> None:
     packed = convert(wild_batch_norms(chain(nn.BatchNorm2d(24))), images((2, 3, 8, 8)))
     x = images((2, 3, 8, 8)).requires_grad_()
-    assert packed(x).is_inference() and not packed(x).requires_grad
+    assert not packed(x).is_inference() and not packed(x).requires_grad
     assert packed.eval() is packed
     assert packed.train() is packed and not packed.training
     teacher = nn.Sequential(packed, nn.Dropout()).train()

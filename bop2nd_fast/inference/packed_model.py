@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from . import operators
 from .graph import InputSpec, Ref, Signature, Step, map_leaves, references
@@ -85,7 +86,8 @@ class PackedModel(nn.Module):
     """A network for inference only, made by :func:`bop2nd_fast.inference.convert` or ``load``.
 
     Call it as the trained model was called; it runs under ``torch.inference_mode`` and gives bit for bit the
-    trained model's results in eval mode (converted with ``exact=False``: up to rounding). The batch size is
+    trained model's results in eval mode (converted with ``exact=False``: up to rounding), as ordinary tensors
+    without gradients: targets of a loss, for example. The batch size is
     free, and so is the image size where the trained model left it free. It computes in the dtype it was
     converted in: convert again rather than cast it.
     """
@@ -151,7 +153,6 @@ class PackedModel(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_program": None, "_gauge": None}
 
-    @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the steps in order.
 
@@ -161,6 +162,11 @@ class PackedModel(nn.Module):
             TypeError, ValueError: arguments of another number, shape, dtype, device or constant value than in
                 the conversion.
         """
+        with torch.inference_mode():
+            result = self._run(args, kwargs)
+        return result if torch.is_inference_mode_enabled() else tree_map_only(Tensor, _ordinary, result)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._plain or kwargs or len(args) != len(self._names):
             values = self.signature.bind(args, kwargs)
             args = tuple(values[name] for name in self._names)
@@ -269,6 +275,11 @@ def fp32_bytes(module: nn.Module) -> int:
     """Bytes of a module's real parameters and buffers if they were fp32 (counters left out)."""
     tensors = [*module.parameters(), *module.buffers()]
     return 4 * sum(t.numel() for t in tensors if t.is_floating_point())
+
+
+def _ordinary(x: Tensor) -> Tensor:
+    """A tensor that autograd can save, which one made in inference mode is not."""
+    return x.clone() if x.is_inference() else x
 
 
 def _text(tree: Any) -> str:
