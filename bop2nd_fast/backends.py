@@ -51,7 +51,7 @@ def define(schema: str, reference: Callable[..., Any]) -> str:
     """Define ``bop2nd::<schema>`` with its reference implementation for every device; return its name."""
     name = re.split(r"[(]", schema, maxsplit=1)[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _references[name] = _counted("reference", reference)
+    _references[name] = _counted("reference", _on_dense_operands(reference))
     _library.impl(name, _python_server(name), "CompositeExplicitAutograd")
     _python_library.define(schema)
     _python_library.impl(name, _telling_errors(_python_server(name)), "CompositeExplicitAutograd")
@@ -95,6 +95,22 @@ def _bumping_versions(op: Any) -> Callable[..., Any]:
         finally:
             for i in written:  # lists of tensors, or tensors; always positional
                 torch.autograd.graph.increment_version(args[i])
+
+    return call
+
+
+def _on_dense_operands(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The fallback of every dispatch key is also called with tensors that its arithmetic does not know."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for arg in (*args, *kwargs.values()):
+            for t in arg if isinstance(arg, (list, tuple)) else (arg,):
+                if isinstance(t, Tensor) and (
+                    t.layout != torch.strided or t.is_quantized or t.is_complex() or t.is_nested
+                ):
+                    kind = "nested" if t.is_nested else t.dtype if t.layout == torch.strided else t.layout
+                    raise TypeError(f"operands must be dense tensors of real numbers or words, got {kind}")
+        return function(*args, **kwargs)
 
     return call
 

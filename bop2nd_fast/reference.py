@@ -47,7 +47,7 @@ def pack_bits_ste(x: Tensor, dim: int = -1, groups: int = 1) -> tuple[Tensor, Te
 
     With ``groups > 1`` every group of ``dim`` is padded to whole words of its own.
     """
-    grouped = x.movedim(dim, -1).unflatten(-1, (groups, -1))
+    grouped = x.movedim(dim, -1).unflatten(-1, (groups, x.shape[dim] // groups))
     return _pack_bools(grouped < 0, -1).flatten(-2), _pack_bools(grouped.abs() <= 1, -1).flatten(-2)
 
 
@@ -206,8 +206,16 @@ def binary_conv2d(
     weight = unpack_bits(weight_words, per_group, dim=1, dtype=torch.float64)
     x = torch.where(input < 0, -1.0, 1.0).double()
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(padding_value))
-    out = F.conv2d(x, weight, None, stride, 0, dilation, groups)
+    out = _convolve(x, weight, stride, dilation, groups)
     return out.to(input.dtype).contiguous(memory_format=torch.channels_last), signs, mask
+
+
+def _convolve(x: Tensor, weight: Tensor, stride: list[int], dilation: list[int], groups: int) -> Tensor:
+    """torch's convolution, which does not know sums of nothing."""
+    if x.numel() and weight.numel():
+        return F.conv2d(x, weight, None, stride, 0, dilation, groups)
+    size = [(x.shape[2 + i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
+    return x.new_zeros(x.shape[0], weight.shape[0], *size)
 
 
 def _pack_activation(input: Tensor, dim: int, groups: int, ste_clip: bool) -> tuple[Tensor, Tensor]:
@@ -283,9 +291,9 @@ def binary_conv2d_packed(
     """Words ``[N, H, W, groups * words(C/groups)]`` -> values ``[N, Ho, Wo, O]`` (channels last) and sign
     words ``[N, Ho, Wo, words(O)]``. ``outputs``: what to emit, see :func:`epilogue`."""
     per_group = in_channels // groups
-    lanes = unpack_flags(input_words.unflatten(-1, (groups, -1)), per_group).flatten(-2)
+    lanes = unpack_flags(input_words.unflatten(-1, (groups, weight_words.shape[-1])), per_group).flatten(-2)
     x = torch.where(lanes, -1.0, 1.0).double().movedim(-1, 1)
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(padding_value))
     weight = unpack_bits(weight_words, per_group, dim=1, dtype=torch.float64)
-    dot = F.conv2d(x, weight, None, stride, 0, dilation, groups).movedim(1, -1).float().contiguous()
+    dot = _convolve(x, weight, stride, dilation, groups).movedim(1, -1).float().contiguous()
     return epilogue(dot, **outputs)

@@ -114,9 +114,9 @@ bool describe(const Tensor& x, int64_t dim, int64_t groups, bop2nd::PackShape& s
 std::tuple<Tensor, Tensor> pack_tensor(const Tensor& input, int64_t dim, int64_t groups, bool with_mask) {
   BOP2ND_REQUIRE(input.dim() > 0, "the tensor to pack needs at least one axis");
   dim = normal_dim(dim, input.dim());
-  BOP2ND_REQUIRE(
-      groups > 0 && groups <= std::max<int64_t>(1, input.size(dim)) && input.size(dim) % groups == 0,
-      "groups=", groups, " does not divide the packed axis of ", input.size(dim));
+  BOP2ND_REQUIRE(groups > 0 && groups <= bop2nd::kMaxInt32 && input.size(dim) % groups == 0,
+                 "groups=", groups, " does not divide the packed axis of ", input.size(dim));
+  check_extent(input, "the tensor to pack");
   bop2nd::PackShape shape{};
   shape.dtype = real_dtype(input, "the tensor to pack");
   Tensor x = input;
@@ -144,6 +144,12 @@ Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType d
   check_words(words, "words");
   BOP2ND_REQUIRE(words.dim() > 0 && length >= 0 && words.size(words.dim() - 1) == bop2nd::words_for(length),
                  "length ", length, " does not fit the words");
+  check_extent(words, "words");
+  bool known = dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ||
+               dtype == ScalarType::Double || dtype == ScalarType::Char || dtype == ScalarType::Short ||
+               dtype == ScalarType::Int || dtype == ScalarType::Long;
+  BOP2ND_REQUIRE(known, "dtype must be a real floating or signed integer type, got ",
+                 torch::headeronly::toString(dtype));
   Tensor w = compact(words);
   bool direct = dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
   Ints sizes = sizes_of(w);
@@ -163,6 +169,7 @@ void apply_mask_(const Tensor grad, const Tensor mask) {
   Ints sizes = sizes_of(grad);
   sizes.back() = bop2nd::words_for(length);
   check_sizes(mask, sizes, "mask");
+  check_extent(grad, "grad");
   Tensor words = compact(mask);
   bop2nd::apply_mask(const_words_of(words), n_rows, length, real_dtype(grad, "grad"),
                      grad.mutable_data_ptr());
@@ -172,10 +179,12 @@ void apply_mask_(const Tensor grad, const Tensor mask) {
 
 Tensor block_weight(const Tensor weight, int64_t groups) {
   check_words(weight, "weight");
-  BOP2ND_REQUIRE(weight.dim() > 0, "weight needs at least one axis");
+  BOP2ND_REQUIRE(weight.dim() > 0 && groups <= bop2nd::kMaxInt32,
+                 "weight needs at least one axis, and groups must be below 2**31");
+  check_extent(weight, "weight");
   int64_t outputs = weight.size(0);
-  BOP2ND_REQUIRE(groups > 0 && groups <= std::max<int64_t>(1, outputs) && outputs % groups == 0,
-                 "groups=", groups, " does not divide ", outputs, " outputs");
+  BOP2ND_REQUIRE(groups > 0 && outputs % groups == 0, "groups=", groups, " does not divide ", outputs,
+                 " outputs");
   Tensor w = compact(weight);
   int64_t row_words = outputs > 0 ? w.numel() / outputs : 0;
   int64_t n_blocks = (outputs / groups + 15) / 16;
@@ -268,6 +277,7 @@ std::tuple<Tensor, Tensor> binary_linear_packed(const Tensor input, const Tensor
   BOP2ND_REQUIRE(
       input.dim() > 0 && in_features >= 0 && input.size(input.dim() - 1) == bop2nd::words_for(in_features),
       "input words ", text_of(sizes_of(input)), " do not fit ", in_features, " features");
+  check_extent(input, "input");
   Ints sizes = sizes_of(input);
   auto s = linear_shape(product(sizes, 0, sizes.size() - 1), in_features, weight);
   sizes.back() = s.out_channels;
@@ -314,6 +324,7 @@ std::tuple<Tensor, Tensor> binary_linear_backward(const Tensor grad_output, cons
                                                   const Tensor mask, const Tensor weight, int64_t in_features,
                                                   bool need_input, bool need_weight) {
   BOP2ND_REQUIRE(grad_output.dim() > 0, "grad_output needs at least one axis");
+  check_extent(signs, "signs");
   Ints sizes = sizes_of(grad_output);
   auto s = linear_shape(product(sizes, 0, sizes.size() - 1), in_features, weight);
   sizes.back() = s.out_channels;

@@ -7,12 +7,15 @@ The limits, the same as in ``csrc/core/conv_shape.h``. They are checked in unbou
 overflow checks), so that no product of sizes can wrap afterwards:
 
 1. Stride, dilation, kernel and groups are at least 1, padding, channels and outputs at least 0; all of them,
-   the image and the padded image (size + 2 padding, along each axis) are below 2**31.
+   the image and the padded image (size + 2 padding, along each axis) are below 2**31. Groups of nothing (more
+   groups than channels or outputs) are refused.
 2. The kernel with its dilation fits into the padded image: the output has at least one row and one column.
-3. The words of one padded image are below 2**31, and so is every offset of a tap in it.
-4. The products that make one output (taps * channels of a group) are below 2**31: a dot is an int32.
-5. Elements of padded input, weight and output are below 2**60 (their bytes below 2**63), and so are the
-   products of the whole convolution.
+3. The words of the padded input, all images, and those of the weight are below 2**31: offsets in either are
+   int32.
+4. The products that make one output (taps * channels of a group) are below 2**24: fp32 holds every dot.
+5. Elements of the output (their bytes below 2**63) and the products of the whole are below 2**60.
+
+In 3 and 5 a size of 0 counts as 1: loops run over sizes whose product is nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ Pair = tuple[int, int]
 
 PADDING_VALUES = (0, 1, -1)
 INT32_LIMIT = 2**31
+DOT_LIMIT = 2**24
 COUNT_LIMIT = 2**60
 
 
@@ -139,27 +143,29 @@ class Geometry(NamedTuple):
                 f"an image {self.image} with padding {self.padding} is smaller than the kernel {self.kernel} "
                 f"with dilation {self.dilation}"
             )
-        image_words = padded[0] * padded[1] * self.image_words
+        if self.groups > max(1, self.all_channels, self.all_outputs):
+            raise ValueError(
+                f"{self.groups} groups of {self.all_channels} channels and {self.all_outputs} outputs"
+            )
         products = self.taps * self.channels
-        for what, count in (("words of one padded image", image_words), ("products of one output", products)):
+        if products >= DOT_LIMIT:
+            raise ValueError(f"{products} products of one output, allowed are less than 2**24 ({self})")
+        outputs, words = max(1, self.all_outputs), max(1, self.words)
+        for what, count in (
+            ("words of padded input", max(1, batch) * padded[0] * padded[1] * self.groups * words),
+            ("words of weight", outputs * self.taps * words),
+        ):
             if count >= INT32_LIMIT:
                 raise ValueError(f"{count} {what}, allowed are less than 2**31 ({self})")
-        pixels = self.pixels(batch)
-        for what, count in (
-            ("padded input elements", batch * padded[0] * padded[1] * self.all_channels),
-            ("padded input words", batch * image_words),
-            ("weight elements", self.all_outputs * max(1, products)),
-            ("output elements", pixels * max(1, self.all_outputs)),
-            ("products", pixels * self.all_outputs * max(1, products)),
-        ):
-            if count >= COUNT_LIMIT:
-                raise ValueError(f"{count} {what}, allowed are less than 2**60 ({self})")
+        count = max(1, batch) * self.out[0] * self.out[1] * outputs * max(1, products)
+        if count >= COUNT_LIMIT:
+            raise ValueError(f"{count} products, allowed are less than 2**60 ({self})")
         return self
 
     def _check_sizes(self, batch: int) -> None:
         for name, minimum in (("kernel", 1), ("image", 0)):
             pair(getattr(self, name), name, minimum)
-        for name, value in (("channels", self.channels), ("outputs", self.outputs), ("batch", batch)):
+        for name, value in (("channels", self.all_channels), ("outputs", self.all_outputs), ("batch", batch)):
             if not 0 <= value < INT32_LIMIT:
                 raise ValueError(f"{name} is {value}, allowed is 0 to 2**31 - 1")
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from bop2nd_fast import reference as ref
+from bop2nd_fast.kernels.geometry import output_size
 from bop2nd_fast.ops.binary_conv2d import _backward as specified_gradients
-from bop2nd_fast.ops.binary_conv2d import output_size
 from tests.epilogues import epilogues
 
 ops = torch.ops.bop2nd

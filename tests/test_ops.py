@@ -12,7 +12,7 @@ from torch import Tensor
 
 import bop2nd_fast as bf
 from bop2nd_fast import reference as ref
-from bop2nd_fast.ops.binary_linear import TILE_ELEMENTS, row_tiles
+from bop2nd_fast.ops.product import TILE_ELEMENTS, row_tiles
 from tests.epilogues import epilogues
 
 ops = torch.ops.bop2nd
@@ -388,7 +388,7 @@ def test_opcheck(name: str) -> None:
     [
         (lambda x, w: bf.ops.binary_linear(x[:, :39], w), "39.*40 features|40 features"),
         (lambda x, w: bf.ops.binary_linear(x, w.unpack()), "BinaryTensor"),
-        (lambda x, w: bf.ops.binary_linear(x.long(), w), "floating"),
+        (lambda x, w: bf.ops.binary_linear(x.long(), w), "float32"),
         (lambda x, w: bf.ops.binary_linear(x, bf.pack(torch.ones(5, 40), 0)), "axis 0"),
         (lambda x, w: bf.ops.binary_linear(x.to("meta"), w), "meta"),
     ],
@@ -417,3 +417,101 @@ def test_conv2d_refuses(options: dict[str, Any], message: str) -> None:
         bf.ops.binary_conv2d(x, w, **options)
     with pytest.raises(ValueError, match=r"\[N, C, H, W\]"):
         bf.ops.binary_conv2d(x[0], w)
+
+
+# ----------------------------------------------------------------------- called directly, sizes and kinds
+
+WORDS = torch.zeros(4, 3, 3, 1, dtype=torch.int32)
+HOW = ([1, 1], [1, 1], [1, 1], 1, 0)
+SPARSE = torch.eye(8).to_sparse()
+
+
+def quantized() -> Tensor:
+    return torch.quantize_per_tensor(torch.ones(4, 8), 0.1, 0, torch.quint8)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ops.pack_bits(quantized(), -1),
+        lambda: ops.pack_bits(SPARSE, -1),
+        lambda: ops.pack_bits(torch.ones(4, dtype=torch.complex64), -1),
+        lambda: ops.pack_bits(torch.tensor(1.0), 0),
+        lambda: ops.unpack_bits(quantized(), 8),
+        lambda: ops.unpack_bits(WORDS, 5, dtype=torch.quint8),
+        lambda: ops.unpack_bits(WORDS, 2**63 - 1),
+        lambda: ops.unpack_bits(WORDS, -31),
+        lambda: ops.binary_linear(quantized(), WORDS[0, 0], True),
+        lambda: ops.binary_linear(torch.ones(4, 8), SPARSE, True),
+        lambda: ops.binary_linear(torch.ones(4, 8), WORDS[0, 0].to("meta"), True),
+        lambda: ops.binary_linear_packed(WORDS[0, 0], WORDS[0, 0], -5),
+        lambda: ops.binary_conv2d(torch.ones(8, 5, 5), WORDS, *HOW, True),
+        lambda: ops.binary_conv2d(torch.ones(1, 8, 5, 5), WORDS[0], *HOW, True),
+        lambda: ops.binary_conv2d_packed(WORDS, WORDS, 8, *HOW, threshold=SPARSE, signs=True),
+        lambda: ops.binary_conv2d_backward(
+            torch.ones(4, 1, 5, 5),
+            WORDS[:1],
+            torch.zeros(0).int(),
+            WORDS,
+            8,
+            *HOW,
+            True,
+            True,
+        ),
+        lambda: ops.apply_mask_(torch.ones(4, 64), torch.zeros(8, 1, dtype=torch.int32)),
+        lambda: ops.apply_mask_(torch.ones(2, 2, 64), torch.zeros(4, 2, dtype=torch.int32)),
+        lambda: ops.block_weight(torch.tensor(1, dtype=torch.int32), 1),
+        lambda: ops.bop_step_(
+            [torch.ones(6)], [torch.ones(2, 3)], [torch.ones(6)], [], torch.ones(4), torch.zeros(1, 2).long()
+        ),
+    ],
+)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_operands_of_other_kinds_are_refused(call: Any, backend: str) -> None:
+    if (reason := bf.backends.why_not(backend)) is not None:
+        pytest.skip(reason)
+    with bf.backends.use(backend), pytest.raises((TypeError, ValueError, RuntimeError)):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("channels", "image", "options", "message"),
+    [
+        (1024, (8, 64), {"padding": (2**20, 1), "dilation": (2**20, 1)}, "words of padded input"),
+        (2**18, (1, 1), {"padding": 2**8, "dilation": 2**8}, "words of padded input"),
+        (32, (4, 4), {"padding": 2**31 - 1}, r"2\*\*31"),
+        (32, (4, 4), {"stride": 2**62}, r"2\*\*31"),
+        (32, (4, 4), {"groups": 2**62}, "groups"),
+    ],
+)
+def test_sizes_are_bounded(
+    channels: int, image: tuple[int, int], options: dict[str, Any], message: str
+) -> None:
+    x, w = torch.ones(1, channels, *image), bf.pack(torch.ones(16, channels, 3, 3), 1)
+    with pytest.raises(ValueError, match=message):
+        bf.ops.binary_conv2d(x, w, **options)
+
+
+def test_layers_are_bounded() -> None:
+    with pytest.raises(ValueError, match=r"2\*\*24"):
+        bf.nn.BinaryLinear(2**24, 1)
+    with pytest.raises(ValueError, match=r"2\*\*31"):
+        bf.nn.BinaryConv2d(32, 1, 2, dilation=2**20)
+    layer = bf.nn.BinaryConv2d(64, 8, 1, stride=(2**31 - 1, 4))  # as good as the image's size
+    x = torch.randn(2, 64, 3, 9, requires_grad=True)
+    near = bf.ops.binary_conv2d(x, layer.weight, (3, 4))
+    assert torch.equal(layer(x), near)
+    (far,) = torch.autograd.grad(layer(x).sum(), x)
+    assert torch.equal(far, torch.autograd.grad(near.sum(), x)[0])
+
+
+def test_far_taps_need_no_memory() -> None:
+    """Taps and borders a million pixels away: what they cannot see is neither allocated nor walked."""
+    x = torch.randn(1, 32, 3, 5, requires_grad=True)
+    w = bf.pack(torch.randn(8, 32, 3, 1), 1)
+    out = bf.ops.binary_conv2d(x, w, padding=(2**22, 0), dilation=(2**22, 1))
+    middle = bf.ops.binary_conv2d(x, bf.pack(w.unpack()[:, :, 1:2], 1))
+    assert torch.equal(out, middle)
+    (far,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(far, torch.autograd.grad(middle.sum(), x)[0])

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bop2nd_fast import backends, reference
+from bop2nd_fast.kernels.geometry import output_size
 from bop2nd_fast.ops.binary_conv2d import _backward as conv_specification
-from bop2nd_fast.ops.binary_conv2d import output_size
 from bop2nd_fast.ops.binary_linear import _backward as linear_specification
 from tests.triton_device import DEVICE, runnable
 

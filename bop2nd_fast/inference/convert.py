@@ -12,8 +12,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from ..binary_tensor import BinaryTensor, Layout, pack
+from ..kernels.geometry import words_for
 from ..nn import BinaryConv2d, BinaryLinear
-from ..ops.pack_bits import words_for
 from .chains import IDENTITIES, Chain, Traced, ValueInfo, attribute, is_plain, max_pool
 from .fold import Folded, fold
 from .layers import (

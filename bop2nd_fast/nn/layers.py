@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..binary_tensor import BinaryTensor, pack
-from ..ops.binary_conv2d import check_padding_value, pair
+from ..kernels.geometry import pair
+from ..ops.product import geometry_of
 from .quantizers import check_quantizer, surrogate
 
 
@@ -52,6 +53,7 @@ class BinaryLinear(nn.Module):
     ) -> None:
         super().__init__()
         _positive(in_features=in_features, out_features=out_features)
+        geometry_of(1, (1, 1), in_features, out_features, (1, 1))
         self.in_features, self.out_features = in_features, out_features
         self.input_quantizer = check_quantizer(input_quantizer)
         self.weight = _random_signs(out_features, in_features, device=device, dtype=dtype)  # type: ignore[assignment]
@@ -83,8 +85,8 @@ class BinaryConv2d(nn.Module):
     Shapes: ``[N, in_channels, H, W] -> [N, out_channels, Ho, Wo]`` (channels-last strides).
 
     Raises:
-        ValueError: sizes out of range, groups that do not divide the channels, an unknown quantizer or
-            padding value.
+        ValueError: sizes beyond the limits of ``kernels.geometry``, groups that do not divide the channels,
+            an unknown quantizer or padding value.
     """
 
     weight: BinaryTensor
@@ -113,7 +115,10 @@ class BinaryConv2d(nn.Module):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
         self.stride, self.dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
-        self.padding, self.padding_value = pair(padding, "padding", 0), check_padding_value(padding_value)
+        self.padding, self.padding_value = pair(padding, "padding", 0), padding_value
+        smallest = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        arguments = (self.stride, (0, 0), self.dilation, groups, padding_value)
+        geometry_of(1, smallest, in_channels, out_channels, self.kernel_size, *arguments)
         self.input_quantizer = check_quantizer(input_quantizer)
         if input_quantizer is None and self.padding_value != 0:
             raise ValueError("real-valued inputs are padded with 0: padding_value must be 0")

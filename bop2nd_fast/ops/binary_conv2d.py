@@ -15,12 +15,43 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from .binary_linear import OUTPUTS, check_operands, empty_outputs, records_gradient, row_tiles
+from ..kernels.geometry import Geometry, pair
 from .derivatives import first_only
-from .pack_bits import words_for
+from .product import (
+    OUTPUTS,
+    check_operands,
+    check_real,
+    check_saved,
+    check_shape,
+    check_words,
+    conv_geometry,
+    empty_outputs,
+    geometry_of,
+    records_gradient,
+    row_tiles,
+)
 
-PADDING_VALUES = (0, 1, -1)
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups, int padding_value"
+
+
+def _geometry(input: Tensor, weight: Tensor, *arguments: Any) -> Geometry:
+    check_real(input, "input")
+    check_words(weight, "weight", input)
+    if input.dim() != 4:
+        raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
+    batch, channels, *image = input.shape
+    return conv_geometry(batch, image, channels, weight, *arguments)
+
+
+def _packed_geometry(input: Tensor, weight: Tensor, in_channels: int, *arguments: Any) -> Geometry:
+    check_words(input, "input")
+    check_words(weight, "weight", input)
+    if input.dim() != 4:
+        raise ValueError(f"input must be [N, H, W, words], got {list(input.shape)}")
+    batch, *image, _ = input.shape
+    geometry = conv_geometry(batch, image, in_channels, weight, *arguments)
+    check_shape(input, (batch, *image, geometry.image_words), "input words")
+    return geometry
 
 
 def _reference(
@@ -34,11 +65,15 @@ def _reference(
     ste_clip: bool,
     blocked: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _geometry(input, weight, stride, padding, dilation, groups, padding_value)
     return reference.binary_conv2d(input, weight, stride, padding, dilation, groups, padding_value, ste_clip)
 
 
-def _reference_packed(*operands: Any, blocked: Any = None, **outputs: Any) -> tuple[Tensor, Tensor]:
-    return reference.binary_conv2d_packed(*operands, **outputs)
+def _reference_packed(
+    input: Tensor, weight: Tensor, in_channels: int, *arguments: Any, blocked: Any = None, **outputs: Any
+) -> tuple[Tensor, Tensor]:
+    _packed_geometry(input, weight, in_channels, *arguments)
+    return reference.binary_conv2d_packed(input, weight, in_channels, *arguments, **outputs)
 
 
 backends.define(
@@ -53,11 +88,6 @@ backends.define(
 )
 
 
-def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Output length of a convolution along one axis."""
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
 @torch.library.register_fake("bop2nd::binary_conv2d")
 def _fake(
     input: Tensor,
@@ -70,35 +100,34 @@ def _fake(
     ste_clip: bool,
     blocked: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n, c, h, w = input.shape
-    ho, wo = (
-        output_size(s, weight.shape[1 + i], stride[i], padding[i], dilation[i]) for i, s in enumerate((h, w))
-    )
-    output = input.new_empty((n, ho, wo, weight.shape[0])).permute(0, 3, 1, 2)
-    signs = input.new_empty((n, h, w, groups * words_for(c // groups)), dtype=torch.int32)
+    geometry = _geometry(input, weight, stride, padding, dilation, groups, padding_value)
+    n, _, h, w = input.shape
+    output = input.new_empty((n, *geometry.out, weight.shape[0])).permute(0, 3, 1, 2)
+    signs = input.new_empty((n, h, w, geometry.image_words), dtype=torch.int32)
     return output, signs, torch.empty_like(signs) if ste_clip else signs.new_empty(0)
 
 
 @torch.library.register_fake("bop2nd::binary_conv2d_packed")
 def _packed_fake(
-    input: Tensor,
-    weight: Tensor,
-    in_channels: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    padding_value: int,
-    **outputs: Any,
+    input: Tensor, weight: Tensor, in_channels: int, *arguments: Any, **outputs: Any
 ) -> tuple[Tensor, Tensor]:
-    n, h, w, _ = input.shape
-    ho, wo = (
-        output_size(s, weight.shape[1 + i], stride[i], padding[i], dilation[i]) for i, s in enumerate((h, w))
-    )
-    return empty_outputs(input, (n, ho, wo, weight.shape[0]), **outputs)
+    geometry = _packed_geometry(input, weight, in_channels, *arguments)
+    return empty_outputs(input, (input.shape[0], *geometry.out, weight.shape[0]), **outputs)
 
 
 # ----------------------------------------------------------------------------------------- backward
+
+
+def _check_backward(
+    grad: Tensor, signs: Tensor, mask: Tensor, weight: Tensor, in_channels: int, *arguments: Any
+) -> None:
+    check_words(weight, "weight", grad)
+    if signs.dim() != 4:
+        raise ValueError(f"signs must be [N, H, W, words], got {list(signs.shape)}")
+    batch, *image, _ = signs.shape
+    geometry = conv_geometry(batch, image, in_channels, weight, *arguments)
+    shape = (batch, weight.shape[0], *geometry.out)
+    check_saved(grad, shape, signs, mask, (batch, *image, geometry.image_words))
 
 
 def _backward(
@@ -121,6 +150,8 @@ def _backward(
     gradient is summed in fp32. Rows and columns that a stride leaves over at the end are cut off first:
     oneDNN's 1x1 convolutions read beside their memory there (torch 2.13, AVX2; wrong sums, not an error).
     """
+    arguments = (stride, padding, dilation, groups, padding_value)
+    _check_backward(grad_output, signs, mask, weight, in_channels, *arguments)
     n, h, w, _ = signs.shape
     reach = [
         (grad_output.shape[2 + i] - 1) * stride[i] + dilation[i] * (weight.shape[1 + i] - 1) + 1
@@ -133,9 +164,10 @@ def _backward(
     grad_input = grad_output.new_empty((0, h, w, in_channels)).permute(0, 3, 1, 2)
     shape = (weight.shape[0] if need_weight else 0, *weight.shape[1:3], per_group)
     grad_weight: Tensor | None = None
-    if weight.shape[0] == 0 or in_channels == 0:  # the library refuses what has none of either
-        grad_input = grad_output.new_zeros((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
-        return grad_input, grad_output.new_zeros(shape, dtype=torch.float32).permute(0, 3, 1, 2)
+    nothing = grad_output.numel() == 0 or weight.numel() == 0 or (h * w == 0 and padding_value == 0)
+    if nothing:  # which torch's convolution does not know
+        zeros = grad_output.new_zeros((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
+        return zeros, grad_output.new_zeros(shape, dtype=torch.float32).permute(0, 3, 1, 2)
     explicit = padding_value != 0  # the library pads with zeros: another value is written out per tile
     for images in row_tiles(n, in_channels * h * w, signs.device):
         x = _unpack_grouped(signs[images], in_channels, groups, dtype)
@@ -208,6 +240,8 @@ def _backward_fake(
     need_input: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
+    arguments = (stride, padding, dilation, groups, padding_value)
+    _check_backward(grad_output, signs, mask, weight, in_channels, *arguments)
     n, h, w, _ = signs.shape
     grad_input = grad_output.new_empty((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
     shape = (weight.shape[0] if need_weight else 0, *weight.shape[1:3], in_channels // groups)
@@ -240,21 +274,6 @@ torch.library.register_autograd("bop2nd::binary_conv2d", _autograd, setup_contex
 # ------------------------------------------------------------------------------- the checked function
 
 
-def pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, int]:
-    """An int or a pair of ints as a pair; raises ``ValueError`` below ``minimum``."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
-    if len(both) != 2 or any(not isinstance(v, int) or v < minimum for v in both):
-        raise ValueError(f"{name} must be one or two integers >= {minimum}, got {value!r}")
-    return both
-
-
-def check_padding_value(padding_value: int) -> int:
-    """Raises ``ValueError`` unless ``padding_value`` is 0, +1 or -1."""
-    if padding_value not in PADDING_VALUES:
-        raise ValueError(f"padding_value must be 0, 1 or -1, got {padding_value!r}")
-    return int(padding_value)
-
-
 def binary_conv2d(
     input: Tensor,
     weight: BinaryTensor,
@@ -285,29 +304,23 @@ def binary_conv2d(
     check_operands(input, weight, packed_axis=1, n_axes=4)
     strides, paddings = pair(stride, "stride", 1), pair(padding, "padding", 0)
     dilations = pair(dilation, "dilation", 1)
-    value = check_padding_value(padding_value)
     if input.dim() != 4:
         raise ValueError(f"input must be [N, C, H, W], got shape {tuple(input.shape)}")
-    if groups < 1 or weight.shape[0] % groups or input.shape[1] != groups * weight.shape[1]:
+    outputs, per_group, *kernel = weight.shape
+    if groups < 1 or outputs % groups or input.shape[1] != groups * per_group:
         raise ValueError(
             f"input has {input.shape[1]} channels; a weight {tuple(weight.shape)} with groups={groups} "
-            f"takes {groups * weight.shape[1]} (and groups must divide its {weight.shape[0]} outputs)"
+            f"takes {groups * per_group} (and groups must divide its {outputs} outputs)"
         )
-    for axis in (0, 1):
-        size = input.shape[2 + axis]
-        if output_size(size, weight.shape[2 + axis], strides[axis], paddings[axis], dilations[axis]) < 1:
-            raise ValueError(
-                f"image of {size} along axis {2 + axis} is smaller than the kernel with its dilation"
-            )
-    geometry = (strides, paddings, dilations, groups, value)
+    arguments = (strides, paddings, dilations, groups, padding_value)
+    geometry_of(input.shape[0], input.shape[2:], input.shape[1], outputs, kernel, *arguments)
     op = torch.ops.bop2nd.binary_conv2d.default
     if not records_gradient(input, weight):
+        memory = weight.memory
         with (
             torch._C._AutoDispatchBelowAutograd()
         ):  # nothing to record: skip autograd's detour through Python
-            output: Tensor = op(input, weight.memory.words, *geometry, False, weight.memory.blocked(groups))[
-                0
-            ]
+            output: Tensor = op(input, memory.words, *arguments, False, memory.blocked(groups))[0]
         return output
-    output = op(input, weight, *geometry, ste_clip and input.requires_grad)[0]
+    output = op(input, weight, *arguments, ste_clip and input.requires_grad)[0]
     return output

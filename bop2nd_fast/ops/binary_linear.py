@@ -7,7 +7,6 @@ per activation for the backward pass: its sign, and the straight-through estimat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,30 +14,55 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
+from ..kernels.geometry import Geometry, words_for
 from .derivatives import first_only
-from .pack_bits import words_for
+from .product import (
+    OUTPUTS,
+    check_extent,
+    check_operands,
+    check_real,
+    check_saved,
+    check_shape,
+    check_words,
+    empty_outputs,
+    geometry_of,
+    linear_geometry,
+    records_gradient,
+    row_tiles,
+)
 
-INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The backward pass unpacks activations in tiles: of 8 MiB of fp32, which a CPU's caches hold; of 256 MiB on
-# GPUs, where a tile costs ten launches and a library wants large problems.
-TILE_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
+
+def _geometry(input: Tensor, weight: Tensor) -> Geometry:
+    check_real(input, "input")
+    check_extent(input, "input")
+    check_words(weight, "weight", input)
+    if input.dim() < 1:
+        raise ValueError("input needs at least one axis")
+    return linear_geometry(input.shape[:-1], input.shape[-1], weight)
+
+
+def _packed_geometry(input: Tensor, weight: Tensor, in_features: int) -> Geometry:
+    check_words(input, "input")
+    check_extent(input, "input")
+    check_words(weight, "weight", input)
+    if input.dim() < 1:
+        raise ValueError("input needs at least one axis")
+    check_shape(input, (*input.shape[:-1], words_for(in_features)), "input words")
+    return linear_geometry(input.shape[:-1], in_features, weight)
 
 
 def _reference(
     input: Tensor, weight: Tensor, ste_clip: bool, blocked: Any = None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _geometry(input, weight)
     return reference.binary_linear(input, weight, ste_clip)
 
 
-def _reference_packed(*operands: Any, blocked: Any = None, **outputs: Any) -> tuple[Tensor, Tensor]:
-    return reference.binary_linear_packed(*operands, **outputs)
-
-
-# What a packed product emits: values, sign words or both in one pass; see reference.epilogue.
-OUTPUTS = (
-    "bool values=True, bool signs=False, Tensor? threshold=None, Tensor? scale=None, Tensor? shift=None, "
-    "Tensor? residual=None, ScalarType dtype=float, Tensor? blocked=None"
-)
+def _reference_packed(
+    input: Tensor, weight: Tensor, in_features: int, blocked: Any = None, **outputs: Any
+) -> tuple[Tensor, Tensor]:
+    _packed_geometry(input, weight, in_features)
+    return reference.binary_linear_packed(input, weight, in_features, **outputs)
 
 
 backends.define(
@@ -56,6 +80,7 @@ backends.define(
 def _fake(
     input: Tensor, weight: Tensor, ste_clip: bool, blocked: Any = None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _geometry(input, weight)
     output = input.new_empty((*input.shape[:-1], weight.shape[0]))
     signs = input.new_empty((*input.shape[:-1], words_for(input.shape[-1])), dtype=torch.int32)
     return output, signs, torch.empty_like(signs) if ste_clip else signs.new_empty(0)
@@ -63,35 +88,21 @@ def _fake(
 
 @torch.library.register_fake("bop2nd::binary_linear_packed")
 def _packed_fake(input: Tensor, weight: Tensor, in_features: int, **outputs: Any) -> tuple[Tensor, Tensor]:
-    return empty_outputs(input, (input.shape[0], weight.shape[0]), **outputs)
-
-
-def empty_outputs(
-    like: Tensor,
-    shape: tuple[int, ...],
-    *,
-    values: bool = True,
-    signs: bool = False,
-    dtype: torch.dtype = torch.float32,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """Memory for the values ``[..., O]`` and their sign words; what is not asked for is empty."""
-    words = (*shape[:-1], words_for(shape[-1]))
-    return (
-        like.new_empty(shape if values else (0,), dtype=dtype),
-        like.new_empty(words if signs else (0,), dtype=torch.int32),
-    )
+    _packed_geometry(input, weight, in_features)
+    return empty_outputs(input, (*input.shape[:-1], weight.shape[0]), **outputs)
 
 
 # ----------------------------------------------------------------------------------------- backward
 
 
-def row_tiles(n_rows: int, elements_per_row: int, device: torch.device) -> Iterator[slice]:
-    """Slices of rows whose unpacked values fill at most one tile of ``device``, of nearly one size."""
-    tile = TILE_ELEMENTS.get(device.type, TILE_ELEMENTS["cpu"])
-    n_tiles = -(-n_rows // max(1, tile // max(1, elements_per_row)))
-    step = max(1, -(-n_rows // max(1, n_tiles)))  # even tiles: torch's convolutions plan once for each shape
-    return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+def _check_backward(grad: Tensor, signs: Tensor, mask: Tensor, weight: Tensor, in_features: int) -> None:
+    if grad.dim() < 1:
+        raise ValueError("grad_output needs at least one axis")
+    check_words(weight, "weight", grad)
+    check_extent(signs, "signs")
+    geometry = linear_geometry(grad.shape[:-1], in_features, weight)
+    rows = grad.shape[:-1]
+    check_saved(grad, (*rows, geometry.outputs), signs, mask, (*rows, geometry.words))
 
 
 def _backward(
@@ -107,15 +118,14 @@ def _backward(
 
     One after the other, so that the unpacked weight is gone before the weight's gradient, as large, is made.
     """
-    n_rows = math.prod(grad_output.shape[:-1])  # no -1 in a shape: there may be no outputs or no words
-    grad = grad_output.reshape(n_rows, grad_output.shape[-1])
-    signs = signs.reshape(n_rows, signs.shape[-1])
-    mask = mask.reshape(signs.shape) if mask.numel() else mask
+    _check_backward(grad_output, signs, mask, weight, in_features)
+    rows = math.prod(grad_output.shape[:-1])
+    grad, signs = grad_output.reshape(rows, grad_output.shape[-1]), signs.reshape(rows, signs.shape[-1])
     grad_input = grad.new_empty((0, in_features))
     if need_input:
         grad_input = grad @ torch.ops.bop2nd.unpack_bits(weight, in_features, dtype=grad.dtype)
         if mask.numel():
-            torch.ops.bop2nd.apply_mask_(grad_input, mask)
+            torch.ops.bop2nd.apply_mask_(grad_input, mask.reshape(signs.shape))
         grad_input = grad_input.view(*grad_output.shape[:-1], in_features)
     grad_weight = grad.new_empty((weight.shape[0] if need_weight else 0, in_features), dtype=torch.float32)
     if need_weight:
@@ -154,6 +164,7 @@ def _backward_fake(
     need_input: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
+    _check_backward(grad_output, signs, mask, weight, in_features)
     shape = (*grad_output.shape[:-1], in_features) if need_input else (0, in_features)
     weight_shape = (weight.shape[0] if need_weight else 0, in_features)
     return grad_output.new_empty(shape), grad_output.new_empty(weight_shape, dtype=torch.float32)
@@ -202,6 +213,7 @@ def binary_linear(input: Tensor, weight: BinaryTensor, ste_clip: bool = True) ->
         raise ValueError(
             f"input {tuple(input.shape)} does not end in the {weight.shape[1]} features of the weight"
         )
+    geometry_of(math.prod(input.shape[:-1]), (1, 1), input.shape[-1], weight.shape[0], (1, 1))
     op = torch.ops.bop2nd.binary_linear.default
     if not records_gradient(input, weight):
         with (
@@ -211,24 +223,3 @@ def binary_linear(input: Tensor, weight: BinaryTensor, ste_clip: bool = True) ->
         return output
     output = op(input, weight, ste_clip and input.requires_grad)[0]
     return output
-
-
-def records_gradient(input: Tensor, weight: BinaryTensor) -> bool:
-    """Whether the operator must see the BinaryTensor itself; else its words will do, at half the overhead."""
-    wanted = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    return wanted or torch.compiler.is_compiling()
-
-
-def check_operands(input: Tensor, weight: BinaryTensor, packed_axis: int, n_axes: int) -> None:
-    """Raise unless ``weight`` is packed as needed and ``input`` is a floating tensor on its device."""
-    if not isinstance(weight, BinaryTensor):
-        raise TypeError(f"weight must be a BinaryTensor (see bop2nd_fast.pack), got {type(weight).__name__}")
-    if weight.dim() != n_axes or weight.bit_layout.dim != packed_axis:
-        raise ValueError(
-            f"weight of shape {tuple(weight.shape)} packed along axis {weight.bit_layout.dim}: this operator "
-            f"needs {n_axes} axes packed along axis {packed_axis}"
-        )
-    if input.dtype not in INPUT_DTYPES:
-        raise TypeError(f"input must be float32, bfloat16 or float16, got {input.dtype}: use x.float()")
-    if input.device != weight.device:
-        raise ValueError(f"input is on {input.device}, weight on {weight.device}")

@@ -11,11 +11,14 @@ with the step before. Output ``16 v + 4 l + i`` of a block lies in lane ``4 v + 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
+from .product import check_extent, check_words
 
 _DTYPES = {8: torch.uint8, 16: torch.int16, 32: torch.int32}
 
@@ -31,10 +34,18 @@ def _lay(rows: Tensor, lane_bits: int) -> Tensor:
     return steps.permute(0, 4, 5, 2, 1, 3).flatten(1).contiguous().view(torch.int32)
 
 
+def _check(weight: Tensor, groups: int) -> None:
+    check_words(weight, "weight")
+    check_extent(weight, "weight")
+    if weight.dim() < 1 or not 0 < groups < 2**31 or weight.shape[0] % groups:
+        raise ValueError(f"groups={groups} does not divide the outputs of weight words {list(weight.shape)}")
+
+
 def _block_weight(weight: Tensor, groups: int = 1) -> Tensor:
-    rows = weight.reshape(groups, weight.shape[0] // groups, weight[0].numel())
+    _check(weight, groups)
+    rows = weight.reshape(groups, weight.shape[0] // groups, math.prod(weight.shape[1:]))
     rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % 16))
-    blocks = []
+    blocks = [weight.new_empty((groups, 0))]
     while rows.shape[1] > 0:
         lane_bits = 8 if rows.shape[1] > 48 else 16 if rows.shape[1] > 16 else 32
         blocks.append(_lay(rows[:, : 512 // lane_bits], lane_bits))
@@ -47,5 +58,6 @@ backends.define("block_weight(Tensor weight, int groups=1) -> Tensor", _block_we
 
 @torch.library.register_fake("bop2nd::block_weight")
 def _fake(weight: Tensor, groups: int = 1) -> Tensor:
+    _check(weight, groups)
     n_blocks = -(-(weight.shape[0] // groups) // 16)
-    return weight.new_empty((groups, n_blocks * weight[0].numel() * 16))
+    return weight.new_empty((groups, n_blocks * math.prod(weight.shape[1:]) * 16))

@@ -11,7 +11,8 @@
 //   there are
 //      no more groups than channels or outputs.
 //   3. Words of the padded input, all images, and of the weight are below 2^31.
-//   4. Products that make one output (taps * channels of a group) are below 2^31: a dot is an int32.
+//   4. Products that make one output (taps * channels of a group) are below 2^24: fp32 holds every dot
+//   exactly.
 //   5. Elements of the output, and the products of the whole convolution, are below 2^60.
 // In 3 and 5 a size of 0 counts as 1: loops run over sizes whose product is nothing.
 // Limits: host only; no torch.
@@ -26,7 +27,8 @@
 
 namespace bop2nd {
 
-constexpr int64_t kMaxInt32 = (int64_t{1} << 31) - 1, kMaxCount = (int64_t{1} << 60) - 1;
+constexpr int64_t kMaxInt32 = (int64_t{1} << 31) - 1;
+constexpr int64_t kMaxDot = (int64_t{1} << 24) - 1, kMaxCount = (int64_t{1} << 60) - 1;
 
 struct ConvShape {
   int64_t batch, height, width;  // of the input
@@ -108,8 +110,8 @@ inline ConvShape checked(ConvShape s) {
           "the words of the padded input must be below 2**31");
   require(limits::fits({s.out_channels, s.kernel[0], s.kernel[1], s.group_words()}, kMaxInt32),
           "the words of the weight must be below 2**31");
-  require(limits::fits({s.kernel[0], s.kernel[1], s.group_channels()}, kMaxInt32),
-          "the products of one output must be below 2**31");
+  require(limits::fits({s.kernel[0], s.kernel[1], s.group_channels()}, kMaxDot),
+          "the products of one output must be below 2**24");
   require(limits::fits({s.batch, s.out_size(0), s.out_size(1), s.out_channels, s.taps(), s.group_channels()},
                        kMaxCount),
           "the products of the whole must be below 2**60");
