@@ -27,6 +27,7 @@ from .bits import decode_for_registers, decode_for_shared, popcount
 from .epilogue import Outputs, finish_in_torch, outputs_for, store_tile
 from .geometry import Geometry, checked_geometry
 from .grid import check_index, grid_of, program_of
+from .operands import check_floats, check_words
 from .pack_bits import pack_activation
 from .tuning import MatmulTile, conv_tile, family, on_device_of
 
@@ -145,12 +146,13 @@ def conv_decode_kernel(
 
 
 def geometry_of_call(
-    batch: int, image: Sequence[int], weight: Tensor, channels: int, *arguments: Any
+    batch: int, image: Sequence[int], weight: Tensor, beside: Tensor, channels: int, *arguments: Any
 ) -> Geometry:
     """Geometry of an operator's call, checked. ``arguments``: stride to padding value.
 
     ``weight``: words ``[O, kH, kW, words]``; raises ValueError where they do not hold the channels.
     """
+    check_words(weight, "weight", 4, beside)
     *pairs, groups, padding_value = arguments
     outputs, kernel_height, kernel_width, words = weight.shape
     g = checked_geometry(
@@ -210,9 +212,12 @@ def binary_conv2d(
     blocked: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``reference.binary_conv2d``: output (channels-last strides), sign words, mask words."""
+    check_floats(input, "input")
+    if input.dim() != 4:
+        raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
     n, channels, *image = input.shape
     arguments = (stride, padding, dilation, groups, padding_value)
-    g = geometry_of_call(n, image, weight, channels, *arguments)
+    g = geometry_of_call(n, image, weight, input, channels, *arguments)
     signs, mask = pack_activation(input, 1, groups, ste_clip)
     out = input.new_empty((n, *g.out, g.all_outputs))
     _convolve(signs, weight, g, n, Outputs(out, signs.new_empty(0)))
@@ -234,9 +239,10 @@ def binary_conv2d_packed(
 ) -> tuple[Tensor, Tensor]:
     """``reference.binary_conv2d_packed``: values ``[N, Ho, Wo, O]`` and sign words; ``asked`` as in
     ``outputs_for``."""
+    check_words(input, "input", 4, input)
     n, height, width, _ = input.shape
     arguments = (stride, padding, dilation, groups, padding_value)
-    g = geometry_of_call(n, (height, width), weight, in_channels, *arguments)
+    g = geometry_of_call(n, (height, width), weight, input, in_channels, *arguments)
     outputs = outputs_for(input, (n, *g.out, g.all_outputs), **asked)
     _convolve(input, weight, g, n, outputs, tile)
     return outputs.reals, outputs.signs

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from .bits import decode_for_registers, decode_for_shared, popcount
 from .epilogue import Outputs, outputs_for, store_tile
+from .geometry import words_for
 from .grid import check_index, grid_of, program_of
+from .operands import check_words
 from .pack_bits import pack_activation
 from .tuning import MatmulTile, family, linear_tile, on_device_of
 
@@ -122,7 +124,7 @@ def _matmul(
 ) -> None:
     """Words ``[rows, W]`` times words ``[N, W]`` into ``outputs``; ``tile`` overrides the table's."""
     (rows, n_words), n = x.shape, weight.shape[0]
-    if weight.shape[1] != n_words or n_words != -(-features // 32):
+    if weight.shape[1] != n_words or n_words != words_for(features):
         raise ValueError(f"{tuple(x.shape)} and {tuple(weight.shape)} words do not hold {features} features")
     check_index(rows, "rows")
     check_index(n, "outputs")
@@ -147,6 +149,7 @@ def binary_linear(
     input: Tensor, weight: Tensor, ste_clip: bool, blocked: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``reference.binary_linear``: output, sign words, mask words. ``blocked`` is the CPU's and unused."""
+    check_words(weight, "weight", 2, input)
     signs, mask = pack_activation(input, -1, 1, ste_clip)
     out = input.new_empty((*input.shape[:-1], weight.shape[0]))
     rows = signs.reshape(math.prod(input.shape[:-1]), signs.shape[-1])  # no -1: there may be no words
@@ -158,6 +161,8 @@ def binary_linear_packed(
     input: Tensor, weight: Tensor, in_features: int, *, tile: MatmulTile | None = None, **asked: Any
 ) -> tuple[Tensor, Tensor]:
     """``reference.binary_linear_packed``: values ``[M, N]``, sign words; ``asked``: see ``outputs_for``."""
+    check_words(input, "input", 2, input)
+    check_words(weight, "weight", 2, input)
     outputs = outputs_for(input, (input.shape[0], weight.shape[0]), **asked)
     _matmul(input, weight, in_features, outputs, tile)
     return outputs.reals, outputs.signs

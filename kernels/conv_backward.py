@@ -29,7 +29,7 @@ from .binary_conv2d import geometry_of_call
 from .geometry import Geometry
 from .gradient_product import PartialSums, add_product, launch_options, store_gradient
 from .grid import check_index, grid_of, program_of
-from .pack_bits import FLOATS
+from .operands import check_floats, check_mask, check_words
 from .tuning import GradientTile, family, gradient_tile, on_device_of
 
 
@@ -130,12 +130,12 @@ def conv_grad_weight_kernel(
 # ---------------------------------------------------------------------------------------- launchers
 
 
-def _check(gradient: Tensor, signs: Tensor, mask: Tensor, g: Geometry, batch: int) -> None:
+def _check(gradient: Tensor, signs: Tensor, g: Geometry, batch: int) -> None:
     """Raises ValueError where operands do not fit the geometry, or are over the kernels' limits."""
-    fits = signs.shape == (batch, *g.image, g.image_words) and mask.numel() in (0, signs.numel())
+    fits = signs.shape == (batch, *g.image, g.image_words)
     if not fits or gradient.shape != (batch, *g.out, g.all_outputs):
-        shapes = ", ".join(str(tuple(t.shape)) for t in (gradient, signs, mask))
-        raise ValueError(f"gradient, sign and mask words {shapes} do not fit {g}")
+        shapes = ", ".join(str(tuple(t.shape)) for t in (gradient, signs))
+        raise ValueError(f"gradient and sign words {shapes} do not fit {g}")
     for count, what in (
         (signs.numel(), "words of input"),
         (batch * g.image[0] * g.image[1], "pixels"),
@@ -197,14 +197,15 @@ def binary_conv2d_backward(
 
     ``tile`` overrides the table's.
     """
-    if grad_output.dtype not in FLOATS:
-        raise ValueError(f"grad_output is {grad_output.dtype}, allowed are {FLOATS}")
+    check_floats(grad_output, "grad_output", 4)
+    check_words(signs, "signs", 4, grad_output)
+    check_mask(mask, signs.shape, grad_output)
     gradient = grad_output.permute(0, 2, 3, 1).contiguous()
     signs, weight = signs.contiguous(), weight.contiguous()
     n, height, width, _ = signs.shape
     arguments = (stride, padding, dilation, groups, padding_value)
-    g = geometry_of_call(n, (height, width), weight, in_channels, *arguments)
-    _check(gradient, signs, mask, g, n)
+    g = geometry_of_call(n, (height, width), weight, grad_output, in_channels, *arguments)
+    _check(gradient, signs, g, n)
     grad_input = gradient.new_empty((n if need_input else 0, height, width, in_channels))
     shape = (g.all_outputs if need_weight else 0, *g.kernel, g.channels)
     grad_weight = gradient.new_empty(shape, dtype=torch.float32)

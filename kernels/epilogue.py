@@ -103,6 +103,8 @@ def outputs_for(
     ):
         if tensor is not None and (tuple(tensor.shape) != wanted or tensor.dtype != kind):
             raise ValueError(f"{name} must be {kind} {list(wanted)}, got {tensor.dtype} {list(tensor.shape)}")
+        if tensor is not None and tensor.device != like.device:
+            raise ValueError(f"{name} is on {tensor.device}, the first operand on {like.device}")
     words = (*shape[:-1], -(-n // 32))
     return Outputs(
         like.new_empty(shape if values else 0, dtype=dtype),

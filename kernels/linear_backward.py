@@ -23,9 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .geometry import words_for
 from .gradient_product import PartialSums, add_product, launch_options, store_gradient
 from .grid import check_index, grid_of, program_of
-from .pack_bits import FLOATS
+from .operands import check_floats, check_mask, check_words
 from .tuning import GradientTile, family, gradient_tile, on_device_of
 
 
@@ -109,14 +110,12 @@ def _options(gradient: Tensor, tile: GradientTile) -> dict[str, int]:
     return launch_options(gradient, tile, torch.backends.cuda.matmul.fp32_precision)
 
 
-def _check(gradient: Tensor, signs: Tensor, mask: Tensor, weight: Tensor, features: int) -> None:
-    if gradient.dtype not in FLOATS:
-        raise ValueError(f"grad_output is {gradient.dtype}, allowed are {FLOATS}")
-    words = -(-features // 32)
+def _check(gradient: Tensor, signs: Tensor, weight: Tensor, features: int) -> None:
+    words = words_for(features)
     fits = gradient.shape[1] == weight.shape[0] and signs.shape == (gradient.shape[0], words)
-    if not fits or weight.shape[1] != words or mask.numel() not in (0, signs.numel()):
-        shapes = ", ".join(str(tuple(t.shape)) for t in (gradient, signs, mask, weight))
-        raise ValueError(f"gradient, sign, mask and weight words {shapes} do not fit {features} features")
+    if not fits or weight.shape[1] != words:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (gradient, signs, weight))
+        raise ValueError(f"gradient, sign and weight words {shapes} do not fit {features} features")
     check_index(gradient.shape[0], "rows")
     check_index(gradient.shape[1], "outputs")
     check_index(words * 32, "features")
@@ -137,11 +136,15 @@ def binary_linear_backward(
 
     ``tile`` overrides the table's.
     """
+    check_floats(grad_output, "grad_output")
+    check_words(signs, "signs", grad_output.dim(), grad_output)
+    check_mask(mask, signs.shape, grad_output)
+    check_words(weight, "weight", 2, grad_output)
     n_words = signs.shape[-1]
     n_rows = math.prod(grad_output.shape[:-1])  # no -1 in a shape: there may be no outputs or no words
     gradient = grad_output.reshape(n_rows, grad_output.shape[-1]).contiguous()
     signs, weight = signs.reshape(math.prod(signs.shape[:-1]), n_words).contiguous(), weight.contiguous()
-    _check(gradient, signs, mask, weight, in_features)
+    _check(gradient, signs, weight, in_features)
     rows, outputs = gradient.shape
     grad_input = gradient.new_empty((rows if need_input else 0, in_features))
     weight_shape = (outputs if need_weight else 0, in_features)

@@ -24,10 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .bits import pack_lanes, to_float32, unpack_lanes
+from .geometry import words_for
 from .grid import check_index, grid_of, program_of
+from .operands import FLOATS, check_floats, check_words
 from .tuning import PACK_TILE, on_device_of
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @triton.jit
@@ -114,13 +114,14 @@ def apply_mask_kernel(grad, mask, n_words, length, words_per_row, WHOLE: tl.cons
 
 
 def _pack(input: Tensor, dim: int, groups: int, with_mask: bool) -> tuple[Tensor, Tensor | None]:
-    if input.dtype not in FLOATS:
-        raise ValueError(f"input is {input.dtype}, allowed are {FLOATS}")
+    check_floats(input, "input")
+    if not -input.dim() <= dim < input.dim():
+        raise ValueError(f"input {list(input.shape)} has no axis {dim}")
     dim %= input.dim()
     if groups < 1 or input.shape[dim] % groups:
         raise ValueError(f"groups={groups} does not divide {input.shape[dim]} elements along dim {dim}")
     length = input.shape[dim] // groups
-    words_per_group = -(-length // 32)
+    words_per_group = words_for(length)
     outer_shape = [*input.shape[:dim], *input.shape[dim + 1 :]]
     signs = torch.empty(*outer_shape, groups * words_per_group, dtype=torch.int32, device=input.device)
     mask = torch.empty_like(signs) if with_mask else None
@@ -171,9 +172,10 @@ def pack_activation(input: Tensor, dim: int, groups: int, ste_clip: bool) -> tup
 def unpack_bits(words: Tensor, length: int, dim: int = -1, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """``reference.unpack_bits``: words ``[..., W]`` -> +1 / -1, the packed axis moved back to ``dim``."""
     if dtype not in FLOATS:
-        raise ValueError(f"dtype is {dtype}, allowed are {FLOATS}")
+        raise TypeError(f"dtype is {dtype}, allowed are {FLOATS}")
+    check_words(words, "words", max(1, words.dim()), words)
     words_per_row = words.shape[-1]
-    if words_per_row != -(-length // 32):
+    if length < 0 or words_per_row != words_for(length):
         raise ValueError(f"{words_per_row} words do not hold {length} elements")
     check_index(words.numel(), "words")
     out = torch.empty(*words.shape[:-1], length, dtype=dtype, device=words.device)
@@ -188,12 +190,12 @@ def unpack_bits(words: Tensor, length: int, dim: int = -1, *, dtype: torch.dtype
 
 def apply_mask_(grad: Tensor, mask: Tensor) -> None:
     """``reference.apply_mask_``: clears elements of a contiguous ``grad`` whose bit in ``mask`` is 0."""
-    if grad.dtype not in FLOATS:
-        raise ValueError(f"grad is {grad.dtype}, allowed are {FLOATS}")
+    check_floats(grad, "grad")
+    check_words(mask, "mask", grad.dim(), grad)
     if not grad.is_contiguous():
         raise ValueError(f"grad {tuple(grad.shape)} with strides {grad.stride()} is not contiguous")
     length, words_per_row = grad.shape[-1], mask.shape[-1]
-    if mask.shape[:-1] != grad.shape[:-1] or words_per_row != -(-length // 32):
+    if mask.shape[:-1] != grad.shape[:-1] or words_per_row != words_for(length):
         raise ValueError(f"mask words {tuple(mask.shape)} do not fit a gradient {tuple(grad.shape)}")
     check_index(mask.numel(), "words")
     if grad.numel():

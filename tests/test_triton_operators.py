@@ -125,3 +125,63 @@ def test_convolutions_without_channels_outputs_or_images(
     out, grad_x, grad_w = _gradients("triton", "binary_conv2d", x, w, 1, 1)
     assert out.shape == (batch, outputs, 4, 4) and grad_x.shape == x.shape and grad_w.shape == w.shape
     assert not out.any() and not grad_x.any() and not grad_w.any()
+
+
+WORDS = torch.zeros(4, 3, 3, 1, dtype=torch.int32)
+LINEAR = torch.zeros(4, 1, dtype=torch.int32)
+NO_MASK = torch.zeros(0, dtype=torch.int32)
+HOW: Any = ([1, 1], [1, 1], [1, 1], 1, 0)
+OPS = torch.ops.bop2nd
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda to: OPS.pack_bits(torch.eye(8).to_sparse(), -1),
+        lambda to: OPS.pack_bits(to(torch.ones(4).cfloat()), -1),
+        lambda to: OPS.pack_bits(to(torch.tensor(1.0)), 0),
+        lambda to: OPS.pack_bits(to(torch.ones(4)), 1),
+        lambda to: OPS.unpack_bits(to(torch.ones(4, 1)), 8),
+        lambda to: OPS.unpack_bits(to(LINEAR), -31),
+        lambda to: OPS.unpack_bits(to(LINEAR), 2**63 - 1),
+        lambda to: OPS.apply_mask_(to(torch.ones(4, 64)), to(torch.zeros(8, 1).int())),
+        lambda to: OPS.apply_mask_(to(torch.ones(2, 2, 64)), to(torch.zeros(4, 2).int())),
+        lambda to: OPS.binary_linear(to(torch.ones(4, 8)), to(LINEAR.long()), True),
+        lambda to: OPS.binary_linear(to(torch.ones(4, 8)), to(WORDS), True),
+        lambda to: OPS.binary_linear_packed(to(LINEAR.float()), to(LINEAR), 8),
+        lambda to: OPS.binary_linear_packed(to(LINEAR), to(LINEAR), -5),
+        lambda to: OPS.binary_conv2d(to(torch.ones(8, 5, 5)), to(WORDS), *HOW, True),
+        lambda to: OPS.binary_conv2d(to(torch.ones(1, 8, 5, 5)), to(WORDS[0]), *HOW, True),
+        lambda to: OPS.binary_conv2d_packed(to(WORDS.float()), to(WORDS), 8, *HOW),
+        lambda to: OPS.binary_conv2d_backward(
+            to(torch.ones(4, 1, 5, 5)), to(WORDS[:1]), to(NO_MASK), to(WORDS), 8, *HOW, True, True
+        ),
+        lambda to: OPS.binary_conv2d_backward(
+            to(torch.ones(4, 4, 3, 3)), to(WORDS), to(WORDS.view(4, 9, 1, 1)), to(WORDS), 8, *HOW, True, True
+        ),
+        lambda to: OPS.binary_linear_backward(
+            to(torch.ones(4, 4)), to(LINEAR), to(LINEAR.T.contiguous()), to(LINEAR), 8, True, True
+        ),
+    ],
+)
+def test_operands_of_other_kinds_are_refused(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called directly, past the functions that check for users."""
+    from bop2nd_fast.kernels import tuning
+
+    op = "binary_conv2d_backward"
+    monkeypatch.setitem(tuning.BACKWARD, op, dataclasses.replace(tuning.BACKWARD[op], runs="triton"))
+    refused = (TypeError, ValueError, NotImplementedError, RuntimeError)
+    with bf.backends.use("triton"), pytest.raises(refused) as raised:
+        call(lambda tensor: tensor.to(DEVICE))
+    if raised.type is RuntimeError:  # on CPUs the call came back through C++
+        assert "handed_on" in str(raised.value) and "Error: " in str(raised.value)
+
+
+def test_operands_on_other_devices_are_refused() -> None:
+    from bop2nd_fast.kernels import epilogue, operands
+
+    elsewhere = LINEAR.to("meta")
+    with pytest.raises(ValueError, match="weight is on meta, the first operand on cpu"):
+        operands.check_words(elsewhere, "weight", 2, LINEAR)
+    with pytest.raises(ValueError, match="scale is on meta"):
+        epilogue.outputs_for(LINEAR, (4, 4), scale=torch.ones(4, device="meta"))

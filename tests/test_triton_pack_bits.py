@@ -96,13 +96,13 @@ def test_applying_a_mask(dtype: torch.dtype) -> None:
 
 
 def test_wrong_arguments_raise() -> None:
-    with pytest.raises(ValueError, match="float64"):
+    with pytest.raises(TypeError, match="float64"):
         kernels.pack_bits(values(4).double())
     with pytest.raises(ValueError, match="groups=3 does not divide 4"):
         kernels.pack_bits_ste(values(4), 0, 3)
     with pytest.raises(ValueError, match="1 words do not hold 33"):
         kernels.unpack_bits(torch.zeros(2, 1, dtype=torch.int32, device=DEVICE), 33)
-    with pytest.raises(ValueError, match="float64"):
+    with pytest.raises(TypeError, match="float64"):
         kernels.unpack_bits(torch.zeros(2, 1, dtype=torch.int32, device=DEVICE), 32, dtype=torch.float64)
     mask = torch.zeros(2, 2, dtype=torch.int32, device=DEVICE)
     for grad, match in (
@@ -111,5 +111,5 @@ def test_wrong_arguments_raise() -> None:
         (values(2, 65), "do not fit"),
         (values(3, 33), "do not fit"),
     ):
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises((TypeError, ValueError), match=match):
             kernels.apply_mask_(grad, mask)
