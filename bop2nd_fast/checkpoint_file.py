@@ -40,7 +40,7 @@ def save(path: str | Path, state: Any, keep_previous: bool = True) -> None:
 
     After a crash or an error at any moment ``path`` holds the old or the new state. The state before the
     newest stays as ``<path>.previous``, against files that a failing disk spoils later; a save that fails
-    leaves it too. One writer at a time.
+    leaves it too, and a damaged file never takes its place. One writer at a time.
 
     Raises:
         CheckpointError: ``state`` holds something that could not be read back. Nothing is written then.
@@ -49,7 +49,8 @@ def save(path: str | Path, state: Any, keep_previous: bool = True) -> None:
     path = Path(os.path.realpath(path))
     kept = path.with_name(f".{path.name}{PREVIOUS}.part")
     kept.unlink(missing_ok=True)  # left by a writer that was killed
-    if keep_previous and path.is_file():
+    previous = path.with_name(path.name + PREVIOUS)
+    if keep_previous and path.is_file() and (not previous.exists() or _is_whole_file(path)):
         _second_name(path, kept)
     try:
         atomic_write(path, lambda file: _write(file, state))
@@ -57,7 +58,7 @@ def save(path: str | Path, state: Any, keep_previous: bool = True) -> None:
         kept.unlink(missing_ok=True)
         raise
     if kept.exists():
-        os.replace(kept, path.with_name(path.name + PREVIOUS))
+        os.replace(kept, previous)
 
 
 def _second_name(path: Path, name: Path) -> None:
@@ -122,6 +123,11 @@ def load(path: str | Path) -> Any:
         raise
     except UNFIT as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({_first_line(error)})") from error
+
+
+def _is_whole_file(path: Path) -> bool:
+    with path.open("rb") as file:
+        return _is_whole(file)
 
 
 def _is_whole(file: IO[bytes]) -> bool:

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from . import __version__, backends, data, inference, train
 from .atomic_write import check_target
 from .checkpoint import PREVIOUS
 from .system_report import versions
-from .terminal import fail, one_line, out, refuse_existing, shown, user_errors
+from .terminal import err, fail, one_line, out, refuse_existing, shown, user_errors
 
 app = typer.Typer(
     help="Train, pack and run binarized neural networks (Bop2ndOrder).",
@@ -147,7 +148,7 @@ def train_command(
         spec = train.ModelSpec.for_dataset(dataset, model, default_width if width is None else width)
         trainer = train.Trainer(spec.build(settings.seed), dataset, settings, target, spec)
         if resume:
-            trainer.resume(checkpoint)
+            _resume(trainer, checkpoint)
         _make_folder(out_dir)
     about = {
         "model": dataclasses.asdict(spec),
@@ -166,6 +167,19 @@ def train_command(
     out.print(
         f"test accuracy [bold]{history[-1].test_accuracy:.2%}[/]; wrote {shown(out_dir)}/", highlight=False
     )
+
+
+def _resume(trainer: train.Trainer, checkpoint: Path) -> None:
+    """Continue from ``checkpoint``; what the library warns of (a damaged file) becomes a line of its own."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", RuntimeWarning)
+        trainer.resume(checkpoint)
+    for warning in said:
+        err.print(f"[bold yellow]warning:[/] {shown(warning.message)}", highlight=False, soft_wrap=True)
+    if len(trainer.history) > trainer.settings.epochs:
+        raise ValueError(
+            f"{checkpoint} has finished {len(trainer.history)} epochs; --epochs must be at least as many"
+        )
 
 
 def _make_folder(folder: Path) -> None:

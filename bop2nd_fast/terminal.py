@@ -47,10 +47,16 @@ def one_line(error: BaseException) -> str:
     """What went wrong, in the user's words where the error is the operating system's."""
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name!r} is missing; install it with pip install 'bop2nd-fast[cli]'"
-    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+    if (
+        isinstance(error, OSError)
+        and error.errno is not None
+        and not isinstance(error.filename, (str, bytes))
+    ):
         return f"the output could not be written: {error.strerror}"
     if not isinstance(error, OSError) or error.errno is None:
         return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if not isinstance(error.filename, (str, bytes)):
+        return f"the output could not be written: {error.strerror}"
     name = os.fsdecode(error.filename)
     if error.strerror != os.strerror(error.errno):  # a sentence of ours
         return f"{error.strerror} {name}"

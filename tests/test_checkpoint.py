@@ -321,6 +321,20 @@ def test_a_save_that_fails_at_any_call_leaves_two_good_checkpoints(tmp_path, mon
     assert failures == 4
 
 
+def test_a_damaged_file_never_takes_the_place_of_its_predecessor(tmp_path):
+    path = tmp_path / "run.pt"
+    path.write_bytes(b"not ours")
+    checkpoint.save(path, {"step": 1})
+    assert Path(f"{path}.previous").read_bytes() == b"not ours"  # better than to lose it
+    checkpoint.save(path, {"step": 2})
+    checkpoint.save(path, {"step": 3})
+    path.write_bytes(path.read_bytes()[:-20] + bytes(20))
+    with pytest.warns(RuntimeWarning, match="going on from"):
+        assert checkpoint.load_latest(path) == {"step": 2}
+    checkpoint.save(path, {"step": 4})
+    assert checkpoint.load(path) == {"step": 4} and checkpoint.load(f"{path}.previous") == {"step": 2}
+
+
 def test_the_previous_one_is_kept_where_links_are_refused(tmp_path, monkeypatch):
     def refuse(*_: Any) -> None:
         raise PermissionError(1, "Operation not permitted")

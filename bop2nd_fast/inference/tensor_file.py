@@ -7,6 +7,7 @@ header has to describe the bytes of the file exactly, and only then is a tensor 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -134,12 +135,13 @@ def _bytes(tensor: Tensor) -> bytes:
 def _contents(path: Path) -> bytearray:
     """The file at once, so that nothing changes while it is looked at. Special files would never end."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise PackedFileError("not a regular file")
     with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(f"{path} is a folder")
-            raise PackedFileError("not a regular file")
         data = bytearray(status.st_size)
         if file.readinto(data) != status.st_size or file.read(1):
             raise PackedFileError("damaged or not a packed model: it changed while it was read")
