@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import json
 import math
+import operator
 import os
 import time
 from collections.abc import Callable
@@ -40,6 +41,16 @@ class TrainingError(RuntimeError):
     """Training cannot go on, or a checkpoint cannot be used; the message says why."""
 
 
+def _plain_numbers(record: Any) -> None:
+    """Make NumPy's numbers Python's: a checkpoint and a history hold nothing else."""
+    for entry in dataclasses.fields(record):
+        value = getattr(record, entry.name)
+        if type(entry.default) is int:
+            object.__setattr__(record, entry.name, operator.index(value))
+        elif type(entry.default) is float:
+            object.__setattr__(record, entry.name, float(value))
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What a network is built from; stored in checkpoints."""
@@ -50,6 +61,9 @@ class ModelSpec:
     in_channels: int = 3
     num_classes: int = 10
     first_padding: int = 0
+
+    def __post_init__(self) -> None:
+        _plain_numbers(self)
 
     @classmethod
     def for_dataset(cls, dataset: Dataset, name: str = "binarynet", width: int = 128) -> ModelSpec:
@@ -69,7 +83,7 @@ class ModelSpec:
             raise ValueError(f"there is no model {self.name!r}; there are {', '.join(MODELS)}")
         arguments = {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(operator.index(seed))
             return MODELS[self.name](**arguments)
 
 
@@ -93,6 +107,7 @@ class Settings:
     report_every: int = 10
 
     def __post_init__(self) -> None:
+        _plain_numbers(self)
         for name in ("epochs", "batch_size", "report_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,3 +112,20 @@ def test_second_derivatives_raise_instead_of_being_left_out(quantizer: str, want
         assert all(map(torch.equal, plain, first))
         with pytest.raises(RuntimeError, match=r"second derivatives|differentiate twice"):
             first[0 if wanted == "input" else 1].pow(2).sum().backward()
+
+
+def test_sizes_may_be_any_kind_of_integers():
+    n = np.int64
+    linear = BinaryLinear(n(32), n(4))
+    assert (type(linear.in_features), type(linear.out_features)) == (int, int)
+    conv = BinaryConv2d(
+        n(32), n(8), (n(3), 3), stride=n(1), padding=n(1), dilation=n(1), groups=n(2), padding_value=n(-1)
+    )
+    plain = BinaryConv2d(32, 8, 3, padding=1, groups=2, padding_value=-1)
+    plain.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 32, 6, 6)
+    assert torch.equal(conv(x), plain(x)) and repr(conv) == repr(plain)
+    assert torch.equal(MaxPool2d(n(2))(x.requires_grad_()), MaxPool2d(2)(x))
+    for size in (0, n(0), -1, 2.0, "2", True, None):
+        with pytest.raises(ValueError, match="in_features must be a positive integer"):
+            BinaryLinear(size, 4)

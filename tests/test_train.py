@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -272,3 +273,16 @@ def test_history_and_plots_are_written(tmp_path):
     )
     for name in ("training.png", "bars.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_numbers_of_numpy_are_python_s_in_files(tmp_path):
+    settings = train.Settings(np.int64(1), np.int64(256), gamma=np.float32(1e-3), lr=np.float64(0.01))
+    dataset = data.digits()
+    spec = train.ModelSpec.for_dataset(dataset, width=np.int64(2))
+    trainer = train.Trainer(spec.build(np.int64(0)), dataset, settings, spec=spec)
+    trainer.run(checkpoint=tmp_path / "checkpoint.pt")
+    train.write_history(tmp_path / "history.json", trainer.history, settings=dataclasses.asdict(settings))
+    saved = train.read_checkpoint(tmp_path / "checkpoint.pt")["settings"]
+    assert saved["gamma"] == float(np.float32(1e-3)) and type(saved["epochs"]) is int
+    with pytest.raises(TypeError):
+        train.Settings(epochs=1.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,10 +21,11 @@ def _random_signs(*shape: int, device: torch.device | str | None, dtype: torch.d
     return nn.Parameter(pack(values.mul_(2).sub_(1), dim=1))
 
 
-def _positive(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+def _positive(value: int, name: str) -> int:
+    """Any kind of integer (NumPy's too) as Python's; raises ValueError below 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return operator.index(value)
 
 
 class BinaryLinear(nn.Module):
@@ -52,7 +55,8 @@ class BinaryLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _positive(in_features=in_features, out_features=out_features)
+        in_features = _positive(in_features, "in_features")
+        out_features = _positive(out_features, "out_features")
         geometry_of(1, (1, 1), in_features, out_features, (1, 1))
         self.in_features, self.out_features = in_features, out_features
         self.input_quantizer = check_quantizer(input_quantizer)
@@ -107,7 +111,8 @@ class BinaryConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        in_channels = _positive(in_channels, "in_channels")
+        out_channels, groups = _positive(out_channels, "out_channels"), _positive(groups, "groups")
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups={groups} must divide {in_channels} input and {out_channels} output channels"
@@ -115,10 +120,11 @@ class BinaryConv2d(nn.Module):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
         self.stride, self.dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
-        self.padding, self.padding_value = pair(padding, "padding", 0), padding_value
+        self.padding = pair(padding, "padding", 0)
         smallest = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         arguments = (self.stride, (0, 0), self.dilation, groups, padding_value)
         geometry_of(1, smallest, in_channels, out_channels, self.kernel_size, *arguments)
+        self.padding_value = int(padding_value)
         self.input_quantizer = check_quantizer(input_quantizer)
         if input_quantizer is None and self.padding_value != 0:
             raise ValueError("real-valued inputs are padded with 0: padding_value must be 0")

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..kernels.geometry import pair
+
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
@@ -64,9 +66,7 @@ class MaxPool2d(nn.MaxPool2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        rows, columns = (
-            (self.kernel_size, self.kernel_size) if isinstance(self.kernel_size, int) else self.kernel_size
-        )
+        rows, columns = pair(self.kernel_size, "kernel_size", 1)
         beside = self.stride in (self.kernel_size, (rows, columns))
         plain = self.padding in (0, (0, 0)) and self.dilation in (1, (1, 1)) and not self.ceil_mode
         fits = rows * columns <= 256 and input.dim() == 4 and not self.return_indices
