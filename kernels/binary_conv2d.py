@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .bits import decode_for_registers, decode_for_shared, popcount
-from .epilogue import Outputs, finish_in_torch, outputs_for, store_tile
+from .epilogue import Outputs, finish, outputs_for, store_tile
 from .geometry import Geometry, checked_geometry
 from .grid import check_index, grid_of, program_of
 from .operands import check_floats, check_words
@@ -182,7 +182,7 @@ def _convolve(
         dot = x.new_zeros((batch, *g.out, g.all_outputs), dtype=torch.float32)
         if g.words:
             _convolve(x, weight, g, batch, Outputs(dot, x.new_empty(0)), tile)
-        finish_in_torch(dot, to)
+        finish(dot, to)
         return
     tile = tile or conv_tile(family(x.device), g.outputs, g.words)
     kernel = conv_decode_kernel if tile.loop == "decode" else conv_popcount_kernel

@@ -1,10 +1,15 @@
 """What happens to a tile of exact integer dot products before it is stored.
 
-Values: ``dot * scale[n] + shift[n] + residual[m, n]`` in fp32, each operation rounded on its own and only
-those that are given, then cast. Sign words, 32 neighbouring outputs to a word: bit 1 (-1) where
-``dot < threshold[n]`` (a batch norm and a sign fold into that threshold), or without thresholds where the
-fp32 value is negative. Either or both in one pass: values are the larger part of a layer's memory traffic,
-2 or 4 bytes per output against 1/8 for bits.
+With everything that may be given, in fp32, each operation rounded on its own (``reference.epilogue``)::
+
+    value = act(clamp(dot, low, high) * scale[n] + shift[n] + residual[m, n]) + post_shift[n]
+    bit   = dot < threshold[n]    or without thresholds    value + sign_shift[n] < 0        (1 means -1)
+
+``act``: none, ReLU, or PReLU with ``slope[n]``. Values are cast at the end, sign words hold 32 neighbouring
+outputs (a batch norm and a sign fold into the threshold). Either or both in one pass: values are the larger
+part of a layer's memory traffic, 2 or 4 bytes per output against 1/8 for bits.
+
+An operand more is a field of :class:`Outputs`, its line in :func:`store_tile` and one in ``outputs_for``.
 """
 
 from __future__ import annotations
@@ -16,13 +21,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pack_bits import pack_bits
+from .bits import to_float32
+from .geometry import words_for
+from .grid import grid_of, program_of
+from .tuning import on_device_of
 
 
 class Outputs(NamedTuple):
     """What a product stores, and what that is made of; kernels take the tuple, with None for what is absent.
 
-    ``reals``: values in their dtype; ``signs``: their sign words. Empty tensors: not asked for.
+    ``reals``: values in their dtype; ``signs``: their sign words. Empty tensors: not asked for. ``low``,
+    ``high``: integers; ``relu``: 1 or None, either way known to the compiler.
     """
 
     reals: Any
@@ -31,6 +40,12 @@ class Outputs(NamedTuple):
     scale: Any = None
     shift: Any = None
     residual: Any = None
+    low: Any = None
+    high: Any = None
+    relu: Any = None
+    slope: Any = None
+    post_shift: Any = None
+    sign_shift: Any = None
 
     def asked(self) -> Outputs:
         """This tuple with None in the place of empty results."""
@@ -51,13 +66,25 @@ def store_tile(
     column_live = column < end_column
     live = row_live[:, None] & column_live[None, :]
     at = row[:, None] * width + column[None, :]
-    value = dot.to(tl.float32)
+    clamped = dot
+    if to.low is not None:
+        clamped = tl.maximum(clamped, to.low)
+    if to.high is not None:
+        clamped = tl.minimum(clamped, to.high)
+    value = clamped.to(tl.float32)
     if to.scale is not None:
         value = value * tl.load(to.scale + column, mask=column_live, other=0.0)[None, :]
     if to.shift is not None:
         value = value + tl.load(to.shift + column, mask=column_live, other=0.0)[None, :]
     if to.residual is not None:
-        value = value + tl.load(to.residual + at, mask=live, other=0.0).to(tl.float32)
+        value = value + to_float32(tl.load(to.residual + at, mask=live, other=0.0))
+    if to.relu is not None:
+        value = tl.where(value < 0, 0.0, value)
+    if to.slope is not None:
+        slope = tl.load(to.slope + column, mask=column_live, other=0.0)
+        value = tl.where(value < 0, value * slope[None, :], value)
+    if to.post_shift is not None:
+        value = value + tl.load(to.post_shift + column, mask=column_live, other=0.0)[None, :]
     if to.reals is not None:
         tl.store(to.reals + at, value.to(to.reals.dtype.element_ty), mask=live)
     if to.signs is not None:
@@ -65,6 +92,8 @@ def store_tile(
             limit = tl.load(to.threshold + column, mask=column_live, other=0)
             negative = dot < limit[None, :]
         else:
+            if to.sign_shift is not None:
+                value = value + tl.load(to.sign_shift + column, mask=column_live, other=0.0)[None, :]
             negative = value < 0
         lanes = (negative & column_live[None, :]).to(tl.int32)
         lanes = tl.reshape(lanes, (BLOCK_M, BLOCK_N // 32, 32)) << tl.arange(0, 32)[None, None, :]
@@ -73,6 +102,22 @@ def store_tile(
         n_words = (width + 31) // 32
         words_live = row_live[:, None] & (word < n_words)[None, :]
         tl.store(to.signs + row[:, None] * n_words + word[None, :], words, mask=words_live)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def finish_kernel(dots, to, rows, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Program (block of rows, block of columns): the epilogue of fp32 ``dots`` ``[rows, width]``."""
+    block, column_block, _ = program_of(tl.cdiv(rows, BLOCK_M), tl.cdiv(width, BLOCK_N))
+    row = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = column_block * BLOCK_N
+    column = first + tl.arange(0, BLOCK_N)
+    live = (row < rows)[:, None] & (column < width)[None, :]
+    at = row.to(tl.int64)[:, None] * width + column[None, :]
+    dot = tl.load(dots + at, mask=live, other=0.0).to(tl.int32)
+    store_tile(dot, to, row.to(tl.int64), row < rows, first, width, width, BLOCK_M, BLOCK_N)
+
+
+# ---------------------------------------------------------------------------------------- launchers
 
 
 def outputs_for(
@@ -84,6 +129,12 @@ def outputs_for(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
+    low: int | None = None,
+    high: int | None = None,
+    relu: bool = False,
+    slope: Tensor | None = None,
+    post_shift: Tensor | None = None,
+    sign_shift: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     blocked: Tensor | None = None,
 ) -> Outputs:
@@ -95,31 +146,31 @@ def outputs_for(
     n = shape[-1]
     if not (values or signs) or (threshold is not None and not signs):
         raise ValueError(f"values={values}, signs={signs}: one is needed, and thresholds belong to signs")
-    for name, tensor, wanted, kind in (
-        ("threshold", threshold, (n,), torch.int32),
-        ("scale", scale, (n,), torch.float32),
-        ("shift", shift, (n,), torch.float32),
-        ("residual", residual, tuple(shape), dtype),
-    ):
-        if tensor is not None and (tuple(tensor.shape) != wanted or tensor.dtype != kind):
+    channels = {"scale": scale, "shift": shift, "slope": slope, "post_shift": post_shift}
+    channels |= {"sign_shift": sign_shift, "threshold": threshold, "residual": residual}
+    for name, tensor in channels.items():
+        if tensor is None:
+            continue
+        wanted = tuple(shape) if name == "residual" else (n,)
+        kind = {"threshold": torch.int32, "residual": dtype}.get(name, torch.float32)
+        if tuple(tensor.shape) != wanted or tensor.dtype != kind:
             raise ValueError(f"{name} must be {kind} {list(wanted)}, got {tensor.dtype} {list(tensor.shape)}")
-        if tensor is not None and tensor.device != like.device:
+        if tensor.device != like.device:
             raise ValueError(f"{name} is on {tensor.device}, the first operand on {like.device}")
-    words = (*shape[:-1], -(-n // 32))
+    kept = {name: None if t is None else t.contiguous() for name, t in channels.items()}
+    words = (*shape[:-1], words_for(n))
     return Outputs(
         like.new_empty(shape if values else 0, dtype=dtype),
         like.new_empty(words if signs else 0, dtype=torch.int32),
-        *(None if t is None else t.contiguous() for t in (threshold, scale, shift, residual)),
-    )
+        low=low, high=high, relu=1 if relu else None, **kept,
+    )  # fmt: skip
 
 
-def finish_in_torch(dot: Tensor, outputs: Outputs) -> None:
-    """The epilogue of fp32 ``dot`` in memory, where a kernel cannot write whole sign words."""
-    values, signs, *_ = outputs.asked()
-    value = dot if outputs.scale is None else dot * outputs.scale
-    value = value if outputs.shift is None else value + outputs.shift
-    value = value if outputs.residual is None else value + outputs.residual.float()
-    if values is not None:
-        values.copy_(value)
-    if signs is not None:
-        signs.copy_(pack_bits(value if outputs.threshold is None else dot - outputs.threshold))
+def finish(dots: Tensor, outputs: Outputs) -> None:
+    """The epilogue of fp32 ``dots`` in memory, where a product's kernel cannot write whole sign words."""
+    width = dots.shape[-1]
+    rows = dots.numel() // width
+    with on_device_of(dots):
+        finish_kernel[grid_of(triton.cdiv(rows, 32), triton.cdiv(width, 64))](
+            dots, outputs.asked(), rows, width, BLOCK_M=32, BLOCK_N=64, num_warps=4, enable_fp_fusion=False
+        )

@@ -113,7 +113,10 @@ def outputs_of(**given: str) -> Outputs:
 
 DOTS = outputs_of(reals="*fp32")
 BITS = outputs_of(signs="*i32", threshold="*i32")
-ALL = outputs_of(reals="*bf16", signs="*i32", scale="*fp32", shift="*fp32", residual="*bf16")
+REAL_NET = outputs_of(reals="*bf16", signs="*i32", scale="*fp32", shift="*fp32", residual="*bf16")
+ALL = REAL_NET._replace(
+    low=INT, high=INT, slope="*fp32", post_shift="*fp32", sign_shift="*fp32"
+)  # both clamps and PReLU
 
 
 def geometry_types(channels: Any = MULTIPLE) -> Geometry:
@@ -214,7 +217,8 @@ def variant_cases(arch: int) -> Iterator[Case]:
         )
     for name in ("linear rows", "conv decode 256 to 256"):
         case = base[name]
-        yield replace(case, name=f"variant: {name}, epilogue", types={**case.types, "to": ALL})
+        yield replace(case, name=f"variant: {name}, epilogue", types={**case.types, "to": REAL_NET})
+        yield replace(case, name=f"variant: {name}, whole epilogue", types={**case.types, "to": ALL})
     for name in ("pack_bits rows fp32", "unpack_bits bf16"):
         case = base[name]
         yield replace(case, name=f"variant: {name}, ragged", constants={**case.constants, "WHOLE": False})
