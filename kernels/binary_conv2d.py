@@ -9,8 +9,8 @@ nine times, 1/32 of the bytes of a float one).
 Inner loops as in ``binary_linear.py``: ``decode`` to int8 for tensor cores, ``popcount`` where a group has
 few outputs. Operations: pixels * O * taps * C products. Bytes: N*H*W*C/8 in, 2, 4 or 1/8 per output out.
 
-Limits: those of ``geometry.py``; fewer than 2**31 - 65536 words of input, output pixels and outputs; taps * C
-< 2**24. Bit output of a group whose outputs are not whole words goes through fp32 dots in memory.
+Limits: those of ``geometry.py``; fewer than 2**31 - 65536 words of input, output pixels and outputs. Bits of a
+group whose outputs are not whole words go through fp32 dots in memory.
 """
 
 from __future__ import annotations
@@ -174,8 +174,6 @@ def _convolve(
     check_index(x.numel(), "words of input")
     check_index(pixels, "output pixels")
     check_index(g.all_outputs, "outputs")
-    if g.channels * g.taps >= 2**24:
-        raise ValueError(f"{g.taps} taps of {g.channels} channels: fewer than 2**24 are exact in fp32")
     if pixels == 0 or g.all_outputs == 0:
         return
     if g.words == 0 or _crosses_words(g, to):
