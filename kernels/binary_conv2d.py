@@ -9,8 +9,8 @@ nine times, 1/32 of the bytes of a float one).
 Inner loops as in ``binary_linear.py``: ``decode`` to int8 for tensor cores, ``popcount`` where a group has
 few outputs. Operations: pixels * O * taps * C products. Bytes: N*H*W*C/8 in, 2, 4 or 1/8 per output out.
 
-Limits: those of ``geometry.py``; fewer than 2**31 - 65536 words of input, output pixels and outputs. Bits of a
-group whose outputs are not whole words go through fp32 dots in memory.
+Limits: those of ``geometry.py``; fewer than 2**31 - 65536 words of input, output pixels and outputs. Bits of
+groups whose outputs are not whole words go through fp32 dots in memory.
 """
 
 from __future__ import annotations
