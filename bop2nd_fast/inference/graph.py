@@ -184,6 +184,17 @@ def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
     return function(tree)
 
 
+def refers(tree: Any) -> bool:
+    """Whether a reference is in a tree."""
+    if isinstance(tree, (list, tuple)):
+        return any(map(refers, tree))
+    if isinstance(tree, dict):
+        return any(map(refers, tree.values()))
+    if isinstance(tree, slice):
+        return any(map(refers, (tree.start, tree.stop, tree.step)))
+    return isinstance(tree, Ref)
+
+
 def references(step: Step) -> set[str]:
     """Names of the results and constants a step reads."""
     names: set[str] = set()

@@ -56,6 +56,8 @@ class Gauge:
             program.instructions, program.origins, strict=True
         ):
             args = take(registers)
+            if source is not None and source.operator.name in operators.GUARDS:
+                operators.GUARDS[source.operator.name](source.arguments(args))
             total = held.bytes + _bytes_of(call, source, args, name)
             if total > allowed:
                 raise ValueError(
@@ -64,6 +66,8 @@ class Gauge:
                 )
             registers[result] = call(*args)
             held.add(result, registers[result])
+            if any(t.numel() * t.element_size() > allowed for t in _tensors(registers[result])):
+                raise ValueError(f"step {name!r} makes a view of more than the {allowed:,} bytes allowed")
             del args
             for register in finished:
                 registers[register] = None
@@ -127,15 +131,27 @@ def _bytes_of(call: Callable[..., Any], source: Source | None, args: Sequence[An
         return call.memory(*args)
     if source is None or source.operator.schema is None:
         return 0  # a container or a number
+    pieces = _pieces(source, args)
     if source.operator.name in _VIEWS:
-        return 0
+        return pieces
     bound = _bound_for(source.operator.name)
     if bound is not None:
         try:
-            return _WIDEST * bound(source.arguments(args))
+            return pieces + _WIDEST * bound(source.arguments(args))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             pass  # operands of another kind or rank: the operator itself says what is wrong with them
     return _measured(call, source.operator, args, name)
+
+
+def _pieces(source: Source, args: Sequence[Any]) -> int:
+    """Bytes of the objects of an operator that cuts its operand into many views; others make one."""
+    name = source.operator.name
+    if not any(word in name for word in ("split", "chunk", "unbind")):
+        return 0
+    sizes = [n for t in _tensors(list(args)) for n in t.shape]
+    given = source.arguments(args)
+    asked = [n for n in (given.get("chunks"), given.get("sections")) if type(n) is int]
+    return 1024 * max([*sizes, *asked, 1])
 
 
 def _measured(call: Callable[..., Any], operator: operators.Operator, args: Sequence[Any], name: str) -> int:

@@ -18,32 +18,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .graph import Ref
+from .graph import Ref, refers
 
 # By what a result takes (see ``memory.py``): one element for each of the shape that operands broadcast to;
 ELEMENTWISE = """
-_prelu_kernel abs absolute acos acosh add.Scalar add.Tensor addcdiv addcmul angle asin asinh atan atan2
-atanh binary_cross_entropy binary_cross_entropy_with_logits bitwise_and.Scalar bitwise_and.Tensor
-bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar bitwise_not bitwise_or.Scalar bitwise_or.Tensor
-bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar bitwise_xor.Scalar bitwise_xor.Tensor ceil celu
-clamp clamp.Tensor clamp_max clamp_max.Tensor clamp_min clamp_min.Tensor clip clip.Tensor copysign.Scalar
-copysign.Tensor cos cosh deg2rad digamma div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode divide.Scalar
-divide.Tensor divide.Tensor_mode elu eq.Scalar eq.Tensor erf erfc erfinv exp exp2 expm1 fix
-float_power.Scalar float_power.Tensor_Scalar float_power.Tensor_Tensor floor floor_divide
-floor_divide.Scalar fmax fmin fmod.Scalar fmod.Tensor frac ge.Scalar ge.Tensor gelu glu greater.Scalar
-greater.Tensor greater_equal.Scalar greater_equal.Tensor gt.Scalar gt.Tensor hardshrink hardsigmoid
-hardswish hardtanh heaviside hinge_embedding_loss huber_loss hypot i0 isclose isfinite isinf isnan isneginf
-isposinf isreal kl_div l1_loss ldexp.Tensor le.Scalar le.Tensor leaky_relu lerp.Scalar lerp.Tensor
-less.Scalar less.Tensor less_equal.Scalar less_equal.Tensor lgamma log log10 log1p log2 log_sigmoid
-logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit lt.Scalar lt.Tensor
-margin_ranking_loss masked_fill.Scalar masked_fill.Tensor max.other maximum min.other minimum mish mse_loss
-mul.Scalar mul.Tensor multiply.Scalar multiply.Tensor nan_to_num ne.Scalar ne.Tensor neg negative nextafter
-not_equal.Scalar not_equal.Tensor poisson_nll_loss positive pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor
-prelu rad2deg reciprocal relu relu6 remainder.Scalar remainder.Scalar_Tensor remainder.Tensor round
-round.decimals rsqrt rsub.Scalar rsub.Tensor selu sgn sigmoid sign signbit silu sin sinc sinh smooth_l1_loss
-soft_margin_loss softplus softshrink sqrt square sub.Scalar sub.Tensor subtract.Scalar subtract.Tensor tan
-tanh threshold true_divide.Scalar true_divide.Tensor trunc where where.Scalar where.ScalarOther
-where.ScalarSelf where.self xlogy.Scalar_Other xlogy.Scalar_Self xlogy.Tensor
+__and__.Scalar __and__.Tensor __lshift__.Scalar __lshift__.Tensor __or__.Scalar __or__.Tensor
+__rshift__.Scalar __rshift__.Tensor __xor__.Scalar __xor__.Tensor _prelu_kernel abs absolute acos acosh
+add.Scalar add.Tensor addcdiv addcmul angle asin asinh atan atan2 atanh binary_cross_entropy
+binary_cross_entropy_with_logits bitwise_and.Scalar bitwise_and.Tensor bitwise_left_shift.Tensor
+bitwise_left_shift.Tensor_Scalar bitwise_not bitwise_or.Scalar bitwise_or.Tensor bitwise_right_shift.Tensor
+bitwise_right_shift.Tensor_Scalar bitwise_xor.Scalar bitwise_xor.Tensor ceil celu clamp clamp.Tensor
+clamp_max clamp_max.Tensor clamp_min clamp_min.Tensor clip clip.Tensor copysign.Scalar copysign.Tensor cos
+cosh deg2rad digamma div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode divide.Scalar divide.Tensor
+divide.Tensor_mode elu eq.Scalar eq.Tensor erf erfc erfinv exp exp2 expm1 fix float_power.Scalar
+float_power.Tensor_Scalar float_power.Tensor_Tensor floor floor_divide floor_divide.Scalar fmax fmin
+fmod.Scalar fmod.Tensor frac ge.Scalar ge.Tensor gelu glu greater.Scalar greater.Tensor greater_equal.Scalar
+greater_equal.Tensor gt.Scalar gt.Tensor hardshrink hardsigmoid hardswish hardtanh heaviside
+hinge_embedding_loss huber_loss hypot i0 isclose isfinite isinf isnan isneginf isposinf isreal kl_div
+l1_loss ldexp.Tensor le.Scalar le.Tensor leaky_relu lerp.Scalar lerp.Tensor less.Scalar less.Tensor
+less_equal.Scalar less_equal.Tensor lgamma log log10 log1p log2 log_sigmoid logaddexp logaddexp2 logical_and
+logical_not logical_or logical_xor logit lt.Scalar lt.Tensor margin_ranking_loss masked_fill.Scalar
+masked_fill.Tensor max.other maximum min.other minimum mish mse_loss mul.Scalar mul.Tensor multiply.Scalar
+multiply.Tensor nan_to_num ne.Scalar ne.Tensor neg negative nextafter not_equal.Scalar not_equal.Tensor
+poisson_nll_loss positive pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu rad2deg reciprocal relu relu6
+remainder.Scalar remainder.Scalar_Tensor remainder.Tensor round round.decimals rsqrt rsub.Scalar rsub.Tensor
+selu sgn sigmoid sign signbit silu sin sinc sinh smooth_l1_loss soft_margin_loss softplus softshrink sqrt
+square sub.Scalar sub.Tensor subtract.Scalar subtract.Tensor tan tanh threshold true_divide.Scalar
+true_divide.Tensor trunc where where.Scalar where.ScalarOther where.ScalarSelf where.self xlogy.Scalar_Other
+xlogy.Scalar_Self xlogy.Tensor
 """
 # nothing, the operand's memory is seen in another way;
 VIEWS = """
@@ -58,26 +60,26 @@ unsafe_split_with_sizes unsqueeze view view.dtype view_as vsplit.array vsplit.in
 # no more elements than all operands have;
 KEPT = """
 _batch_norm_no_update _log_softmax _native_batch_norm_legit_no_training _safe_softmax _softmax _to_copy
-_unsafe_view _weight_norm _weight_norm_interface alias_copy all all.dim all.dims alpha_dropout amax amin
-aminmax any any.dim any.dims argmax argmin argsort argsort.stable batch_norm bucketize.Scalar
-bucketize.Tensor cat channel_shuffle clone column_stack concat concatenate contiguous copy count_nonzero
-count_nonzero.dim_IntList cross_entropy_loss cummax cummin cumprod cumsum detach_copy diagonal_copy
-diagonal_scatter diff dropout dstack feature_alpha_dropout feature_dropout fill.Scalar fill.Tensor
-flatten.using_ints flip fliplr flipud frobenius_norm.dim full_like gather group_norm hstack index_add
-index_copy index_fill.int_Scalar index_fill.int_Tensor index_put instance_norm isin.Scalar_Tensor
-isin.Tensor_Scalar isin.Tensor_Tensor kthvalue layer_norm lift_fresh_copy linalg_matrix_norm linalg_norm
-linalg_vector_norm log_softmax.int logcumsumexp logsumexp max max.dim mean mean.dim median median.dim min
-min.dim mode msort nanmean nanmedian nanmedian.dim nansum narrow_copy native_batch_norm
-native_channel_shuffle native_dropout native_group_norm native_layer_norm nll_loss nll_loss2d nll_loss_nd
-norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype ones_like permute_copy
-pixel_shuffle pixel_unshuffle prod prod.dim_int ravel renorm reshape reshape_as resolve_conj resolve_neg
-rms_norm roll rot90 row_stack rrelu scatter.reduce scatter.src scatter.value scatter.value_reduce
-scatter_add scatter_reduce.two searchsorted.Scalar searchsorted.Tensor select_copy.int select_scatter
-slice_copy.Tensor slice_scatter softmax.int sort sort.stable split_copy.Tensor split_with_sizes_copy
-squeeze_copy squeeze_copy.dim squeeze_copy.dims stack std std.correction std.dim std_mean
-std_mean.correction std_mean.dim sum sum.dim_IntList sum_to_size t_copy take to.dtype to.other topk trace
-transpose_copy.int trapezoid.dx tril triu type_as unbind_copy.int unsqueeze_copy var var.correction var.dim
-var_mean var_mean.correction var_mean.dim view_copy vstack zeros_like
+_unsafe_view alias_copy all all.dim all.dims alpha_dropout amax amin aminmax any any.dim any.dims argmax
+argmin argsort argsort.stable batch_norm bucketize.Scalar bucketize.Tensor cat channel_shuffle clone
+column_stack concat concatenate contiguous copy count_nonzero count_nonzero.dim_IntList cross_entropy_loss
+cummax cummin cumprod cumsum detach_copy diagonal_copy diagonal_scatter diff dropout dstack
+feature_alpha_dropout feature_dropout fill.Scalar fill.Tensor flatten.using_ints flip fliplr flipud
+frobenius_norm.dim full_like gather group_norm hstack index_add index_copy index_fill.int_Scalar
+index_fill.int_Tensor index_put instance_norm isin.Scalar_Tensor isin.Tensor_Scalar isin.Tensor_Tensor
+kthvalue layer_norm lift_fresh_copy linalg_matrix_norm linalg_norm linalg_vector_norm log_softmax.int
+logcumsumexp logsumexp max max.dim mean mean.dim median median.dim min min.dim mode msort nanmean nanmedian
+nanmedian.dim nansum narrow_copy native_batch_norm native_channel_shuffle native_dropout native_group_norm
+native_layer_norm nll_loss nll_loss2d nll_loss_nd norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype
+norm.ScalarOpt_dtype ones_like permute_copy pixel_shuffle pixel_unshuffle prod prod.dim_int ravel renorm
+reshape reshape_as resolve_conj resolve_neg rms_norm roll rot90 row_stack rrelu scatter.reduce scatter.src
+scatter.value scatter.value_reduce scatter_add scatter_reduce.two searchsorted.Scalar searchsorted.Tensor
+select_copy.int select_scatter slice_copy.Tensor slice_scatter softmax.int sort sort.stable
+split_copy.Tensor split_with_sizes_copy squeeze_copy squeeze_copy.dim squeeze_copy.dims stack std
+std.correction std.dim std_mean std_mean.correction std_mean.dim sum sum.dim_IntList sum_to_size t_copy take
+to.dtype to.other topk trace transpose_copy.int trapezoid.dx tril triu type_as unbind_copy.int
+unsqueeze_copy var var.correction var.dim var_mean var_mean.correction var_mean.dim view_copy vstack
+zeros_like
 """
 # pools with a padding of at most half their window;
 POOLS = """
@@ -89,22 +91,23 @@ _OTHERS = """
 _adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _convolution _native_multi_head_attention
 _scaled_dot_product_attention_math _transformer_encoder_layer_fwd _trilinear _upsample_bicubic2d_aa
 _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact1d.vec _upsample_nearest_exact2d
-_upsample_nearest_exact2d.vec _upsample_nearest_exact3d _upsample_nearest_exact3d.vec adaptive_avg_pool1d
-adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d addbmm
-addmm addmv addr affine_grid_generator arange arange.start arange.start_step baddbmm bilinear block_diag bmm
-cdist chain_matmul col2im constant_pad_nd conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding
-conv_transpose1d conv_transpose2d.input conv_transpose3d.input convolution corrcoef cosine_embedding_loss
-cosine_similarity cov cross diag diag_embed dist dot einsum embedding embedding_bag
-embedding_bag.padding_idx expand_copy eye eye.m full ger grid_sampler grid_sampler_2d grid_sampler_3d
-gru.input gru_cell im2col index.Tensor index_select inner kron linalg_cross linalg_multi_dot linear linspace
-lstm.input lstm_cell masked_scatter matmul matrix_power max_unpool2d max_unpool3d mm mv new_full new_ones
-new_zeros ones outer pad pairwise_distance pdist quantile quantile.scalar reflection_pad1d reflection_pad2d
-reflection_pad3d repeat repeat_interleave.self_int replication_pad1d replication_pad2d replication_pad3d
-rnn_relu.input rnn_relu_cell rnn_tanh.input rnn_tanh_cell scalar_tensor scaled_dot_product_attention
-take_along_dim tensordot tile trapezoid.x tril_indices triplet_margin_loss triu_indices unfold_copy
-upsample_bicubic2d upsample_bicubic2d.vec upsample_bilinear2d upsample_bilinear2d.vec upsample_linear1d
-upsample_linear1d.vec upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec
-upsample_nearest3d upsample_nearest3d.vec upsample_trilinear3d upsample_trilinear3d.vec vdot zeros
+_upsample_nearest_exact2d.vec _upsample_nearest_exact3d _upsample_nearest_exact3d.vec _weight_norm
+_weight_norm_interface adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+adaptive_max_pool2d adaptive_max_pool3d addbmm addmm addmv addr affine_grid_generator arange arange.start
+arange.start_step baddbmm bilinear block_diag bmm cdist chain_matmul col2im constant_pad_nd conv1d
+conv1d.padding conv2d conv2d.padding conv3d conv3d.padding conv_transpose1d conv_transpose2d.input
+conv_transpose3d.input convolution corrcoef cosine_embedding_loss cosine_similarity cov cross diag
+diag_embed dist dot einsum embedding embedding_bag embedding_bag.padding_idx expand_copy eye eye.m full ger
+grid_sampler grid_sampler_2d grid_sampler_3d gru.input gru_cell im2col index.Tensor index_select inner kron
+linalg_cross linalg_multi_dot linear linspace lstm.input lstm_cell masked_scatter matmul matrix_power
+max_unpool2d max_unpool3d mm mv new_full new_ones new_zeros ones outer pad pairwise_distance pdist quantile
+quantile.scalar reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave.self_int
+replication_pad1d replication_pad2d replication_pad3d rnn_relu.input rnn_relu_cell rnn_tanh.input
+rnn_tanh_cell scalar_tensor scaled_dot_product_attention take_along_dim tensordot tile trapezoid.x
+tril_indices triplet_margin_loss triu_indices unfold_copy upsample_bicubic2d upsample_bicubic2d.vec
+upsample_bilinear2d upsample_bilinear2d.vec upsample_linear1d upsample_linear1d.vec upsample_nearest1d
+upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec upsample_nearest3d upsample_nearest3d.vec
+upsample_trilinear3d upsample_trilinear3d.vec vdot zeros
 """
 # Profile ``bits``: real-valued operators that the specification of the file defines.
 _BITS = """
@@ -240,6 +243,7 @@ _LEAST = {
     "split_size": 0, "split_sizes": 0, "num_layers": 1,
 }  # fmt: skip
 _LARGEST = 2**31 - 1
+_MOST = {"chunks": 2**16, "sections": 2**16, "num_layers": 2**10}  # results, or rounds
 
 
 def check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operator:
@@ -295,6 +299,21 @@ def bind(found: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     return given | kwargs
 
 
+def check_weight_norm(given: dict[str, Any]) -> None:
+    """torch reads beyond ``g`` where it has not one element for each slice of ``v``."""
+    v, g, dim = given["v"], given["g"], given.get("dim", 0)
+    fits = v.dim() > 0 and -v.dim() <= dim < v.dim() and 0 < g.numel() == v.shape[dim] and v.numel() > 0
+    if not fits or v.dtype != g.dtype or not v.is_floating_point():
+        raise ValueError(f"a weight norm of v {list(v.shape)} along axis {dim} has no g {list(g.shape)}")
+
+
+# Operators whose operands have to be looked at before torch does.
+GUARDS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "aten._weight_norm.default": check_weight_norm,
+    "aten._weight_norm_interface.default": check_weight_norm,
+}
+
+
 def explicit(found: Operator, given: dict[str, Any]) -> dict[str, Any]:
     """Arguments in the schema's order; those of profile ``bits`` with their defaults written out."""
     named = [a for a in found.schema.arguments if a.name not in _NOT_IN_GRAPHS]
@@ -322,8 +341,9 @@ def check_size(name: str, argument: str, value: Any) -> None:
     if least is None:
         return
     for size in value if isinstance(value, (list, tuple)) else [value]:
-        if type(size) is int and not least <= size <= _LARGEST:
-            raise ValueError(f"{name}: {argument} must be {least} to {_LARGEST}, got {size}")
+        most = _MOST.get(argument, _LARGEST)
+        if type(size) is int and not least <= size <= most:
+            raise ValueError(f"{name}: {argument} must be {least} to {most}, got {size}")
 
 
 def makes_from_nothing(found: Operator) -> bool:
@@ -332,9 +352,24 @@ def makes_from_nothing(found: Operator) -> bool:
     return any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments)
 
 
-def has_sizes(found: Operator) -> bool:
-    """Whether some argument's size has to be looked at."""
-    return found.schema is not None and any(a.name in _LEAST for a in found.schema.arguments)
+def has_sizes(found: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a size that has to be looked at is known at the call only."""
+    if found.schema is None:
+        return False
+    return any(name in _LEAST and refers(value) for name, value in bind(found, args, kwargs).items())
+
+
+def check_call(found: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What can be judged at the call only: sizes that steps computed, operands of guarded operators.
+
+    Raises:
+        ValueError
+    """
+    given = bind(found, args, kwargs)
+    for argument, value in given.items():
+        check_size(found.name, argument, value)
+    if found.name in GUARDS:
+        GUARDS[found.name](given)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -178,6 +178,7 @@ class PackedModel(nn.Module):
                 device = value.device
             elif value.device != device:
                 raise ValueError(f"input {name} is on {value.device}, the model on {device}")
+        device = device or torch.device("cpu")
         constants = self.constants.tensors()
         if self.memory_limit is not None:
             if self._gauge is None or self._gauge.program is not program:

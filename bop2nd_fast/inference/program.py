@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import operators
-from .graph import Ref, Step
+from .graph import Ref, Step, refers
 from .packed_layer import PackedLayer
 
 # What to call, how to take its arguments, the register of its result, the registers it empties.
@@ -107,7 +107,7 @@ class Program:
         taken = [self._value(a, step) for a in args]
         n_args, fixed = len(taken), kwargs
         keys: tuple[str, ...] = ()
-        if _refers(kwargs):
+        if refers(kwargs):
             fixed, keys = {}, tuple(kwargs)
             taken += [self._value(a, step) for a in kwargs.values()]
         if step.kind == "operator":
@@ -124,7 +124,8 @@ class Program:
         target = step.target
         if step.kind == "operator":
             found = operators.check(str(target), step.args, step.kwargs)
-            return _judged(found) if operators.has_sizes(found) and _has_references(step) else found.call
+            sizes = operators.has_sizes(found, step.args, step.kwargs)
+            return _judged(found) if sizes or found.name in operators.GUARDS else found.call
         if step.kind == "layer":
             if target not in self.layers:
                 raise ValueError(f"step {step.name!r} calls layer {target!r}, which the model has not")
@@ -150,13 +151,13 @@ class Program:
             if tree.name not in self._registers:
                 raise ValueError(f"step {step.name!r} reads {tree.name!r}, which no earlier step makes")
             return self._registers[tree.name]
-        if isinstance(tree, (list, tuple)) and _refers(tree):
+        if isinstance(tree, (list, tuple)) and refers(tree):
             return self._emit(
                 _list if isinstance(tree, list) else _tuple, [self._value(v, step) for v in tree]
             )
-        if isinstance(tree, dict) and _refers(tree):
+        if isinstance(tree, dict) and refers(tree):
             return self._emit(_dict_of(tuple(tree)), [self._value(v, step) for v in tree.values()])
-        if isinstance(tree, slice) and _refers(tree):
+        if isinstance(tree, slice) and refers(tree):
             parts = (tree.start, tree.stop, tree.step)
             return self._emit(slice, [self._value(v, step) for v in parts])
         return self._new(tree)
@@ -181,20 +182,6 @@ def _taker(registers: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     return itemgetter(*registers)
 
 
-def _refers(tree: Any) -> bool:
-    if isinstance(tree, (list, tuple)):
-        return any(map(_refers, tree))
-    if isinstance(tree, dict):
-        return any(map(_refers, tree.values()))
-    if isinstance(tree, slice):
-        return any(map(_refers, (tree.start, tree.stop, tree.step)))
-    return isinstance(tree, Ref)
-
-
-def _has_references(step: Step) -> bool:
-    return _refers(step.args) or _refers(step.kwargs)
-
-
 def _list(*values: Any) -> list[Any]:
     return list(values)
 
@@ -216,11 +203,10 @@ def _method(name: str) -> Callable[..., Any]:
 
 
 def _judged(found: operators.Operator) -> Callable[..., Any]:
-    """An operator some of whose sizes are known at the call only."""
+    """An operator that has to be looked at when its operands are there."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        for argument, value in operators.bind(found, args, kwargs).items():
-            operators.check_size(found.name, argument, value)
+        operators.check_call(found, args, kwargs)
         return found.call(*args, **kwargs)
 
     return call

@@ -159,8 +159,9 @@ def _tensors(header: dict[str, Any], body: memoryview) -> dict[str, Tensor]:
         raise PackedFileError(f"damaged or not a packed model: {len(body)} bytes of tensors, {at} described")
     tensors = {}
     for name, (dtype, shape, begin, end) in places.items():
-        raw = bytearray(body[begin:end])  # a buffer of its own: aligned, and no tensor shares another's
-        flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+        flat = torch.empty(end - begin, dtype=torch.uint8)  # memory of its own, aligned as torch aligns it
+        if end > begin:
+            flat.copy_(torch.frombuffer(body, dtype=torch.uint8, count=end - begin, offset=begin))
         if dtype == torch.bool and bool((flat > 1).any()):
             raise PackedFileError(f"tensor {name!r} has truth values other than 0 and 1")
         tensors[name] = flat.view(dtype).reshape(shape)
