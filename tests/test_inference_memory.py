@@ -61,7 +61,8 @@ BOMBS: dict[str, list[Step]] = {
               aten("e", "full.default", [2**30, 4], 0.0),
               aten("y", "embedding.default", Ref("e"), Ref("a"))],
     "sizes": [aten("n", "sym_size.int", Ref("x"), 2),
-              Step("m", "operator", "int.mul", (Ref("n"), 2**40)), aten("y", "full.default", [Ref("m")], 1.0)],
+              Step("m", "operator", "int.mul", (Ref("n"), 2**40)),
+              aten("y", "full.default", [Ref("m")], 1.0)],
     "packed convolution": [layer("p", "x"), layer("padded", "p")],
     "real convolution": [layer("real", "x")],
 }  # fmt: skip
