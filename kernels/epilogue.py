@@ -141,11 +141,19 @@ def outputs_for(
     """Memory for the outputs ``shape`` of a packed product; ``blocked`` is the CPU's and unused.
 
     Raises:
-        ValueError: nothing asked for, a threshold without signs, or operands of another shape or dtype.
+        ValueError: nothing asked for, what belongs to signs without them, two activations, bounds out of
+            order or beyond 2**24, or operands of another shape, dtype or device.
     """
     n = shape[-1]
     if not (values or signs) or (threshold is not None and not signs):
         raise ValueError(f"values={values}, signs={signs}: one is needed, and thresholds belong to signs")
+    least, most = -(2**24) if low is None else low, 2**24 if high is None else high
+    if not -(2**24) <= least <= most <= 2**24:
+        raise ValueError(f"low {least} and high {most} must be in this order and within 2**24")
+    if relu and slope is not None:
+        raise ValueError("relu and slope: one activation")
+    if sign_shift is not None and (not signs or threshold is not None):
+        raise ValueError("sign_shift belongs to signs without thresholds")
     channels = {"scale": scale, "shift": shift, "slope": slope, "post_shift": post_shift}
     channels |= {"sign_shift": sign_shift, "threshold": threshold, "residual": residual}
     for name, tensor in channels.items():
