@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bop2nd_fast.nn import BinaryConv2d, BinaryLinear, MaxPool2d
+from bop2nd_fast.nn import BinaryConv2d, BinaryLinear, MaxPool2d, SteSign
 
 
 class SignSTE(torch.autograd.Function):
@@ -109,7 +109,7 @@ def zeros_positive(model: nn.Module) -> Iterator[None]:
 
 
 def _counterpart(layer: BinaryConv2d | BinaryLinear, name: str, inference: bool) -> nn.Module:
-    if layer.input_quantizer not in ("ste_sign", None) and not inference:
+    if not isinstance(layer.input_quantizer, (SteSign, type(None))) and not inference:
         raise ValueError(f"{name}: no counterpart for input quantizer {layer.input_quantizer!r}")
     new: LatentConv2d | LatentLinear
     if isinstance(layer, BinaryConv2d):

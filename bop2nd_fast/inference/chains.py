@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..nn import BinaryConv2d, BinaryLinear, MaxPool2d
+from ..nn import ApproxSign, BinaryConv2d, BinaryLinear, MaxPool2d, SteSign, SwishSign
 from .fold import Form, Stage
 
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -89,6 +89,8 @@ class Traced:
         if not isinstance(layer, (BinaryConv2d, BinaryLinear)) or not is_plain(layer):
             return None
         takes_signs = layer.input_quantizer is not None
+        if takes_signs and type(layer.input_quantizer) not in (SteSign, ApproxSign, SwishSign):
+            return None  # it adds something before the sign
         return layer if takes_signs == quantized and len(node.all_input_nodes) == 1 else None
 
     def chain(self, source: fx.Node) -> Chain | None:

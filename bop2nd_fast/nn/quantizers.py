@@ -1,72 +1,236 @@
-"""Input quantizers: sign in the forward pass, a surrogate gradient in the backward pass.
+"""Input quantizers: what a layer adds before the sign, and the gradient it pretends that sign has.
 
-Every quantizer binarizes by ``sign(x)`` (-1 iff ``x < 0``); they differ in the straight-through estimator
-(STE), the gradient they pretend sign has:
+Every quantizer binarizes by ``sign(x)`` (-1 iff ``x < 0``). They differ in the straight-through estimator
+(STE) and in what the backward pass keeps:
 
-* ``ste_sign``: 1 where ``|x| <= 1``, else 0. Runs inside the packed operators, which keep 1 bit of it.
-* ``approx_sign`` (Bi-Real-Net, arXiv 1808.00278): ``2 - 2 |x|`` where ``|x| <= 1``, else 0. Keeps ``x``.
-* ``swish_sign`` (BNN+, arXiv 1812.11800): ``beta (2 - beta x tanh(beta x / 2)) / (1 + cosh(beta x))``,
-  beta = 5. Keeps ``x``.
+* :class:`SteSign`: 1 where ``|x| <= clip``, else 0. With ``clip=1`` the packed operators keep 1 bit of it.
+* :class:`ApproxSign` (Bi-Real-Net, arXiv 1808.00278): ``2 - 2 |x|`` where ``|x| <= 1``, else 0. Keeps ``x``.
+* :class:`SwishSign` (BNN+, arXiv 1812.11800): ``beta (2 - beta x tanh(beta x / 2)) / (1 + cosh(beta x))``.
+  Keeps ``x``.
+* :class:`RSign` (ReActNet, arXiv 2003.03488): one of them on ``x + bias``, one learned bias per channel.
+
+Layers take a module, or the name of one with its defaults: ``"ste_sign"``, ``"approx_sign"``,
+``"swish_sign"``.
 """
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-
-SWISH_BETA = 5.0
+from torch import Tensor, nn
 
 
-class _ApproxSurrogate(torch.autograd.Function):
-    """Identity whose gradient is that of the piecewise quadratic approximation of sign."""
+def _inside(x: Tensor, clip: float) -> Tensor:
+    return (x.abs() <= clip).to(x.dtype)
+
+
+def _triangle(x: Tensor, _: float) -> Tensor:
+    return (2 - 2 * x.abs()).clamp_min(0)
+
+
+def _swish(x: Tensor, beta: float) -> Tensor:
+    z = beta * x
+    return beta * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))
+
+
+_DERIVATIVES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "inside": _inside,
+    "triangle": _triangle,
+    "swish": _swish,
+}
+
+
+class _Estimated(torch.autograd.Function):
+    """Identity whose gradient is multiplied with the named derivative at ``x``."""
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, derivative: str, parameter: float) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str, float], output: Tensor) -> None:
+        x, ctx.derivative, ctx.parameter = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return grad * (2 - 2 * x.abs()).clamp_min(0)
+        return grad * _DERIVATIVES[ctx.derivative](x, ctx.parameter), None, None
 
 
-class _SwishSurrogate(torch.autograd.Function):
-    """Identity whose gradient is that of SignSwish."""
+class _Sign(torch.autograd.Function):
+    """+1 or -1; the gradient passes."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return x.view_as(x)
+        return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        z = SWISH_BETA * x
-        return grad * (SWISH_BETA * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z)))
+        return grad
 
 
-_SURROGATES = {"approx_sign": _ApproxSurrogate, "swish_sign": _SwishSurrogate}
-QUANTIZERS = ("ste_sign", *_SURROGATES)
+def _estimated(x: Tensor, derivative: str, parameter: float = 0.0) -> Tensor:
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    result: Tensor = _Estimated.apply(x, derivative, parameter) if recorded else x
+    return result
 
 
-def check_quantizer(name: str | None) -> str | None:
-    """Raises ``ValueError`` unless ``name`` is a quantizer or None (real-valued input)."""
-    if name is not None and name not in QUANTIZERS:
-        raise ValueError(f"input_quantizer must be one of {QUANTIZERS} or None for real inputs, got {name!r}")
-    return name
+class Quantizer(nn.Module):
+    """What every quantizer is. Called by itself it gives ``sign`` as +1 / -1, with its gradient: for layers
+    with binary inputs and real weights. Binary layers call :meth:`surrogate` and take the sign themselves.
+    """
+
+    def surrogate(self, x: Tensor, dim: int = 1) -> tuple[Tensor, bool]:
+        """A tensor whose sign is the quantized ``x``, with this quantizer's gradient attached.
+
+        Args:
+            dim: the axis of the channels.
+
+        Returns:
+            The tensor, and whether whoever takes its sign still has to clip the gradient to ``|x| <= 1``.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, clips = self.surrogate(x)
+        result: Tensor = _Sign.apply(_estimated(values, "inside", 1.0) if clips else values)
+        return result
 
 
-def surrogate(x: Tensor, quantizer: str) -> tuple[Tensor, bool]:
-    """``x`` with the quantizer's gradient attached, and whether the operator itself still has to clip."""
-    if quantizer == "ste_sign":
-        return x, True
-    return _SURROGATES[quantizer].apply(x), False
+class SteSign(Quantizer):
+    """Gradient 1 where ``|x| <= clip``, else 0; with ``clip=None``, 1 everywhere.
+
+    Raises:
+        ValueError: ``clip`` is not a positive number.
+    """
+
+    def __init__(self, clip: float | None = 1.0) -> None:
+        super().__init__()
+        self.clip = None if clip is None else _positive_number("clip", clip)
+
+    def surrogate(self, x: Tensor, dim: int = 1) -> tuple[Tensor, bool]:
+        clip = self.clip
+        if clip == 1:
+            return x, True
+        return x if clip is None else _estimated(x, "inside", clip), False
+
+    def extra_repr(self) -> str:
+        return "" if self.clip == 1 else f"clip={self.clip:g}" if self.clip is not None else "clip=None"
+
+
+class ApproxSign(Quantizer):
+    """Gradient of Bi-Real-Net's piecewise quadratic sign: ``2 - 2 |x|`` where ``|x| <= 1``, else 0."""
+
+    def surrogate(self, x: Tensor, dim: int = 1) -> tuple[Tensor, bool]:
+        return _estimated(x, "triangle"), False
+
+
+class SwishSign(Quantizer):
+    """Gradient of SignSwish; the larger ``beta``, the nearer to sign.
+
+    Raises:
+        ValueError: ``beta`` is not a positive number.
+    """
+
+    def __init__(self, beta: float = 5.0) -> None:
+        super().__init__()
+        self.beta = _positive_number("beta", beta)
+
+    def surrogate(self, x: Tensor, dim: int = 1) -> tuple[Tensor, bool]:
+        return _estimated(x, "swish", self.beta), False
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta:g}"
+
+
+class RSign(Quantizer):
+    """``sign(x + bias)`` with one learned bias per channel, which starts at 0; the estimator sees the sum.
+
+    Args:
+        channels: of the input: axis 1 of images, the last axis of a dense layer's rows.
+        estimator: a quantizer or its name; ReActNet's is Bi-Real-Net's.
+
+    Raises:
+        ValueError: ``channels`` is not a positive integer, an unknown estimator; when called, an input of
+            other channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        estimator: str | Quantizer = "approx_sign",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = channels = positive_integer(channels, "channels")
+        chosen = quantizer(estimator)
+        if chosen is None:
+            raise ValueError("an RSign needs an estimator")
+        self.estimator = chosen
+        self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
+
+    def surrogate(self, x: Tensor, dim: int = 1) -> tuple[Tensor, bool]:
+        return self.estimator.surrogate(x + per_channel(self.bias, x, dim), dim)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}"
+
+
+_NAMED: dict[str, type[Quantizer]] = {
+    "ste_sign": SteSign,
+    "approx_sign": ApproxSign,
+    "swish_sign": SwishSign,
+}
+QUANTIZERS = tuple(_NAMED)
+
+
+def quantizer(given: str | Quantizer | None) -> Quantizer | None:
+    """A quantizer by its name, or as it was given; None for real-valued inputs.
+
+    Raises:
+        ValueError: no quantizer of that name, or something that is none.
+    """
+    if given is None or isinstance(given, Quantizer):
+        return given
+    if given not in QUANTIZERS:
+        raise ValueError(
+            f"input_quantizer must be one of {QUANTIZERS}, a Quantizer module or None for real inputs, got "
+            f"{given!r}"
+        )
+    return _NAMED[given]()
+
+
+def per_channel(values: Tensor, x: Tensor, dim: int) -> Tensor:
+    """``values`` ``[C]`` shaped to be added to ``x``, whose axis ``dim`` holds the channels.
+
+    Raises:
+        ValueError: ``x`` has another number of channels.
+    """
+    if not -x.dim() <= dim < x.dim() or x.shape[dim] != values.shape[0]:
+        raise ValueError(f"input {tuple(x.shape)} does not have {values.shape[0]} channels on axis {dim}")
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    return values.view(shape)
+
+
+def positive_integer(value: int, name: str) -> int:
+    """Any kind of integer (NumPy's too) as Python's; raises ValueError below 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return operator.index(value)
+
+
+def _positive_number(name: str, value: float) -> float:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return float(value)
