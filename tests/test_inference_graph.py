@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import itertools
 import pickle
 from typing import Any
 
@@ -10,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bop2nd_fast.binary_tensor import pack
 from bop2nd_fast.inference import PackedModel, operators
 from bop2nd_fast.inference.graph import InputSpec, Parameter, Ref, Signature, Step
-from bop2nd_fast.inference.layers import Constant
+from bop2nd_fast.inference.layers import Constant, Pack, PackedLinear, RealLinear
 
 
 def aten(name: str, target: str, *args: Any, **kwargs: Any) -> Step:
@@ -124,6 +127,40 @@ def test_copies_run_by_themselves(how: Any) -> None:
     assert model(x)[0, 0] == 1 and other(x)[0, 0] == 5, "a layer put in another's place is used at once"
     other.load_state_dict({"layers.c.value": torch.full((3,), 7.0)})
     assert model(x)[0, 0] == 1 and other(x)[0, 0] == 7
+
+
+def _packed(seed: int) -> PackedModel:
+    weight = pack(torch.randn(16, 40, generator=torch.Generator().manual_seed(seed)), 1)
+    first = RealLinear(pack(torch.randn(40, 3, generator=torch.Generator().manual_seed(seed)), 1))
+    layers = {"first": first, "pack": Pack(dim=-1, length=40, groups=1)}
+    layers |= {"dense": PackedLinear(weight, dtype="float32")}
+    names = ["x", *layers]
+    steps = [Step(b, "layer", b, (Ref(a),)) for a, b in itertools.pairwise(names)]
+    return PackedModel([Step("x", "input"), *steps, output(Ref("dense"))], layers, [X])
+
+
+def _torch_saved(model: PackedModel) -> PackedModel:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("how", [lambda m: m, copy.deepcopy, _torch_saved, lambda m: m.to("cpu")])
+def test_weights_written_later_are_used_at_once(how: Any) -> None:
+    """A call, a write, a call: nothing that was kept beside the words is stale."""
+    model, other, x = _packed(1), _packed(2), torch.randn(2, 3)
+    model(x)
+    model = how(model).prepare()
+    before = model(x)
+    assert torch.equal(before, _packed(1)(x)) and not torch.equal(before, other(x))
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model(x), other(x))
+    model.load_state_dict(_packed(1).state_dict(), assign=True)
+    assert torch.equal(model(x), before)
+    model.layers["dense"] = other.layers["dense"]
+    model.layers["first"] = other.layers["first"]
+    assert torch.equal(model(x), other(x))
 
 
 def test_names_of_layers_are_no_attributes() -> None:
