@@ -5,6 +5,7 @@ Never a crash, never memory without bound, never another exception than those be
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import resource
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from bop2nd_fast.inference import PackedFileError, PackedModel, load, operators, tensor_file
-from bop2nd_fast.inference.layers import LAYERS
+from bop2nd_fast.inference.graph import InputSpec, Ref, Step
+from bop2nd_fast.inference.layers import LAYERS, Pack, PackedConv2d, PackedLinear, RealConv2d, Regroup
+from bop2nd_fast.inference.pooling import MaxPool, PoolBits
 from tests import packed_models
 
 # What running a model may raise: an operator's or a layer's word about operands that do not fit.
@@ -39,6 +42,53 @@ INTERESTING = [
     [2**31, 1], [2**40, 2**40], {"float": "nan"}, {"float": "-inf"}, {"dtype": "float64"}, {"dtype": "bool"},
     {"tuple": []}, {"dict": []}, {"ref": "x"}, {"ref": "image"}, {"memory_format": "channels_last"}, [[1]],
 ]  # fmt: skip
+
+
+def small_models() -> list[PackedModel]:
+    """A few layers each, with free sizes, so that many changes leave a model that runs."""
+    pm = packed_models
+    tail = {"scale": pm.values(8, seed=1), "shift": pm.values(8, seed=2), "dtype": "float32"}
+    chains: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+        (
+            {
+                "pack": Pack(dim=1, length=5, groups=1),
+                "conv": PackedConv2d(**pm.conv(40, 5, 3, 1, dtype="float32"), threshold=pm.thresholds(40, 2)),
+                "pool": PoolBits(torch.tensor([0x5A5A, 0x0F], dtype=torch.int32), **pm.POOL),
+                "regroup": Regroup(length=40, groups=2),
+                "last": PackedConv2d(**pm.conv(6, 20, 3, 3, dtype="float32", groups=2, padding_value=-1)),
+            },
+            (2, 5, 7, 6),
+        ),
+        (
+            {
+                "stem": RealConv2d(**pm.conv(8, 3, 3, 10), bias=pm.values(8, seed=13)),
+                "max": MaxPool(**pm.POOL),
+                "pack": Pack(dim=1, length=8, groups=2),
+                "conv": PackedConv2d(
+                    **pm.conv(8, 4, 3, 14, groups=2, padding_value=1), **tail, emits="values"
+                ),
+            },
+            (2, 3, 6, 7),
+        ),
+        (
+            {
+                "pack": Pack(dim=-1, length=70, groups=1),
+                "dense": PackedLinear(
+                    pm.bits(40, 70, seed=1), threshold=pm.thresholds(40, 2), dtype="float32"
+                ),
+                "last": PackedLinear(pm.bits(8, 40, seed=3), **tail, emits="values"),
+            },
+            (3, 70),
+        ),
+    ]
+    models = []
+    for layers, shape in chains:
+        names = ["x", *layers]
+        steps = [Step("x", "input"), *(pm.layer(b, a) for a, b in itertools.pairwise(names))]
+        steps.append(pm.aten("sum", "add.Tensor", Ref(names[-1]), 1.5))
+        steps.append(pm.output(Ref("sum")))
+        models.append(PackedModel(steps, layers, [InputSpec(shape, torch.float32)]))
+    return models
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -105,11 +155,35 @@ def change_tensor(rng: random.Random, tensors: dict[str, Tensor]) -> None:
     tensors[name] = tensor.contiguous()
 
 
+def change_gently(rng: random.Random, graph: Any, tensors: dict[str, Tensor]) -> None:
+    """A number of a layer or an operator a little larger or smaller, or other bits that mean something."""
+    inside = [p for p in places(graph) if "attributes" in p or "arguments" in p]
+    numbers = [p for p in inside if type(at(graph, p)) is int and p[-1] not in ("length", "groups")]
+    if numbers and rng.random() < 0.6:
+        path = rng.choice(numbers)
+        at(graph, path[:-1])[path[-1]] += rng.choice((-2, -1, 1, 2, 3))
+        return
+    name = rng.choice(sorted(tensors))
+    tensor = tensors[name].clone()
+    if tensor.dim() > 1:
+        tensor = tensor.roll(rng.randrange(1, 5), 0)  # rows of words stay rows of words
+    elif tensor.dtype == torch.int32:
+        tensor += rng.choice((-(2**31), -1000, -1, 1, 1000, 2**30))
+    elif tensor.numel():
+        tensor[rng.randrange(tensor.numel())] = rng.choice(
+            (0.0, -0.0, 1e30, -1e-30, float("nan"), float("inf"))
+        )
+    tensors[name] = tensor
+
+
 def altered(rng: random.Random, data: tuple[dict[str, str], dict[str, Tensor]]) -> bytes:
     metadata, tensors = dict(data[0]), dict(data[1])
     graph = json.loads(metadata["graph"])
+    gently = rng.random() < 0.6
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
-        if rng.random() < 0.2:
+        if gently:
+            change_gently(rng, graph, tensors)
+        elif rng.random() < 0.2:
             change_tensor(rng, tensors)
         else:
             change_graph(rng, graph)
@@ -131,7 +205,10 @@ def example(model: PackedModel, rng: random.Random) -> tuple[tuple[Any, ...], di
         if type(tree).__name__ != "Ref":
             return tree
         spec = specs[tree.name]
-        shape = [min(n, 64) if free else n for n, free in zip(spec.shape, spec.free or (), strict=True)]
+        shape = [
+            rng.choice((min(n, 64), min(n, 64), 0, 1, 9)) if free else n
+            for n, free in zip(spec.shape, spec.free or (), strict=True)
+        ]
         if torch.Size(shape).numel() > 2**22:
             raise ValueError("a large input")
         seed = rng.randrange(100)
@@ -182,7 +259,11 @@ def try_file(file: Path, rng: random.Random) -> str:
 
 def fuzz(seeds: range, folder: Path, seconds_each: float) -> dict[str, int]:
     torch.set_num_threads(1)
-    files = [tensor_file.read(packed_models.DATA / f"packed_{n}.safetensors") for n in packed_models.calls()]
+    whole = [packed_models.DATA / f"packed_{name}.safetensors" for name in packed_models.calls()]
+    for i, model in enumerate(small_models()):
+        whole.append(folder / f"small{i}")
+        model.save(whole[-1])
+    files = [tensor_file.read(file) for file in whole]
     seen = {"refused": 0, "error": 0, "result": 0}
     for seed in seeds:
         rng = random.Random(seed)
