@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..kernels.geometry import pair
 
@@ -37,14 +36,26 @@ class _Positions(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (position,) = ctx.saved_tensors
-        rows, columns = ctx.window
+        result: Tensor = _Spread.apply(grad, position, ctx.window, ctx.shape)
+        return result, None, None
+
+
+class _Spread(torch.autograd.Function):
+    """What the maxima receive goes to where they were, elsewhere 0. Its own gradient collects it again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, position: Tensor, window: tuple[int, int], shape: torch.Size
+    ) -> Tensor:
+        ctx.window = window
+        ctx.save_for_backward(position)
+        rows, columns = window
         height, width = grad.shape[2] * rows, grad.shape[3] * columns
         last = position.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
-        result = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+        result = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
         result[:, :, height:].zero_()  # what no window covers
         result[:, :, :, width:].zero_()
         # As integers, all bits of which are kept or none: several times as fast as torch.where on CPUs.
@@ -53,7 +64,18 @@ class _Positions(torch.autograd.Function):
             for j in range(columns):
                 chosen = (position == i * columns + j).to(bits.dtype).neg_()
                 result_bits[:, :, i:height:rows, j:width:columns] = chosen.bitwise_and_(bits)
-        return result, None, None
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (position,) = ctx.saved_tensors
+        rows, columns = ctx.window
+        height, width = position.shape[2] * rows, position.shape[3] * columns
+        collected = torch.zeros_like(position, dtype=grad.dtype)
+        for k in range(rows * columns):
+            of_this_place = grad[:, :, k // columns : height : rows, k % columns : width : columns]
+            collected = collected + torch.where(position == k, of_this_place, 0)
+        return collected, None, None, None
 
 
 class MaxPool2d(nn.MaxPool2d):

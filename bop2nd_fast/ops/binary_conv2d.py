@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, pair
-from .derivatives import first_only
+from .derivatives import refuse_second
 from .product import (
     OUTPUTS,
     check_operands,
@@ -259,13 +259,14 @@ def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     nothing = (None,) * 7
     if grad is None:
         return None, None, *nothing
+    refuse_second("binary_conv2d")
     signs, mask, weight = ctx.saved_tensors
     need_input, need_weight = ctx.needs_input_grad[:2]
     grad_input, grad_weight = torch.ops.bop2nd.binary_conv2d_backward(
         grad, signs, mask, weight, ctx.in_channels, *ctx.geometry, need_input, need_weight
     )
     gradients = (grad_input if need_input else None, grad_weight.to(weight.dtype) if need_weight else None)
-    return *first_only("binary_conv2d", gradients), *nothing
+    return *gradients, *nothing
 
 
 torch.library.register_autograd("bop2nd::binary_conv2d", _autograd, setup_context=_setup)

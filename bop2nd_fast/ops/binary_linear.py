@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, words_for
-from .derivatives import first_only
+from .derivatives import refuse_second
 from .product import (
     OUTPUTS,
     check_extent,
@@ -179,13 +179,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return None, None, None, None
+    refuse_second("binary_linear")
     signs, mask, weight = ctx.saved_tensors
     need_input, need_weight = ctx.needs_input_grad[:2]
     grad_input, grad_weight = torch.ops.bop2nd.binary_linear_backward(
         grad, signs, mask, weight, ctx.in_features, need_input, need_weight
     )
     gradients = (grad_input if need_input else None, grad_weight.to(weight.dtype) if need_weight else None)
-    return *first_only("binary_linear", gradients), None, None
+    return *gradients, None, None
 
 
 torch.library.register_autograd("bop2nd::binary_linear", _autograd, setup_context=_setup)

@@ -1,20 +1,21 @@
-"""Derivatives of derivatives: not defined for products of signs, and said so where they would be dropped."""
+"""Derivatives of derivatives: not defined for products of signs, and refused before any is left out."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 
-def first_only(operator: str, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """``gradients`` of ``operator`` as its backward returns them.
+def refuse_second(operator: str) -> None:
+    """Raise where a backward pass is itself to be differentiated (gradient penalties, Hessians).
 
-    With ``create_graph=True`` (gradient penalties, meta-learning) they require grad, and differentiating them
-    raises ``RuntimeError`` instead of leaving out this operator's part.
+    It is called in the backward pass, where gradients are recorded only with ``create_graph=True``. The
+    operator does not keep its input, so autograd would find a part of the second derivative, or nothing.
+
+    Raises:
+        RuntimeError: gradients are being recorded.
     """
-    if not torch.is_grad_enabled():
-        return gradients
-    given = [g.detach().requires_grad_() for g in gradients if g is not None]
-    message = f"second derivatives of {operator} are not defined: use detached inputs or real layers"
-    raising = iter(torch._C._functions.DelayedError(message.encode(), len(given))(*given))
-    return tuple(None if g is None else next(raising) for g in gradients)
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"second derivatives of {operator} are not defined: differentiate binary layers without "
+            "create_graph=True"
+        )
