@@ -221,7 +221,7 @@ def bop_step_(
     columns = (weights, grads, exp_avgs, exp_avg_sqs) if exp_avg_sqs else (weights, grads, exp_avgs)
     device = weights[0].device
     with on_device_of(weights[0]):
-        launches = plan(list(zip(*columns, strict=True)), (hyper, counts, inv_scale, found_inf, seed), device)
+        launches = plan(columns, (hyper, counts, inv_scale, found_inf, seed), device)
         counts.zero_()
         for launch in launches:
             tile = step_tile(family(device), launch.dtypes[0] == torch.int32, launch.dtypes[2])

@@ -24,6 +24,7 @@ from torch import Tensor
 from .bits import to_float32
 from .geometry import words_for
 from .grid import grid_of, program_of
+from .operands import FLOATS
 from .tuning import on_device_of
 
 
@@ -49,8 +50,8 @@ class Outputs(NamedTuple):
 
     def asked(self) -> Outputs:
         """This tuple with None in the place of empty results."""
-        reals, signs = (t if t.numel() else None for t in (self.reals, self.signs))
-        return self._replace(reals=reals, signs=signs)
+        reals, signs, *others = self
+        return Outputs(reals if reals.numel() else None, signs if signs.numel() else None, *others)
 
 
 @triton.jit
@@ -141,10 +142,12 @@ def outputs_for(
     """Memory for the outputs ``shape`` of a packed product; ``blocked`` is the CPU's and unused.
 
     Raises:
-        ValueError: nothing asked for, what belongs to signs without them, two activations, bounds out of
-            order or beyond 2**24, or operands of another shape, dtype or device.
+        TypeError, ValueError: nothing asked for, what belongs to signs without them, two activations, bounds
+            out of order or beyond 2**24, or operands of another shape, dtype or device.
     """
     n = shape[-1]
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype is {dtype}, allowed are {FLOATS}")
     if not (values or signs) or (threshold is not None and not signs):
         raise ValueError(f"values={values}, signs={signs}: one is needed, and thresholds belong to signs")
     least, most = -(2**24) if low is None else low, 2**24 if high is None else high
@@ -154,24 +157,33 @@ def outputs_for(
         raise ValueError("relu and slope: one activation")
     if sign_shift is not None and (not signs or threshold is not None):
         raise ValueError("sign_shift belongs to signs without thresholds")
-    channels = {"scale": scale, "shift": shift, "slope": slope, "post_shift": post_shift}
-    channels |= {"sign_shift": sign_shift, "threshold": threshold, "residual": residual}
-    for name, tensor in channels.items():
+    for name, tensor, kind in (
+        ("threshold", threshold, torch.int32),
+        ("scale", scale, torch.float32),
+        ("shift", shift, torch.float32),
+        ("residual", residual, dtype),
+        ("slope", slope, torch.float32),
+        ("post_shift", post_shift, torch.float32),
+        ("sign_shift", sign_shift, torch.float32),
+    ):
         if tensor is None:
             continue
-        wanted = tuple(shape) if name == "residual" else (n,)
-        kind = {"threshold": torch.int32, "residual": dtype}.get(name, torch.float32)
-        if tuple(tensor.shape) != wanted or tensor.dtype != kind:
+        wanted = shape if name == "residual" else (n,)
+        if tensor.shape != wanted or tensor.dtype != kind:
             raise ValueError(f"{name} must be {kind} {list(wanted)}, got {tensor.dtype} {list(tensor.shape)}")
         if tensor.device != like.device:
             raise ValueError(f"{name} is on {tensor.device}, the first operand on {like.device}")
-    kept = {name: None if t is None else t.contiguous() for name, t in channels.items()}
-    words = (*shape[:-1], words_for(n))
     return Outputs(
         like.new_empty(shape if values else 0, dtype=dtype),
-        like.new_empty(words if signs else 0, dtype=torch.int32),
-        low=low, high=high, relu=1 if relu else None, **kept,
+        like.new_empty((*shape[:-1], words_for(n)) if signs else 0, dtype=torch.int32),
+        _contiguous(threshold), _contiguous(scale), _contiguous(shift), _contiguous(residual),
+        low, high, 1 if relu else None,
+        _contiguous(slope), _contiguous(post_shift), _contiguous(sign_shift),
     )  # fmt: skip
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def finish(dots: Tensor, outputs: Outputs) -> None:

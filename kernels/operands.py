@@ -11,17 +11,17 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_floats(tensor: Tensor, what: str, axes: int = 1) -> None:
-    """Raises TypeError unless the tensor is plain float32, bfloat16 or float16, ValueError below ``axes``."""
-    if tensor.dtype not in FLOATS or tensor.layout != torch.strided:
-        raise TypeError(f"{what} must be float32, bfloat16 or float16, got {tensor.dtype} ({tensor.layout})")
+    """Raises TypeError unless the tensor is float32, bfloat16 or float16, ValueError below ``axes``."""
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{what} must be float32, bfloat16 or float16, got {tensor.dtype}")
     if tensor.dim() < axes:
         raise ValueError(f"{what} needs {axes} axes or more, got {list(tensor.shape)}")
 
 
 def check_words(tensor: Tensor, what: str, axes: int, beside: Tensor) -> None:
-    """Raises TypeError unless the tensor is plain int32, ValueError for other axes or another device."""
-    if tensor.dtype != torch.int32 or tensor.layout != torch.strided:
-        raise TypeError(f"{what} must be int32 words, got {tensor.dtype} ({tensor.layout})")
+    """Raises TypeError unless the tensor is int32, ValueError for other axes or another device."""
+    if tensor.dtype != torch.int32:
+        raise TypeError(f"{what} must be int32 words, got {tensor.dtype}")
     if tensor.dim() != axes:
         raise ValueError(f"{what} must have {axes} axes, got {list(tensor.shape)}")
     if tensor.device != beside.device:

@@ -17,6 +17,7 @@ source lives as long as the process: slices of one arena, which eager steps take
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -199,12 +200,13 @@ def _row_of(i: int, weight: Tensor, grad: Tensor, addresses: tuple[int, ...]) ->
 
 
 def _build(
-    tensors: list[tuple[Tensor, ...]],
+    columns: Sequence[list[Tensor]],
     scalars: Sequence[Tensor | None],
     device: torch.device,
     capturing: bool,
 ) -> list[Launch]:
     """Check everything, group the tensors by dtypes and make one launch of each group."""
+    tensors = list(zip(*columns, strict=True))
     _check_scalars(scalars, len(tensors), device)
     classes: dict[Dtypes, tuple[list[list[int]], list[tuple[int, int]]]] = {}
     for i, group in enumerate(tensors):
@@ -227,25 +229,38 @@ def _build(
     ]
 
 
+def _key(columns: Sequence[list[Tensor]], device: torch.device) -> Any:
+    """All that a table is made of. Once in every step, so in loops that run in C."""
+    stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+    every = [tensor for column in columns for tensor in column]
+    return (
+        device, stream, len(columns),
+        *map(Tensor.data_ptr, every), *map(_dtype_of, every), *map(Tensor.is_contiguous, every),
+        *map(Tensor.numel, every), *map(_shape_of, columns[1]),
+    )  # fmt: skip
+
+
+_dtype_of, _shape_of = operator.attrgetter("dtype"), operator.attrgetter("shape")
+
+
 def plan(
-    tensors: list[tuple[Tensor, ...]], scalars: Sequence[Tensor | None], device: torch.device
+    columns: Sequence[list[Tensor]], scalars: Sequence[Tensor | None], device: torch.device
 ) -> list[Launch]:
     """The launches for these tensors, from the cache while no address, shape, dtype or stream has changed.
 
-    ``scalars``: hyper, counts, inv_scale, found_inf and seed, which are only checked. Nothing is changed.
+    ``columns``: weights, gradients and one or two lists of moments. ``scalars``: hyper, counts, inv_scale,
+    found_inf and seed, which are only checked. Nothing is changed.
 
     Raises:
         ValueError: tensors that the kernel would misread; RuntimeError: a capture before any eager step.
     """
     with _lock:
         if _capturing(device):
-            return _build(tensors, scalars, device, True)
-        stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
-        parts = ((t.data_ptr(), t.dtype, t.shape, t.is_contiguous()) for group in tensors for t in group)
-        key = (device, stream, *parts)
+            return _build(columns, scalars, device, True)
+        key = _key(columns, device)
         launches = _plans.get(key)
         if launches is None:
-            launches = _plans[key] = _build(tensors, scalars, device, False)
+            launches = _plans[key] = _build(columns, scalars, device, False)
             if len(_plans) > _MAX_PLANS:
                 _plans.popitem(last=False)
         else:

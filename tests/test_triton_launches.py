@@ -59,6 +59,7 @@ def test_every_launcher_was_called(scenes: dict) -> None:
         "conv_grad_input_kernel",
         "conv_grad_weight_kernel",
         "conv_popcount_kernel",
+        "finish_kernel",
         "linear_decode_kernel",
         "linear_gradient_kernel",
         "linear_popcount_kernel",

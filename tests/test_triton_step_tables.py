@@ -52,7 +52,7 @@ def scalars(n: int, **changes: Any) -> tuple[Tensor | None, ...]:
 
 
 def plan(tensors: Params) -> list[step_tables.Launch]:
-    return step_tables.plan(tensors, scalars(len(tensors)), DEVICE)
+    return step_tables.plan(list(map(list, zip(*tensors, strict=True))), scalars(len(tensors)), DEVICE)
 
 
 def new_gradients(tensors: Params) -> Params:
@@ -253,7 +253,7 @@ def test_what_the_kernel_would_misread_is_refused(cuda: FakeCuda, what: str, mes
     tensors, changes = _bad(what)
     for _ in range(2):  # also after a good call with the same addresses
         with pytest.raises(ValueError, match=message):
-            step_tables.plan(tensors, scalars(1, **changes), DEVICE)
+            step_tables.plan([[t] for t in tensors[0]], scalars(1, **changes), DEVICE)
 
 
 def test_a_view_with_the_address_and_shape_of_a_good_tensor_is_still_checked(cuda: FakeCuda) -> None:

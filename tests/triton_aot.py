@@ -26,6 +26,7 @@ from bop2nd_fast.kernels import (
     binary_linear,
     bop_step,
     conv_backward,
+    epilogue,
     gradient_product,
     linear_backward,
     pack_bits,
@@ -219,6 +220,8 @@ def variant_cases(arch: int) -> Iterator[Case]:
         case = base[name]
         yield replace(case, name=f"variant: {name}, epilogue", types={**case.types, "to": REAL_NET})
         yield replace(case, name=f"variant: {name}, whole epilogue", types={**case.types, "to": ALL})
+    types = {"dots": "*fp32", "to": ALL, "rows": INT, "width": INT}
+    yield Case("variant: finish", epilogue.finish_kernel, types, {"BLOCK_M": 32, "BLOCK_N": 64})
     for name in ("pack_bits rows fp32", "unpack_bits bf16"):
         case = base[name]
         yield replace(case, name=f"variant: {name}, ragged", constants={**case.constants, "WHOLE": False})

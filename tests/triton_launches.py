@@ -154,6 +154,15 @@ def conv_epilogue() -> None:
     )  # fmt: skip
 
 
+def conv_bits_of_groups() -> None:
+    """Sign words that hold outputs of two groups."""
+    words = on_cuda(torch.zeros(2, 6, 6, 2, dtype=torch.int32))
+    w = on_cuda(torch.zeros(24, 3, 3, 1, dtype=torch.int32))
+    slope = on_cuda(torch.zeros(24))
+    arguments: Any = ([1, 1], [1, 1], [1, 1], 2, -1)
+    binary_conv2d.binary_conv2d_packed(words, w, 64, *arguments, signs=True, low=0, slope=slope)
+
+
 def pack_rows_of_an_embedding() -> None:
     pack_bits.pack_bits(huge(2_097_153, 64), 0)
 
@@ -185,6 +194,7 @@ SCENES: dict[str, Scene] = {
     "convolution gradients 16": convolution_gradients(16, 64, 8, 64),
     "convolution gradients 5, other batch": convolution_gradients(5, 64, 8, 64),
     "convolution, epilogue": conv_epilogue,
+    "convolution, bits of groups": conv_bits_of_groups,
     "pack, an embedding along its rows": pack_rows_of_an_embedding,
     "linear, millions of outputs": many_outputs,
     "linear gradient, millions of features": many_features,
