@@ -12,8 +12,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 def check_floats(tensor: Tensor, what: str, axes: int = 1) -> None:
     """Raises TypeError unless the tensor is float32, bfloat16 or float16, ValueError below ``axes``."""
-    if tensor.dtype not in FLOATS:
-        raise TypeError(f"{what} must be float32, bfloat16 or float16, got {tensor.dtype}")
+    if tensor.dtype not in FLOATS or tensor.layout != torch.strided:
+        raise TypeError(f"{what} must be float32, bfloat16 or float16, got {tensor.dtype} ({tensor.layout})")
     if tensor.dim() < axes:
         raise ValueError(f"{what} needs {axes} axes or more, got {list(tensor.shape)}")
 
