@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from ..kernels.geometry import Geometry, words_for
+from ..kernels.geometry import DOT_LIMIT, INT32_LIMIT, Geometry, words_for
 from .derivatives import refuse_second
 from .product import (
     OUTPUTS,
@@ -214,9 +214,12 @@ def binary_linear(input: Tensor, weight: BinaryTensor, ste_clip: bool = True) ->
         raise ValueError(
             f"input {tuple(input.shape)} does not end in the {weight.shape[1]} features of the weight"
         )
-    geometry_of(math.prod(input.shape[:-1]), (1, 1), input.shape[-1], weight.shape[0], (1, 1))
+    recorded = records_gradient(input, weight)
+    # Far below every limit, a fifth of a small product's time is not spent on looking at them.
+    if recorded or max(weight.numel(), weight.shape[1]) >= DOT_LIMIT or input.numel() >= INT32_LIMIT:
+        geometry_of(math.prod(input.shape[:-1]), (1, 1), input.shape[-1], weight.shape[0], (1, 1))
     op = torch.ops.bop2nd.binary_linear.default
-    if not records_gradient(input, weight):
+    if not recorded:
         with (
             torch._C._AutoDispatchBelowAutograd()
         ):  # nothing to record: skip autograd's detour through Python
