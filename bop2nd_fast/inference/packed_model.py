@@ -150,6 +150,15 @@ class PackedModel(nn.Module):
             program = self._program = Program(self.steps, present, list(constants))
         return program
 
+    def _device(self) -> torch.device | None:
+        """Where the tensors are, None if there are none (in half the time of ``buffers()``)."""
+        for module in (self.constants, *self.layers._modules.values()):
+            assert module is not None
+            for tensor in (*module._buffers.values(), *module._parameters.values()):
+                if tensor is not None:
+                    return tensor.device
+        return None
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_program": None, "_gauge": None}
 
@@ -171,7 +180,7 @@ class PackedModel(nn.Module):
             values = self.signature.bind(args, kwargs)
             args = tuple(values[name] for name in self._names)
         program = self._current_program()
-        device = next((t.device for t in self.buffers()), None)
+        device = self._device()
         for name, value, spec in zip(self._labels, args, self.inputs, strict=True):
             spec.check(value, name)
             if device is None:
