@@ -216,7 +216,8 @@ def _settle_cuda() -> None:
     """Where a device cannot run a backend's kernels, take them out of use, loudly: others stand in."""
     global _triton_unfit
     reasons = []
-    if _triton_missing() is None and (reason := triton_library.unfit()) is not None:
+    compiled = _triton_missing() is None and not triton_library.interpreted()
+    if compiled and (reason := triton_library.unfit()) is not None:
         _triton_unfit = reason
         reasons.append(reason)
     if _cuda.missing is None and (reason := _cuda.why_not()) is not None:

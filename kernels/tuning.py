@@ -214,7 +214,7 @@ BACKWARD = {
     ),
     "binary_conv2d_backward": Choice(
         "torch",
-        "cuDNN convolves signs unpacked a few images at a time: every tap uses a sign again, so decoding it "
+        "cuDNN convolves signs unpacked in tiles of 256 MiB: every tap uses a sign again, so decoding it "
         "saves little, and strides cost cuDNN no empty products",
         measured=None,
     ),
