@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 WORD_BITS = 32
 
@@ -216,6 +217,59 @@ def _convolve(x: Tensor, weight: Tensor, stride: list[int], dilation: list[int],
         return F.conv2d(x, weight, None, stride, 0, dilation, groups)
     size = [(x.shape[2 + i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
     return x.new_zeros(x.shape[0], weight.shape[0], *size)
+
+
+def binary_linear_backward(
+    grad_output: Tensor, signs: Tensor, mask: Tensor, weight_words: Tensor, in_features: int
+) -> tuple[Tensor, Tensor]:
+    """Both gradients of :func:`binary_linear`, from what it keeps.
+
+        grad_input[m, k]  = inside[m, k] * sum_n grad_output[m, n] * weight[n, k]    dtype of grad_output
+        grad_weight[n, k] = sum_m grad_output[m, n] * sign[m, k]                     fp32
+
+    ``inside`` is the estimator's mask (1 everywhere, if ``mask`` is empty). The sums are fp64 here; kernels
+    sum in fp32 in an order of their own, so that they agree to rounding, to the bit where no sum rounds.
+    """
+    weight = unpack_bits(weight_words, in_features, dtype=torch.float64)
+    sign = unpack_bits(signs, in_features, dtype=torch.float64).flatten(0, -2)
+    grad = grad_output.double().flatten(0, -2)
+    grad_input = (grad @ weight).to(grad_output.dtype).view(*grad_output.shape[:-1], in_features)
+    if mask.numel():
+        apply_mask_(grad_input, mask)
+    return grad_input, (grad.T @ sign).float()
+
+
+def binary_conv2d_backward(
+    grad_output: Tensor,
+    signs: Tensor,
+    mask: Tensor,
+    weight_words: Tensor,
+    in_channels: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_value: int,
+) -> tuple[Tensor, Tensor]:
+    """Both gradients of :func:`binary_conv2d`, from what it keeps: those of a dense convolution of signs.
+
+    The border of ``padding_value`` is cut off again, the input's gradient is masked. Dtypes and rounding as
+    for :func:`binary_linear_backward`.
+    """
+    per_group = in_channels // groups
+    weight = unpack_bits(weight_words, per_group, dim=1, dtype=torch.float64)
+    lanes = unpack_bits(signs.unflatten(-1, (groups, -1)), per_group, dtype=torch.float64)
+    x = lanes.flatten(-2).movedim(-1, 1)
+    (height, width), (rows, columns) = x.shape[2:], padding
+    wide = F.pad(x, (columns, columns, rows, rows), value=float(padding_value))
+    grad, how = grad_output.double(), (stride, 0, dilation, groups)
+    grad_weight = conv2d_weight(wide, weight.shape, grad, *how)
+    grad_wide = conv2d_input(wide.shape, weight, grad, *how)
+    grad_input = grad_wide[:, :, rows : rows + height, columns : columns + width].to(grad_output.dtype)
+    if mask.numel():
+        inside = unpack_flags(mask.unflatten(-1, (groups, -1)), per_group).flatten(-2).movedim(-1, 1)
+        grad_input = torch.where(inside, grad_input, 0)
+    return grad_input, grad_weight.float()
 
 
 def _pack_activation(input: Tensor, dim: int, groups: int, ste_clip: bool) -> tuple[Tensor, Tensor]:

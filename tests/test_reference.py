@@ -166,3 +166,55 @@ def test_epilogue_refuses() -> None:
     for asked, message in refused_epilogues((2, 3)):
         with pytest.raises(ValueError, match=message):
             ref.epilogue(torch.zeros(2, 3), **asked)
+
+
+# ------------------------------------------------------------------------------------- both gradients
+
+
+def test_linear_gradients_by_hand() -> None:
+    weight = ref.pack_bits(torch.tensor([[1.0, -1, 1], [-1, -1, 1]]))
+    _, signs, mask = ref.binary_linear(torch.tensor([[0.5, -2.0, 1.0]]), weight, True)
+    grad = torch.tensor([[2.0, 3.0]])
+    grad_input, grad_weight = ref.binary_linear_backward(grad, signs, mask, weight, 3)
+    assert grad_input.tolist() == [[-1, 0, 5]] and grad_weight.tolist() == [[2, -2, 2], [3, -3, 3]]
+    grad_input, _ = ref.binary_linear_backward(grad.bfloat16(), signs, mask[:0], weight, 3)
+    assert grad_input.tolist() == [[-1, -5, 5]] and grad_input.dtype == torch.bfloat16
+
+
+def test_conv_gradients_by_hand() -> None:
+    """A row of three pixels with a border of -1 on either side; two taps, +1 and -1."""
+    weight = ref.pack_bits(torch.tensor([1.0, -1.0]).view(1, 1, 1, 2), 1)
+    x = torch.tensor([1.0, -3.0, 0.5]).view(1, 1, 1, 3)
+    how = ([1, 1], [0, 1], [1, 1], 1, -1)
+    _, signs, mask = ref.binary_conv2d(x, weight, *how, True)
+    grad = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
+    grad_input, grad_weight = ref.binary_conv2d_backward(grad, signs, mask, weight, 1, *how)
+    assert grad_input.flatten().tolist() == [1, 0, 1] and grad_weight.flatten().tolist() == [2, -2]
+    grad_input, _ = ref.binary_conv2d_backward(grad, signs, mask[:0], weight, 1, *how)
+    assert grad_input.flatten().tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_gradients_of_every_backend_are_the_specifications(cpu_backend: str, clip: bool) -> None:
+    """Small integers, whose sums no order rounds: bit for bit. With strides that leave pixels over."""
+    ops = torch.ops.bop2nd
+    weight = ops.pack_bits(torch.randn(9, 70))
+    _, signs, mask = ops.binary_linear(torch.randn(2, 5, 70), weight, clip)
+    grad = torch.randint(-8, 9, (2, 5, 9)).float()
+    found = ops.binary_linear_backward(grad, signs, mask, weight, 70, True, True)
+    assert all(map(torch.equal, found, ref.binary_linear_backward(grad, signs, mask, weight, 70)))
+
+    for how in (
+        ([1, 1], [1, 1], [1, 1], 1, 0),
+        ([2, 3], [0, 2], [2, 1], 2, 1),
+        ([2, 2], [1, 0], [1, 2], 1, -1),
+        ([3, 2], [0, 0], [1, 1], 2, 0),
+    ):
+        groups = how[3]
+        weight = ops.pack_bits(torch.randn(6, 40 // groups, 3, 2), 1)
+        out, signs, mask = ops.binary_conv2d(torch.randn(2, 40, 9, 8), weight, *how, clip)
+        grad = torch.randint(-8, 9, out.shape).float()
+        found = ops.binary_conv2d_backward(grad, signs, mask, weight, 40, *how, True, True)
+        assert all(
+            map(torch.equal, found, ref.binary_conv2d_backward(grad, signs, mask, weight, 40, *how))
+        ), how
