@@ -275,7 +275,7 @@ def test_a_captured_step_replays_like_eager_steps() -> None:
     eager = make_group(kinds, torch.float32, torch.bfloat16)
     captured = [[tensor.clone() for tensor in column] for column in eager]
     start = [[tensor.clone() for tensor in column] for column in eager]
-    bop_step.bop_step_(*captured, hyper, counts, seed=seed)  # warm up: compiles, keeps spare tables
+    bop_step.bop_step_(*captured, hyper, counts, seed=seed)  # warm up: compiles, takes pinned memory
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         grads = [grad + 0 for grad in captured[1]]  # new addresses inside the graph
@@ -286,6 +286,35 @@ def test_a_captured_step_replays_like_eager_steps() -> None:
     for _ in range(3):
         seed[1] += 1
         reference.bop_step_(*eager, hyper, torch.empty_like(counts), seed=seed)
+        graph.replay()
+        for a_column, e_column in zip(captured, eager, strict=True):
+            assert all(same_bits(a, e) for a, e in zip(a_column, e_column, strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs need a GPU")
+def test_graphs_of_one_pool_replay_in_any_order() -> None:
+    """The pool hands the second capture the first one's gradient addresses again."""
+    kinds = [(torch.int32, (64, 64)), (torch.float32, (100,))]
+    hyper, counts = torch.tensor(HYPER, device=DEVICE), torch.empty(2, 2, dtype=torch.int64, device=DEVICE)
+    eager = make_group(kinds, torch.float32, torch.float32)
+    captured = [[tensor.clone() for tensor in column] for column in eager]
+    start = [[tensor.clone() for tensor in column] for column in eager]
+    bop_step.bop_step_(*captured, hyper, counts)  # warm up
+    graphs, pool = [], None
+    for _ in range(3):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            grads = [grad + 0 for grad in captured[1]]
+            bop_step.bop_step_(captured[0], grads, *captured[2:], hyper, counts)
+            del grads
+        pool = graph.pool()
+        graphs.append(graph)
+    for column, first in zip(captured, start, strict=True):
+        for tensor, value in zip(column, first, strict=True):
+            tensor.copy_(value)
+    for graph in reversed(graphs):
+        reference.bop_step_(*eager, hyper, torch.empty_like(counts))
         graph.replay()
         for a_column, e_column in zip(captured, eager, strict=True):
             assert all(same_bits(a, e) for a, e in zip(a_column, e_column, strict=True))
