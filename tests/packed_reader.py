@@ -233,10 +233,18 @@ def flatten(self: Array, start_dim: int, end_dim: int) -> Array:
     return self.reshape(*self.shape[:start], -1, *self.shape[end + 1 :])
 
 
+def expand(self: Array, size: list[int], implicit: bool) -> Array:
+    own = (1,) * (len(size) - self.ndim) + self.shape
+    return np.broadcast_to(self, [n if n != -1 else o for n, o in zip(size, own, strict=True)])
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     "aten.add.Tensor": lambda self, other, alpha: self + np.float32(alpha) * other,
     "aten.sub.Tensor": lambda self, other, alpha: self - np.float32(alpha) * other,
     "aten.mul.Tensor": lambda self, other: self * np.float32(other),
+    "aten.div.Tensor": lambda self, other: self / np.float32(other),
+    "aten.expand.default": expand,
+    "aten.expand_as.default": lambda self, other: np.broadcast_to(self, other.shape),
     "aten.neg.default": lambda self: -self,
     "aten.relu.default": lambda self: np.maximum(self, 0),
     "aten.leaky_relu.default": lambda self, negative_slope: prelu(self, np.float32(negative_slope)),

@@ -202,6 +202,42 @@ def test_sizes_known_at_the_call_are_judged() -> None:
         model(torch.ones(1, 3, 4, 4))
 
 
+def test_operands_that_torch_does_not_look_at_are_refused() -> None:
+    """With these, torch reads beyond its tensors."""
+    lstm = nn.LSTM(3, 4)
+    given = dict(zip(("w", "v", "b", "c"), (p.detach() for p in lstm.parameters()), strict=True))
+    state = {"h": torch.zeros(1, 2, 4)}
+    params = [Ref(name) for name in given]
+    spec = InputSpec((5, 2, 3), torch.float32)
+
+    def recurrent(n_layers: int, params: list[Ref]) -> PackedModel:
+        step = aten(
+            "y",
+            "lstm.input",
+            Ref("x"),
+            [Ref("h"), Ref("h")],
+            params,
+            True,
+            n_layers,
+            0.0,
+            False,
+            False,
+            False,
+        )
+        getitem = Step("z", "operator", "getitem", (Ref("y"), 0))
+        return PackedModel([Step("x", "input"), step, getitem, output(Ref("z"))], {}, [spec], given | state)
+
+    x = torch.randn(5, 2, 3)
+    assert torch.equal(recurrent(1, params)(x), lstm(x)[0])
+    for model in (recurrent(2, params), recurrent(1, params[:3]), recurrent(1, [params[1], *params[1:]])):
+        with pytest.raises(ValueError, match="recurrent network"):
+            model(x)
+    norm = aten("y", "_weight_norm.default", Ref("x"), Ref("g"))
+    model = PackedModel([Step("x", "input"), norm, output(Ref("y"))], {}, [X], {"g": torch.ones(5, 1)})
+    with pytest.raises(ValueError, match="weight norm"):
+        model(torch.ones(2, 3))
+
+
 @pytest.mark.parametrize(
     ("name", "args"),
     [

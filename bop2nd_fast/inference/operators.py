@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .graph import Ref, refers
+from .operand_checks import GUARDS
 
 # By what a result takes (see ``memory.py``): one element for each of the shape that operands broadcast to;
 ELEMENTWISE = """
@@ -111,9 +112,9 @@ upsample_trilinear3d upsample_trilinear3d.vec vdot zeros
 """
 # Profile ``bits``: real-valued operators that the specification of the file defines.
 _BITS = """
-adaptive_avg_pool2d add.Tensor avg_pool2d batch_norm cat clamp contiguous conv2d flatten.using_ints hardtanh
-leaky_relu linear log_softmax.int mean.dim mul.Tensor neg permute prelu relu reshape softmax.int sub.Tensor
-view
+adaptive_avg_pool2d add.Tensor avg_pool2d batch_norm cat clamp contiguous conv2d div.Tensor expand expand_as
+flatten.using_ints hardtanh leaky_relu linear log_softmax.int mean.dim mul.Tensor neg permute prelu relu
+reshape softmax.int sub.Tensor view
 """
 
 
@@ -297,21 +298,6 @@ def bind(found: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     if len(args) > len(positional) or not kwargs.keys() <= known - given.keys():
         raise ValueError(f"{found.name} takes ({', '.join(known)}), got {len(args)} and {sorted(kwargs)}")
     return given | kwargs
-
-
-def check_weight_norm(given: dict[str, Any]) -> None:
-    """torch reads beyond ``g`` where it has not one element for each slice of ``v``."""
-    v, g, dim = given["v"], given["g"], given.get("dim", 0)
-    fits = v.dim() > 0 and -v.dim() <= dim < v.dim() and 0 < g.numel() == v.shape[dim] and v.numel() > 0
-    if not fits or v.dtype != g.dtype or not v.is_floating_point():
-        raise ValueError(f"a weight norm of v {list(v.shape)} along axis {dim} has no g {list(g.shape)}")
-
-
-# Operators whose operands have to be looked at before torch does.
-GUARDS: dict[str, Callable[[dict[str, Any]], None]] = {
-    "aten._weight_norm.default": check_weight_norm,
-    "aten._weight_norm_interface.default": check_weight_norm,
-}
 
 
 def explicit(found: Operator, given: dict[str, Any]) -> dict[str, Any]:
