@@ -1,4 +1,4 @@
-"""Operands that torch itself does not look at: with wrong ones it reads beyond a tensor or takes any memory."""
+"""Operands that torch does not look at: with wrong ones it reads beyond a tensor, or takes any memory."""
 
 from __future__ import annotations
 
