@@ -1,7 +1,11 @@
 """bop2nd::block_weight - weight words re-laid for the CPU kernels: 64, 32 or 16 outputs side by side.
 
 ``[O, ..., W]`` words become ``[groups, ceil(O/groups/16) * K * 16]`` with ``K`` the words of one output;
-missing outputs of the last block are 0. A cache, never a file format: see ``BinaryTensor.blocked_words``.
+missing outputs of the last block are 0. A cache, never a file format: ``binary_tensor.memory`` keeps it.
+
+The products take it as an operand (``blocked``), because only the caller knows that the words have not been
+written since: a kernel that looked it up by their address could be served the words of somebody else, and
+telling would cost what small products have not got. Kernels that have no use for it ignore it.
 
 The outputs of a group are cut into blocks of 64, then 32, then 16 (``lane_bits_for`` in
 ``csrc/cpu/kernels.h``), in which an output has ``L = 512 / outputs`` bits of every 64 bytes. A word takes
