@@ -76,8 +76,20 @@ def _write(file: IO[bytes], state: Any) -> None:
         file.write(_COMMENT.to_bytes(2, "little") + _MARK + digest.encode())
         file.flush()
         torch.load(file.name, map_location="cpu", mmap=True, weights_only=True)
+    except RuntimeError as error:
+        interrupt = _interrupt_behind(error)
+        if interrupt is None:
+            raise
+        raise interrupt from error
     except (pickle.PickleError, AttributeError, TypeError) as error:
         raise CheckpointError(f"this state cannot be written and read back ({_first_line(error)})") from error
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """torch.save closes its archive after Ctrl-C, and that raises an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class _Hashed:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import bop2nd_fast as bf
-from bop2nd_fast import checkpoint
+from bop2nd_fast import checkpoint, checkpoint_file
 
 from .distributed_processes import pipe, start
 from .distributed_processes import run as run_processes
@@ -391,6 +391,28 @@ def test_a_run_is_resumed_whole_or_not_at_all(tmp_path, part):
     with pytest.raises(checkpoint.CheckpointError, match="does not fit"):
         run.resume()
     assert_same(before, everything())
+
+
+def test_an_interrupted_save_leaves_two_checkpoints_and_is_an_interrupt(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    for step in (1, 2):
+        checkpoint.save(path, {"step": step})
+    before = content_of(path, Path(f"{path}.previous"))
+    original = checkpoint_file._Hashed.write
+    for n in range(3, 40, 6):
+        calls = [0]
+
+        def write(self: Any, data: Any, calls: list[int] = calls, n: int = n) -> int:
+            calls[0] += 1
+            if calls[0] == n:
+                raise KeyboardInterrupt
+            return original(self, data)
+
+        monkeypatch.setattr(checkpoint_file._Hashed, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(path, {"step": 3, "x": [torch.randn(10) for _ in range(5)]})
+        assert content_of(path, Path(f"{path}.previous")) == before
+        assert not list(tmp_path.glob(".*"))
 
 
 class Interrupted:

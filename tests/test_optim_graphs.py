@@ -205,15 +205,31 @@ def test_compiled_steps_have_the_bits_of_eager_ones(correction: str) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda o, p: o.param_groups.pop(0),
-        lambda o, p: setattr(o, "param_groups", o.param_groups[:1]),
-        lambda o, p: o.param_groups[0]["params"].pop(),
-        lambda o, p: o.param_groups[0].__setitem__("params", [p]),
-    ],
-)
+EDITS = [
+    lambda o, p: o.param_groups.pop(0),
+    lambda o, p: setattr(o, "param_groups", o.param_groups[:1]),
+    lambda o, p: o.param_groups[0]["params"].pop(),
+    lambda o, p: o.param_groups[0].__setitem__("params", [p]),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_step_compiled_in_parts_follows_edited_groups(edit: Callable[..., Any]) -> None:
+    params = [nn.Parameter(bf.pack(_signs(5, 70), 1)) for _ in range(3)]
+    optimizer = Bop2ndOrder([{"params": params[:2]}, {"params": params[2:]}], **VALUES)
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    for p in params:
+        p.grad = torch.randn(5, 70)
+    step()
+    edit(optimizer, params[0])
+    with torch._dynamo.config.patch(error_on_recompile=False):
+        step()
+        step()
+    listed = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert [int(optimizer.state[p]["step"]) for p in params] == [3 if id(p) in listed else 1 for p in params]
+
+
+@pytest.mark.parametrize("edit", EDITS)
 def test_a_compiled_step_notices_edited_groups(edit: Callable[..., Any]) -> None:
     params = [nn.Parameter(bf.pack(_signs(5, 70), 1)) for _ in range(3)]
     optimizer = Bop2ndOrder([{"params": params[:2]}, {"params": params[2:]}], **VALUES)

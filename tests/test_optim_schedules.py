@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -206,12 +207,35 @@ def test_a_rate_of_zero_leaves_its_moment_and_a_correction_flips_nothing(
         before = {name: value.clone() for name, value in ours.state[w].items()}
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_schedule_and_its_optimizer_are_copied_together(copied: Callable[[Any], Any]) -> None:
+    ours = optimizer(gamma=0.5)
+    ours.param_groups.reverse()
+    scheduler = schedule(ours, "gamma", lr_scheduler.CosineAnnealingLR, T_max=10, groups=[1])
+    for _ in range(3):
+        ours.step()
+        scheduler.step()
+    twin, again = copied((ours, scheduler))
+    for one, its in ((ours, scheduler), (twin, again)):
+        for _ in range(4):
+            one.step()
+            its.step()
+    assert [g["gamma"] for g in ours.param_groups] == [g["gamma"] for g in twin.param_groups]
+    assert ours.param_groups[0]["gamma"] == 0.25
+    again.step()
+    assert ours.param_groups[1]["gamma"] != twin.param_groups[1]["gamma"]
+
+
 def test_torchs_schedulers_say_how_they_drive_a_hyperparameter() -> None:
     ours = optimizer()
     with pytest.raises(KeyError, match=r"bf\.optim\.schedule\(optimizer"):
         lr_scheduler.StepLR(ours, 3)
     with pytest.raises(KeyError, match="'lr'"):
         ours.param_groups[0]["lr"]
+    with pytest.raises(KeyError, match="'lr'"):
+        ours.param_groups[0]["lr"] = 0.1
+    with pytest.raises(KeyError, match="'lr'"):
+        Bop2ndOrder([{"params": [nn.Parameter(torch.ones(3))], "lr": 0.1}])
     assert "lr" not in ours.param_groups[0] and ours.param_groups[0].get("lr") is None
     with pytest.raises(KeyError, match=r"^'other'$"):
         ours.param_groups[0]["other"]

@@ -213,11 +213,15 @@ class BopBase(Optimizer):
         if torch.compiler.is_compiling():
             self._step_traced()
         else:
-            active = self._check_step()
-            if any(active):
-                for plan, params in zip(self._plans, active, strict=True):
-                    self._run(plan, plan.take(params), params)
+            self._step_eager()
         return loss
+
+    @torch._disable_dynamo  # a compiler that has met an error above must not try its hand at the host's part
+    def _step_eager(self) -> None:
+        active = self._check_step()
+        if any(active):
+            for plan, params in zip(self._plans, active, strict=True):
+                self._run(plan, plan.take(params), params)
 
     def _check_step(self) -> list[list[Tensor]]:
         """The parameters that the next step will step, one list per plan. Raises if it cannot step

@@ -159,9 +159,10 @@ class HyperGroup(dict[str, Any]):
         return self
 
     def __missing__(self, name: str) -> Any:
-        if name != "lr":
-            raise KeyError(name)
-        raise KeyError(
+        raise self._no_learning_rate() if name == "lr" else KeyError(name)
+
+    def _no_learning_rate(self) -> KeyError:
+        return KeyError(
             f"this optimizer of binary weights has no 'lr', but {', '.join(self.ranges)}. "
             "Give schedulers one of them: bf.optim.schedule(optimizer, 'gamma', StepLR, step_size=100)"
         )
@@ -193,6 +194,8 @@ class HyperGroup(dict[str, Any]):
             self.ranges[name].check(name, value)
             self._check_option(name, value, together)
             return value if isinstance(value, Tensor) else float(value)
+        if name == "lr":
+            raise self._no_learning_rate()
         if name == "params":
             return value if isinstance(value, list) else [value] if isinstance(value, Tensor) else list(value)
         return self._check_option(name, value, together)

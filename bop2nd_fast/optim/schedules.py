@@ -41,6 +41,11 @@ class _Slot(dict[str, Any]):
                 self._group = new
         return self._group
 
+    def position(self) -> int:
+        """Where the driven group stands in the optimizer's list."""
+        groups = self._knob.target.param_groups
+        return next((i for i, group in enumerate(groups) if group is self.group()), self._index)
+
     def drives(self, group: dict[str, Any]) -> bool:
         return group is self._group
 
@@ -88,6 +93,16 @@ class Knob(Optimizer):
         self.param_groups = list(self._slots)
         # Schedulers warn when they step before their optimizer has; this one has nothing to step.
         self._opt_called = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = [{key: value for key, value in slot.items() if key != "lr"} for slot in self._slots]
+        places = [slot.position() for slot in self._slots]
+        return {"target": self.target, "name": self.name, "places": places, "own": own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Knob.__init__(self, state["target"], state["name"], state["places"])
+        for slot, own in zip(self._slots, state["own"], strict=True):
+            slot.update(own)
 
     def has_driven(self, group: dict[str, Any]) -> bool:
         return any(slot.drives(group) for slot in self._slots)
