@@ -51,5 +51,11 @@ def assert_identical(packed: nn.Module, model: nn.Module, *inputs: Tensor) -> Te
 
 
 def kinds(packed: bf.inference.PackedModel) -> list[str]:
-    """Kinds of the layers in order, torch modules by class name."""
-    return [getattr(layer, "kind", type(layer).__name__) for layer in packed.layers.values()]
+    """What the steps do, in order: kinds of layers, names of operators."""
+    found = []
+    for step in packed.steps:
+        if step.kind == "layer":
+            found.append(packed.layers[str(step.target)].kind)
+        elif step.kind == "operator":
+            found.append(str(step.target).removeprefix("aten.").partition(".")[0])
+    return found

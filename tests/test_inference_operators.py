@@ -15,8 +15,6 @@ from bop2nd_fast.inference import convert, load
 from bop2nd_fast.nn import BinaryConv2d, BinaryLinear
 from tests.inference_models import wild_batch_norms
 
-pytest.importorskip("bop2nd_fast.inference.trace", reason="needs the front end that sees operators")
-
 # Modules on images [N, 8, 6, 6] behind a binary convolution.
 IMAGES: dict[str, Callable[[], nn.Module]] = {
     "AdaptiveAvgPool2d": lambda: nn.AdaptiveAvgPool2d((2, 3)),

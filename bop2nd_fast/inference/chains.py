@@ -1,260 +1,283 @@
-"""Which traced nodes lie between two signs and can become thresholds: the rules of fusion.
+"""Which operators lie between two signs and can become thresholds: the rules of fusion.
 
-A chain starts at a binary layer with binary inputs and ends where every reader is again a binary layer that
-takes the sign. In between: channel-wise functions that torch rounds the same way in every memory format, at
-most one max-pool, and flattening from image to row. Anything else is left as it is.
+A chain starts at a product of signs and ends where every reader is again a product that takes the sign. In
+between: channel-wise functions that torch rounds the same way in every memory format, at most one max-pool,
+flattening from image to row, and axes of length 1 that come and go. Anything else is left as it is.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from ..nn import ApproxSign, BinaryConv2d, BinaryLinear, MaxPool2d, SteSign, SwishSign
-from .fold import Form, Stage
+from .fold import Folded, Stage, fold
+from .trace import Traced
 
-IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_NORMS: dict[type[nn.Module], int] = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4}
-_ELEMENTWISE = (nn.Hardtanh, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
-_CLIPS: tuple[Any, ...] = (
-    F.hardtanh, F.relu, F.relu6, F.leaky_relu, torch.relu, torch.clamp, torch.neg, operator.neg,
-)  # fmt: skip
-_CLIP_METHODS = ("relu", "relu_", "clamp", "clamp_", "neg")
-_ARITHMETIC: tuple[Any, ...] = (
-    operator.add, operator.sub, operator.mul, operator.iadd, operator.isub, operator.imul,
-    torch.add, torch.sub, torch.mul,
-)  # fmt: skip
-_ARITHMETIC_METHODS = ("add", "sub", "mul", "add_", "sub_", "mul_")
+_aten = torch.ops.aten
+CONVOLUTION = torch.ops.bop2nd.binary_conv2d.default
 
-
-@dataclass(frozen=True)
-class ValueInfo:
-    """What the example input made of one traced value."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    form: Form | None  # None: strides that are neither contiguous nor channels-last, or another rank
-
-    @staticmethod
-    def of(value: Tensor) -> ValueInfo:
-        form: Form | None = None
-        if value.dim() == 2 and value.is_contiguous():
-            form = "rows"
-        elif value.dim() == 4 and value.is_contiguous():
-            form = "pixel"
-        elif value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
-            form = "channels_last"
-        return ValueInfo(tuple(value.shape), value.dtype, value.device, form)
+# Operators whose result is one correctly rounded operation, or a choice, for each element by itself: the same
+# bits wherever an element lies. (tanh, say, may round by its position in a vector.)
+_ELEMENTWISE = {
+    getattr(getattr(_aten, name), overload)
+    for name, overload in (
+        entry.split(".")
+        for entry in [
+            "abs.default",
+            "add.Scalar",
+            "add.Tensor",
+            "ceil.default",
+            "clamp.default",
+            "clamp.Tensor",
+            "clamp_max.default",
+            "clamp_max.Tensor",
+            "clamp_min.default",
+            "clamp_min.Tensor",
+            "div.Scalar",
+            "div.Tensor",
+            "floor.default",
+            "fmax.default",
+            "fmin.default",
+            "hardtanh.default",
+            "leaky_relu.default",
+            "maximum.default",
+            "minimum.default",
+            "mul.Scalar",
+            "mul.Tensor",
+            "neg.default",
+            "prelu.default",
+            "_prelu_kernel.default",
+            "relu.default",
+            "relu6.default",
+            "round.default",
+            "rsub.Scalar",
+            "rsub.Tensor",
+            "sign.default",
+            "sub.Scalar",
+            "sub.Tensor",
+            "threshold.default",
+            "trunc.default",
+            "_to_copy.default",
+        ]
+    )
+}
+_UNIT_AXES = (_aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.select.int)
+_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
 @dataclass
-class Chain:
-    """The nodes from a binary layer to the value whose sign its readers take."""
+class Epilogue:
+    """What becomes of a product's dots, and the nodes that this stands for.
+
+    Either ``folded`` (with pool and flattening): sign words only; or ``dot * scale + shift + residual``
+    (fp64 ``[C]``, applied in fp32), whose values, signs or both are emitted; or the dots, with a ``bias``.
+    """
 
     source: fx.Node
     nodes: list[fx.Node] = field(default_factory=list)
-    before: list[Stage] = field(default_factory=list)
-    after: list[Stage] = field(default_factory=list)
+    folded: Folded | None = None
     pool: dict[str, Any] | None = None
     flatten: bool = False
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    residual: fx.Node | None = None
+    signs: bool = False
+    values: bool = True
 
     @property
     def end(self) -> fx.Node:
         return self.nodes[-1] if self.nodes else self.source
 
 
-class Traced:
-    """A traced model in eval mode with what is known about each value."""
+def channels_of(traced: Traced, source: fx.Node) -> int:
+    return traced.info[source].shape[1 if source.target is CONVOLUTION else -1]
 
-    def __init__(self, module: fx.GraphModule, info: dict[fx.Node, ValueInfo]) -> None:
-        self.module = module
-        self.info = info
 
-    def layer(self, node: Any) -> nn.Module | None:
-        """The module a node calls, or None."""
-        if isinstance(node, fx.Node) and node.op == "call_module":
-            return self.module.get_submodule(str(node.target))
-        return None
+def reach_of(traced: Traced, source: fx.Node) -> int:
+    """The largest dot of a product."""
+    args: Any = source.args
+    value, words = traced.info[args[0]], traced.tensor(args[1])
+    assert words is not None
+    if source.target is not CONVOLUTION:
+        return value.shape[-1]
+    return value.shape[1] // int(args[5]) * words.shape[1] * words.shape[2]
 
-    def binary(self, node: Any, quantized: bool = True) -> BinaryConv2d | BinaryLinear | None:
-        """The binary layer a node calls on one value, if it takes signs (``quantized``) or real values."""
-        layer = self.layer(node)
-        if not isinstance(layer, (BinaryConv2d, BinaryLinear)) or not is_plain(layer):
+
+def find_chain(traced: Traced, source: fx.Node) -> Epilogue | None:
+    """Thresholds for a product, or None where its result is needed as real values."""
+    info = traced.info[source]
+    chain = Epilogue(source, values=False, signs=True)
+    before: list[Stage] = []
+    after: list[Stage] = []
+    while not _read_as_signs(traced, chain):
+        readers = list(chain.end.users)
+        if len(readers) != 1:
             return None
-        takes_signs = layer.input_quantizer is not None
-        if takes_signs and type(layer.input_quantizer) not in (SteSign, ApproxSign, SwishSign):
-            return None  # it adds something before the sign
-        return layer if takes_signs == quantized and len(node.all_input_nodes) == 1 else None
-
-    def chain(self, source: fx.Node) -> Chain | None:
-        """The chain that starts at a binary layer, or None where its result is needed as real values."""
-        layer, info = self.binary(source), self.info.get(source)
-        if layer is None or info is None or len(info.shape) != (4 if isinstance(layer, BinaryConv2d) else 2):
+        node, value = readers[0], chain.end
+        rank = len(traced.info[value].shape)
+        if node not in traced.info or (node.args[:1] != (value,) and node.target in _UNIT_AXES):
             return None
-        chain = Chain(source)
-        if layer.bias is not None:
-            bias = layer.bias.detach()
-            shaped = bias[:, None, None] if isinstance(layer, BinaryConv2d) else bias
-            if info.form is None:
+        if source.target is CONVOLUTION and is_flatten(traced, node):
+            chain.flatten |= rank > 2
+        elif source.target is CONVOLUTION and _is_unit_axis(traced, node):
+            pass
+        elif (pool := max_pool(node)) is not None:
+            if chain.pool is not None or rank != 4 or source.target is not CONVOLUTION:
                 return None
-            chain.before.append(Stage(lambda x: x + shaped, info.form))
-        while not self._read_as_signs(chain):
-            readers = list(chain.end.users)
-            if len(readers) != 1 or not self._extend(chain, readers[0]):
-                return None
-        return chain
-
-    def _read_as_signs(self, chain: Chain) -> bool:
-        """Whether every reader takes the sign along the axis that the chain's bits are packed on."""
-        readers = [self.binary(user) for user in chain.end.users]
-        images = len(self.info[chain.end].shape) == 4
-        kind = BinaryConv2d if images else BinaryLinear
-        return bool(readers) and all(isinstance(reader, kind) for reader in readers)
-
-    def _extend(self, chain: Chain, node: fx.Node) -> bool:
-        value = chain.end
-        if node not in self.info:
-            return False
-        if is_flatten(node, self.layer(node)):
-            chain.flatten |= len(self.info[value].shape) == 4
-        elif (pool := max_pool(node, self.layer(node))) is not None:
-            if chain.pool is not None or len(self.info[value].shape) != 4:
-                return False
             chain.pool = pool
+        elif (stage := stage_of(traced, node, value, source)) is not None:
+            (before if chain.pool is None else after).append(stage)
         else:
-            stage = self.stage(node, value, chain)
-            if stage is None:
-                return False
-            (chain.before if chain.pool is None else chain.after).append(stage)
+            return None
         chain.nodes.append(node)
-        return True
-
-    def stage(self, node: fx.Node, value: fx.Node, chain: Chain) -> Stage | None:
-        """A node as a channel-wise function, or None."""
-        info = self.info[value]
-        if info.form is None:
-            return None
-        channels = self.info[chain.source].shape[1]
-        layer = self.layer(node)
-        if layer is not None:
-            norm = _is_norm(layer, len(info.shape))
-            known = norm or type(layer) in IDENTITIES or type(layer) in _ELEMENTWISE
-            if not known or not is_plain(layer) or len(node.all_input_nodes) != 1:
-                return None
-            per_channel = norm or any(p.numel() > 1 for p in layer.parameters())
-            function: Callable[[Tensor], Tensor] = layer
-        else:
-            arguments = self._arguments(node, value, len(info.shape), channels)
-            if arguments is None:
-                return None
-            per_channel = any(isinstance(a, Tensor) and a.numel() > 1 for a in arguments)
-            function = _bind(node, value, arguments)
-        if per_channel and info.shape[1] != channels:
-            return None  # after flattening, a function of single features
-        return Stage(function, info.form)
-
-    def _arguments(self, node: fx.Node, value: fx.Node, rank: int, channels: int) -> list[Any] | None:
-        """The arguments of a known function of one value and constants, or None."""
-        names = (_CLIPS, _ARITHMETIC) if node.op == "call_function" else (_CLIP_METHODS, _ARITHMETIC_METHODS)
-        clips, arithmetic = (node.target in known for known in names)
-        if not clips and not (arithmetic and not node.kwargs):  # add(alpha=...) may fuse multiply and add
-            return None
-        if any(isinstance(v, fx.Node) for v in node.kwargs.values()):
-            return None
-        arguments = [a if a is value else self._constant(a, rank, channels) for a in node.args]
-        known_all = all(a is not None for a in arguments) and sum(a is value for a in arguments) == 1
-        fits = known_all and (node.op == "call_function" or arguments[0] is value)
-        return arguments if fits else None
-
-    def _constant(self, argument: Any, rank: int, channels: int) -> Any:
-        """A number, or a parameter that varies with the channel only; None for anything else."""
-        if isinstance(argument, (int, float)) and not isinstance(argument, bool):
-            return argument
-        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
-            return None
-        tensor = attribute(self.module, str(argument.target)).detach()
-        shape = (1,) * (rank - tensor.dim()) + tuple(tensor.shape)
-        wanted = (1, channels, 1, 1)[:rank]
-        fits = len(shape) == rank and all(s in (1, w) for s, w in zip(shape, wanted, strict=True))
-        return tensor if fits else None
+    pooled = chain.pool is not None
+    reach = reach_of(traced, source)
+    channels = channels_of(traced, source)
+    chain.folded = fold(channels, reach, info.dtype, info.device, before, after, pooled)
+    return None if chain.folded is None else chain
 
 
-def attribute(module: nn.Module, path: str) -> Tensor:
-    """A parameter or buffer by its dotted path."""
-    owner, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(owner), name)
+def _read_as_signs(traced: Traced, chain: Epilogue) -> bool:
+    """Whether every reader takes the sign along the axis that the chain's bits are packed on."""
+    value = chain.end
+    image = chain.source.target is CONVOLUTION
+    wanted = 4 if image and not chain.flatten else 2 if image else None
+    if wanted is not None and len(traced.info[value].shape) != wanted:
+        return False
+    return bool(value.users) and all(
+        traced.product(reader) and _reads(reader, value) and (reader.target is CONVOLUTION) == (wanted == 4)
+        for reader in value.users
+    )
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module does what its class says: the class's ``forward``, no hooks, no parametrization."""
-    cls = type(module)
-    for base in (BinaryConv2d, BinaryLinear):
-        if isinstance(module, base) and cls.forward is not base.forward:
-            return False
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return not hooks and not hasattr(module, "parametrizations") and "forward" not in vars(module)
+def _reads(product: fx.Node, value: fx.Node) -> bool:
+    return product.args[0] is value and product.args[1] is not value
 
 
-def is_flatten(node: fx.Node, layer: nn.Module | None) -> bool:
-    """Whether a node flattens all axes but the first."""
-    if layer is not None:
-        return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1) and is_plain(layer)
-    if node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten"):
-        start, end = _bound(node, ("start_dim", "end_dim"), (0, -1))
-        return (start, end) == (1, -1)
-    return False
+def sign_readers(traced: Traced, value: fx.Node) -> list[fx.Node]:
+    return [reader for reader in value.users if traced.product(reader) and _reads(reader, value)]
 
 
-def max_pool(node: fx.Node, layer: nn.Module | None) -> dict[str, Any] | None:
-    """The geometry of a 2-d max-pool, both axes written out, or None if the node is none."""
-    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    if layer is not None:
-        if type(layer) not in (nn.MaxPool2d, MaxPool2d) or not is_plain(layer):
-            return None
-        values = [getattr(layer, name) for name in names]
-    elif node.target in (F.max_pool2d, torch.max_pool2d):
-        values = list(_bound(node, names, (None, None, 0, 1, False, False)))
+# ----------------------------------------------------------------------------------------- single operators
+
+
+def stage_of(traced: Traced, node: fx.Node, value: fx.Node, source: fx.Node) -> Stage | None:
+    """A node as a function of each channel of the values that a product's dots have become, or None."""
+    info, image = traced.info[value], source.target is CONVOLUTION
+    channels = channels_of(traced, source)
+    form = info.form if image else "rows" if info.form is not None and info.form != "channels_last" else None
+    if (
+        form is None
+        or sum(a is value for a in node.args) != 1
+        or any(a is value for a in node.kwargs.values())
+    ):
+        return None
+    axis = 1 if image else len(info.shape) - 1
+    if node.target is _aten.batch_norm.default:
+        arguments = _norm_arguments(traced, node, value, channels, axis, len(info.shape))
+    elif node.target in _ELEMENTWISE and not _rounds_otherwise(node):
+        arguments = [
+            a if a is value else _per_channel(traced, node, a, info.shape, axis, form) for a in node.args
+        ]
     else:
         return None
-    kernel, stride, padding, dilation, ceil_mode, indices = values
-    sizes = [kernel, kernel if stride is None or stride == [] else stride, padding, dilation]
-    pairs = [[s, s] if isinstance(s, int) else s for s in sizes]
-    if indices or not isinstance(ceil_mode, bool):
+    if arguments is None or any(a is _UNKNOWN for a in arguments):
         return None
-    if not all(isinstance(p, (list, tuple)) and len(p) == 2 and isinstance(p[0], int) for p in pairs):
+    if info.shape[axis] != channels and any(isinstance(a, Tensor) and a.numel() > 1 for a in arguments):
+        return None  # after flattening, a function of single features
+    return Stage(_bind(node, value, arguments), form)
+
+
+def _rounds_otherwise(node: fx.Node) -> bool:
+    """add(alpha=...) may fuse multiply and add; casts may leave the floating types."""
+    if node.target is _aten._to_copy.default:
+        return not node.kwargs.get("dtype", torch.float32).is_floating_point or len(node.kwargs) != 1  # type: ignore[union-attr]
+    return bool(node.kwargs) and dict(node.kwargs) != {"alpha": 1}
+
+
+_UNKNOWN: Any = object()
+
+
+def _per_channel(
+    traced: Traced, node: fx.Node, argument: Any, shape: tuple[int, ...], axis: int, form: str
+) -> Any:
+    """A number, or a constant tensor that varies with the channel only."""
+    if not isinstance(argument, fx.Node):
+        return argument if isinstance(argument, (int, float, bool, type(None))) else _UNKNOWN
+    tensor = traced.tensor(argument)
+    if tensor is None:
+        return _UNKNOWN
+    if node.target is _aten.prelu.default:
+        return tensor if tensor.numel() == 1 or axis == 1 else _UNKNOWN
+    if tensor.dim() > len(shape):
+        return _UNKNOWN
+    padded = (1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape)
+    if not all(size == 1 or (i == axis and size == shape[i]) for i, size in enumerate(padded)):
+        return _UNKNOWN
+    return tensor.reshape(-1) if form == "rows" and tensor.dim() > 1 else tensor
+
+
+def _norm_arguments(
+    traced: Traced, node: fx.Node, value: fx.Node, channels: int, axis: int, rank: int
+) -> list[Any] | None:
+    statistics = [a if a is None else traced.tensor(a) for a in node.args[1:5]]
+    missing = any(a is not None and t is None for a, t in zip(node.args[1:5], statistics, strict=True))
+    if node.args[0] is not value or node.args[5] is not False or axis != 1 or missing:
         return None
-    return {**dict(zip(names, map(list, pairs), strict=False)), "ceil_mode": ceil_mode}
-
-
-def _bound(node: fx.Node, names: tuple[str, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments after the first, by position or keyword."""
-    given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-    return tuple(given.get(name, default) for name, default in zip(names, defaults, strict=True))
-
-
-def _is_norm(layer: nn.Module, rank: int) -> bool:
-    return (
-        isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))
-        and _NORMS.get(type(layer)) == rank
-        and layer.running_mean is not None
-    )
+    if rank not in (2, 3, 4) or any(t is not None and t.shape != (channels,) for t in statistics):
+        return None
+    return [value, *statistics, *node.args[5:]]
 
 
 def _bind(node: fx.Node, value: fx.Node, arguments: list[Any]) -> Callable[[Tensor], Tensor]:
     target, kwargs = node.target, dict(node.kwargs)
+    place = next(i for i, a in enumerate(arguments) if a is value)
 
     def call(x: Tensor) -> Tensor:
-        args = [x if a is value else a for a in arguments]
-        if isinstance(target, str):
-            return getattr(args[0], target)(*args[1:], **kwargs)
-        assert callable(target)
-        return target(*args, **kwargs)
+        result: Tensor = target(*arguments[:place], x, *arguments[place + 1 :], **kwargs)  # type: ignore[operator]
+        return result
 
     return call
+
+
+def is_flatten(traced: Traced, node: fx.Node) -> bool:
+    """Whether a node flattens all axes but the first."""
+    if node.target is not _aten.flatten.using_ints:
+        return False
+    value, first, last = cast("Any", (*node.args, *(0, -1)[len(node.args) - 1 :]))
+    return first == 1 and last in (-1, len(traced.info[value].shape) - 1)
+
+
+def _is_unit_axis(traced: Traced, node: fx.Node) -> bool:
+    """Whether a node takes or gives axis 2, of length 1: between an image of one row and a series."""
+    if node.target not in _UNIT_AXES:
+        return False
+    axes = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
+    before, after = traced.info[node.args[0]].shape, traced.info[node].shape  # type: ignore[index]
+    image, series = (after, before) if node.target is _aten.unsqueeze.default else (before, after)
+    return len(image) == 4 and len(series) == 3 and image[2] == 1 and [a % 4 for a in axes] == [2]  # type: ignore[operator]
+
+
+def max_pool(node: fx.Node) -> dict[str, Any] | None:
+    """The geometry of a 2-d max-pool, both axes written out, or None if the node is none."""
+    if node.target is not _aten.max_pool2d.default:
+        return None
+    given = dict(zip(_POOL, node.args[1:], strict=False)) | node.kwargs
+    kernel = _pair(given["kernel_size"])
+    return {
+        "kernel_size": kernel,
+        "stride": _pair(given.get("stride") or kernel),
+        "padding": _pair(given.get("padding", 0)),
+        "dilation": _pair(given.get("dilation", 1)),
+        "ceil_mode": bool(given.get("ceil_mode", False)),
+    }
+
+
+def _pair(size: Any) -> list[int]:
+    sizes = [size] if isinstance(size, int) else list(size)
+    return sizes * 2 if len(sizes) == 1 else sizes

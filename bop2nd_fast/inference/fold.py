@@ -22,8 +22,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Form = Literal["rows", "pixel", "channels_last"]
+Form = Literal["rows", "pixel", "channels_last", "series", "series_last"]
 SLICE_VALUES = 1 << 22
+
+
+def form_of(value: Tensor) -> Form | None:
+    """How a value lies in memory, if it is one of the ways that folding knows."""
+    if value.dim() == 4:
+        if value.is_contiguous():
+            return "pixel"
+        return "channels_last" if value.is_contiguous(memory_format=torch.channels_last) else None
+    if value.dim() == 3 and not value.is_contiguous():
+        return "series_last" if value.transpose(1, 2).is_contiguous() else None
+    if value.dim() < 2 or not value.is_contiguous():
+        return None
+    return "series" if value.dim() == 3 else "rows"
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,10 @@ class Stage:
             return self.function(table.clone())  # a copy: the function may work in place
         if self.form == "pixel":
             return self.function(table[:, :, None, None].clone())[:, :, 0, 0]
+        if self.form == "series":
+            return self.function(table[:, :, None].clone())[:, :, 0]
+        if self.form == "series_last":
+            return self.function(table[None].clone().transpose(1, 2))[0].T
         image = table[None, :, None, :].clone().permute(0, 3, 1, 2)  # [1, C, M, 1], channels-last
         return self.function(image)[0, :, :, 0].T
 

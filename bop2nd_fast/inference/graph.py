@@ -24,8 +24,8 @@ class Step:
     """One line of the graph. ``target`` is the name of a layer, or of an operator of ``operators.py``."""
 
     name: str
-    kind: Literal["input", "layer", "operator", "function", "method", "output"]
-    target: str | Callable[..., Any] = ""
+    kind: Literal["input", "layer", "operator", "output"]
+    target: str = ""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 

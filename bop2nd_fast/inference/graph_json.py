@@ -8,13 +8,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from . import operators, torch_layers
+from . import operators
 from .graph import PARAMETER_KINDS, REQUIRED, InputSpec, Parameter, Ref, Signature, Step
-from .packed_layer import PackedLayer
 from .tensor_file import TEXT_LIMIT
 
 DEPTH_LIMIT = 64
@@ -150,20 +149,13 @@ def encode_step(step: Step, layers: dict[str, Any]) -> dict[str, Any]:
     if step.kind == "layer":
         described["layer"] = step.target
         layer = layers[str(step.target)]
-        if isinstance(layer, PackedLayer):
-            return described | {"arguments": _encode_all(layer.bind(step.args, step.kwargs), what)}
-    elif step.kind == "operator":
-        described["operator"] = step.target
-        found = operators.find(str(step.target))
-        if found.schema is not None:
-            given = operators.bind(found, step.args, step.kwargs)
-            return described | {"arguments": _encode_all(operators.explicit(found, given), what)}
-    else:
-        described["target"] = torch_layers.target_name(what, step.target)
-        described["keywords"] = _encode_all(step.kwargs, what)
-    if step.kind == "layer":
-        described["keywords"] = _encode_all(step.kwargs, what)
-    return described | {"arguments": [encode(a, what) for a in step.args]}
+        return described | {"arguments": _encode_all(layer.bind(step.args, step.kwargs), what)}
+    described["operator"] = step.target
+    found = operators.find(str(step.target))
+    if found.schema is None:
+        return described | {"arguments": [encode(a, what) for a in step.args]}
+    given = operators.bind(found, step.args, step.kwargs)
+    return described | {"arguments": _encode_all(operators.explicit(found, given), what)}
 
 
 def _encode_all(values: dict[str, Any], what: str) -> dict[str, Any]:
@@ -191,23 +183,9 @@ def decode_step(described: Any, layers: dict[str, Any]) -> Step:
         layer = layers.get(called)
         if layer is None:
             raise ValueError(f"{what} calls layer {called!r}, which is not in the file")
-        if isinstance(layer, PackedLayer):
-            target, arguments = fields(described, ("name", "kind", "layer", "arguments"), what)[2:]
-            return Step(name, "layer", target, layer.unbind(_decode_all(arguments, what)))
-    return _decode_torch_step(described, name, kind, what)
-
-
-def _decode_torch_step(described: dict[str, Any], name: str, kind: Any, what: str) -> Step:
-    key = "layer" if kind == "layer" else "target"
-    if kind not in ("layer", "function", "method"):
-        raise ValueError(f"{what} is of unknown kind {kind!r}")
-    target, arguments, keywords = fields(described, ("name", "kind", key, "arguments", "keywords"), what)[2:]
-    if kind == "method" and target not in torch_layers.METHODS:
-        raise ValueError(f"{what} calls an unknown method {target!r}")
-    if kind == "function":
-        target = torch_layers.FUNCTIONS[target]
-    args = tuple(decode(typed(arguments, list, what)))
-    return Step(name, cast("Any", kind), target, args, _decode_all(keywords, what))
+        target, arguments = fields(described, ("name", "kind", "layer", "arguments"), what)[2:]
+        return Step(name, "layer", target, layer.unbind(_decode_all(arguments, what)))
+    raise ValueError(f"{what} is of unknown kind {kind!r}")
 
 
 def _decode_all(values: Any, what: str) -> dict[str, Any]:

@@ -60,6 +60,7 @@ unsafe_split_with_sizes unsqueeze view view.dtype view_as vsplit.array vsplit.in
 """
 # no more elements than all operands have;
 KEPT = """
+_native_batch_norm_legit.no_stats
 _batch_norm_no_update _log_softmax _native_batch_norm_legit_no_training _safe_softmax _softmax _to_copy
 _unsafe_view alias_copy all all.dim all.dims alpha_dropout amax amin aminmax any any.dim any.dims argmax
 argmin argsort argsort.stable batch_norm bucketize.Scalar bucketize.Tensor cat channel_shuffle clone
@@ -154,8 +155,14 @@ def _whole(function: Callable[[float], int], value: Any) -> int:
     return _int64(function(_finite(float(value))))
 
 
-def _ternary(condition: Any, yes: Any, no: Any) -> Any:
-    return yes if condition else no
+def _require(holds: Callable[[Any, Any], bool], sign: str, left: Any, right: Any) -> bool:
+    """What the trained model's code asked about sizes, and was answered with yes in the conversion."""
+    if not holds(_int64(left), _int64(right)):
+        raise ValueError(
+            "an input has a size for which the model takes another way than in the conversion: "
+            f"{left} {sign} {right} does not hold"
+        )
+    return True
 
 
 def _getitem(values: Any, index: int) -> Any:
@@ -175,11 +182,16 @@ _FLOATS: dict[str, Callable[..., Any]] = {
 _WHOLE: dict[str, Callable[[float], int]] = {
     "floor": math.floor, "ceil": math.ceil, "round": round, "trunc": math.trunc,
 }  # fmt: skip
+_RELATIONS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "eq": (operator.eq, "=="), "ne": (operator.ne, "!="), "lt": (operator.lt, "<"), "le": (operator.le, "<="),
+    "gt": (operator.gt, ">"), "ge": (operator.ge, ">="),
+}  # fmt: skip
 NUMBERS: dict[str, Callable[..., Any]] = {
     "getitem": _getitem,
     **{f"int.{name}": partial(_of_ints, function) for name, function in _INTS.items()},
     **{f"float.{name}": partial(_of_floats, function) for name, function in _FLOATS.items()},
     **{f"int.{name}": partial(_whole, function) for name, function in _WHOLE.items()},
+    **{f"require.{name}": partial(_require, *relation) for name, relation in _RELATIONS.items()},
 }
 
 NAMES = frozenset({*_ATEN, *NUMBERS, "aten.sym_size.int"})

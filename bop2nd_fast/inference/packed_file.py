@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..atomic_write import atomic_write
 from ..binary_tensor import LAYOUT_VERSION, BinaryTensor, Layout
 from . import graph_json as gj
-from . import tensor_file, torch_layers
+from . import tensor_file
 from .layers import DTYPES, LAYERS
 from .memory import LIMIT
 from .packed_layer import PackedLayer
@@ -71,6 +71,8 @@ def to_bytes(model: PackedModel) -> bytes:
 
 def _describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
     gj.text(name, "a layer")
+    if not isinstance(layer, PackedLayer):
+        raise ValueError(f"layer {name!r} is a {type(layer).__qualname__}, which a file cannot hold")
     own = layer.state_dict()
     layouts = {}
     for key, tensor in own.items():
@@ -78,13 +80,9 @@ def _describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> 
             layouts[key] = tensor.bit_layout.to_dict()
             tensor = tensor.words
         tensors[f"layers.{name}.{key}"] = _plain(tensor, name)
-    if isinstance(layer, PackedLayer):
-        attributes = {key: layer.config.get(key) for key in layer.attributes}
-        encoded = {key: gj.encode(value, f"layer {name!r}") for key, value in attributes.items()}
-        return {"kind": layer.kind, "attributes": encoded, "tensors": list(own), "layouts": layouts}
-    described = torch_layers.describe_module(name, layer)
-    config = {key: gj.encode(value, f"layer {name!r}") for key, value in described["config"].items()}
-    return {"kind": "torch", "class": described["class"], "attributes": config, "tensors": list(own)}
+    attributes = {key: layer.config.get(key) for key in layer.attributes}
+    encoded = {key: gj.encode(value, f"layer {name!r}") for key, value in attributes.items()}
+    return {"kind": layer.kind, "attributes": encoded, "tensors": list(own), "layouts": layouts}
 
 
 def _plain(tensor: Tensor, name: str) -> Tensor:
@@ -178,10 +176,6 @@ def _build_layer(name: str, described: Any, left: dict[str, Tensor]) -> nn.Modul
     if not isinstance(described, dict) or not isinstance(described.get("kind"), str):
         raise ValueError(f"{what} has no kind")
     kind = described["kind"]
-    if kind == "torch":
-        _, class_name, config, keys = gj.fields(described, ("kind", "class", "attributes", "tensors"), what)
-        settings = {key: gj.decode(value) for key, value in config.items()}
-        return torch_layers.build_module(name, class_name, settings, _take(f"layers.{name}", keys, left))
     if kind not in LAYERS:
         raise ValueError(f"{what} is of unknown kind {kind!r}")
     _, attributes, keys, layouts = gj.fields(described, ("kind", "attributes", "tensors", "layouts"), what)

@@ -212,12 +212,11 @@ class PackedModel(nn.Module):
             )
             if dtype != "float32":
                 because.append(f"layer {name!r} is {dtype}")
-        for step in self.steps:
-            known = step.kind in ("input", "layer", "output") or (
-                step.kind == "operator" and operators.find(str(step.target)).profile == "bits"
-            )
-            if not known:
-                because.append(f"step {step.name!r} is {step.target}")
+        because += [
+            f"step {step.name!r} is {step.target}"
+            for step in self.steps
+            if step.kind == "operator" and operators.find(step.target).profile != "bits"
+        ]
         return Profile("torch" if because else "bits", tuple(because))
 
     def prepare(self) -> PackedModel:
@@ -253,7 +252,7 @@ class PackedModel(nn.Module):
         """Write one safetensors file, whole or not at all. See ``packed_file``.
 
         Raises:
-            ValueError: the model has a module or function that a file cannot hold; the message names it.
+            ValueError: the model has a layer or a name that a file cannot hold; the message says which.
         """
         from .packed_file import save
 
@@ -274,8 +273,7 @@ class PackedModel(nn.Module):
             if isinstance(layer, PackedLayer):
                 return f"{layer.kind}({operands})  # {layer.describe()}"
             return f"{type(layer).__name__}({operands})  # {layer.extra_repr()}"
-        target = step.target
-        name = target if isinstance(target, str) else str(getattr(target, "__name__", target))
+        name = step.target
         if step.kind == "operator":
             name = name.removeprefix("aten.").removesuffix(".default").removesuffix(".Tensor")
         return f"{name}({operands})" if name else step.kind + (f" {operands}" if operands else "")

@@ -130,10 +130,6 @@ class Program:
             if target not in self.layers:
                 raise ValueError(f"step {step.name!r} calls layer {target!r}, which the model has not")
             return self.layers[str(target)]
-        if step.kind == "function" and callable(target):
-            return target
-        if step.kind == "method":
-            return _method(str(target))
         raise ValueError(f"step {step.name!r} is of unknown kind {step.kind!r}")
 
     def _new(self, value: Any) -> int:
@@ -196,10 +192,6 @@ def _dict_of(keys: tuple[Any, ...]) -> Callable[..., Any]:
 
 def _with_keywords(call: Callable[..., Any], n_args: int, keys: tuple[str, ...]) -> Callable[..., Any]:
     return lambda *values: call(*values[:n_args], **dict(zip(keys, values[n_args:], strict=True)))
-
-
-def _method(name: str) -> Callable[..., Any]:
-    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
 
 
 def _judged(found: operators.Operator) -> Callable[..., Any]:

@@ -1,73 +1,63 @@
-"""Real values after a binary layer: scale, shift and residual of the layer's own kernel.
+"""Real values after a product of signs: scale, shift and residual of the layer's own kernel.
 
-A tail starts at a binary layer with binary inputs and takes in channel-wise affine functions (bias, batch
-norm in eval mode, constants added and multiplied) and at most one addition of another value, as in residual
-networks. The packed operator computes ``dot * scale + shift + residual`` and the sign words of the result,
-which the next binary layers read, in one pass over memory. It rounds differently from the trained model's
-modules, so :func:`convert` takes tails only with ``exact=False``.
+A tail takes in channel-wise affine functions (bias, batch norm, constants added and multiplied) and at most
+one addition of another value, as in residual networks. The packed operator computes
+``dot * scale + shift + residual`` and the sign words of the result, which the next products read, in one
+pass over memory. It rounds differently from the trained model's operators, so :func:`convert` takes tails
+only with ``exact=False``. A bias alone is added to the same bits, in both modes.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
 
-from ..nn import BinaryConv2d
-from .chains import Chain, Traced
+from .chains import Epilogue, channels_of, reach_of, sign_readers, stage_of
 from .fold import Stage
+from .trace import Traced
 
+_ADD = torch.ops.aten.add.Tensor
 SAMPLES = 1025  # dots a function is tried on; an affine one is known by two
 TOLERANCE = 8  # units in the last place of the largest result
 
 
-@dataclass
-class Tail:
-    """The nodes after a binary layer that its kernel takes over, and what they are made into."""
+def find_bias(traced: Traced, source: fx.Node, taken: set[fx.Node]) -> Epilogue:
+    """The dots as real values, with the bias that alone reads them."""
+    plain = Epilogue(source)
+    (reader, *others) = [*source.users, None]
+    if reader is None or others != [None] or reader.target is not _ADD or reader in taken or reader.kwargs:
+        return plain
+    if stage_of(traced, reader, source, source) is None or reader.args[0] is not source:
+        return plain
+    bias = traced.tensor(reader.args[1])
+    fits = bias is not None and bias.numel() == channels_of(traced, source)
+    if bias is not None and fits and bias.dtype == traced.info[source].dtype:
+        plain.bias = bias.reshape(-1)
+        plain.nodes.append(reader)
+    return plain
 
-    source: fx.Node
-    scale: Tensor
-    shift: Tensor
-    nodes: list[fx.Node] = field(default_factory=list)
-    residual: fx.Node | None = None
-    signs: bool = False  # whether binary layers read the signs of the end
-    values: bool = True  # whether anything reads its values
 
-    @property
-    def end(self) -> fx.Node:
-        return self.nodes[-1] if self.nodes else self.source
-
-
-def find_tail(traced: Traced, source: fx.Node, taken: set[fx.Node]) -> Tail | None:
-    """The longest tail of a binary layer; None where the layer's values are not fp32 images or rows.
+def find_tail(traced: Traced, source: fx.Node, taken: set[fx.Node]) -> Epilogue | None:
+    """The longest tail of a product, or None if there is nothing to take in, or the values are not fp32.
 
     ``taken``: nodes that are part of another tail.
     """
-    layer, info = traced.binary(source), traced.info.get(source)
-    rank = 4 if isinstance(layer, BinaryConv2d) else 2
-    if layer is None or info is None or info.form is None or len(info.shape) != rank:
-        return None
-    if info.dtype != torch.float32:  # coarser values do not tell scale and shift well enough
+    info = traced.info[source]
+    if info.form is None or info.dtype != torch.float32:  # coarser values do not tell scale and shift
         return None
     stages: list[Stage] = []
-    if layer.bias is not None:
-        bias = layer.bias.detach()
-        shaped = bias[:, None, None] if rank == 4 else bias
-        stages.append(Stage(lambda x: x + shaped, info.form))
-    reach = layer.weight[0].numel()
-    fitted = fit(info.shape[1], reach, info.dtype, info.device, stages)
-    if fitted is None:
-        return None
-    tail = Tail(source, *fitted)
+    channels, reach = channels_of(traced, source), reach_of(traced, source)
+    fitted = fit(channels, reach, info.dtype, info.device, stages)
+    assert fitted is not None
+    tail = Epilogue(source, scale=fitted[0], shift=fitted[1])
     while len(tail.end.users) == 1:
         (node,) = tail.end.users
-        stage = None if node in taken else traced.stage(node, tail.end, Chain(source))
+        stage = None if node in taken else stage_of(traced, node, tail.end, source)
         longer = None
-        if stage is not None:
-            longer = fit(info.shape[1], reach, info.dtype, info.device, [*stages, stage])
+        if stage is not None and traced.info[node].dtype == torch.float32:
+            longer = fit(channels, reach, info.dtype, info.device, [*stages, stage])
         if stage is None or longer is None:
             break
         stages.append(stage)
@@ -75,7 +65,7 @@ def find_tail(traced: Traced, source: fx.Node, taken: set[fx.Node]) -> Tail | No
         tail.scale, tail.shift = longer
     _add_residual(traced, tail, taken)
     _ask_for_outputs(traced, tail)
-    return tail
+    return tail if tail.nodes or tail.signs else None
 
 
 def fit(
@@ -98,18 +88,14 @@ def fit(
     return (scale, shift) if bool((error <= allowed).all()) else None  # NaN and infinity compare as false
 
 
-def _add_residual(traced: Traced, tail: Tail, taken: set[fx.Node]) -> None:
+def _add_residual(traced: Traced, tail: Epilogue, taken: set[fx.Node]) -> None:
     if len(tail.end.users) != 1:
         return
     (node,) = tail.end.users
-    add = node.op == "call_function" and node.target in (operator.add, torch.add)
-    in_place = node.op == "call_function" and node.target is operator.iadd and node.args[0] is tail.end
-    if node in taken or not (add or in_place) or node.kwargs or len(node.args) != 2:
+    if node in taken or node.target is not _ADD or node.kwargs or node not in traced.info:
         return
     others = [a for a in node.args if a is not tail.end]
     if len(others) != 1 or not isinstance(others[0], fx.Node) or others[0] not in traced.info:
-        return
-    if node not in traced.info:
         return
     ours, other, result = (traced.info[n] for n in (tail.end, others[0], node))
     if other.shape == ours.shape == result.shape and other.dtype == ours.dtype == result.dtype:
@@ -117,9 +103,8 @@ def _add_residual(traced: Traced, tail: Tail, taken: set[fx.Node]) -> None:
         tail.nodes.append(node)
 
 
-def _ask_for_outputs(traced: Traced, tail: Tail) -> None:
-    kind = type(traced.binary(tail.source))
-    readers = list(tail.end.users)
-    of_signs = [reader for reader in readers if type(traced.binary(reader)) is kind]
+def _ask_for_outputs(traced: Traced, tail: Epilogue) -> None:
+    """Signs are emitted along the channels: for readers of the same kind."""
+    of_signs = [r for r in sign_readers(traced, tail.end) if r.target is tail.source.target]
     tail.signs = bool(of_signs)
-    tail.values = len(of_signs) < len(readers)
+    tail.values = len(of_signs) < len(tail.end.users)
