@@ -24,9 +24,9 @@ void compute(const ConvShape& shape, const Tensor& x, const Tensor& weight, Epil
     check(clear_memory(memory + plan.zero_begin(), n * 4, place.stream), "binary product");
   }
   MatmulProblem problem = problem_of(plan, view, const_words_of(x), const_words_of(w), memory, epilogue);
-  if (epilogue.bits && problem.epilogue.scatter_bits) {
-    int64_t n_bytes = shape.out_pixels() * epilogue.bit_row_words * 4;
-    check(clear_memory(epilogue.bits, n_bytes, place.stream), "binary product");
+  if (epilogue.signs && problem.scatter_bits) {
+    int64_t n_bytes = shape.out_pixels() * words_for(shape.out_channels) * 4;
+    check(clear_memory(epilogue.signs, n_bytes, place.stream), "binary product");
   }
   TermsProblem terms = terms_of(plan, view, problem.x, problem.w, memory);
   check(launch_matmul(plan, problem, terms, place.stream), "binary product");
@@ -35,7 +35,7 @@ void compute(const ConvShape& shape, const Tensor& x, const Tensor& weight, Epil
 Epilogue values_into(const Tensor& out) {
   Epilogue e;
   e.values = out.mutable_data_ptr();
-  e.value_type = real_type<Dtype>(out.scalar_type(), "output");
+  e.dtype = real_type<Dtype>(out.scalar_type(), "output");
   return e;
 }
 
@@ -92,10 +92,9 @@ std::tuple<Tensor, Tensor> packed_result(const ConvShape& s, Ints sizes, const T
   e.residual = operand_beside(x, residual, keep[3], sizes, dtype, "residual");
   sizes.back() = words_for(s.out_channels);
   Tensor signs = new_tensor(x, with_signs ? sizes : Ints{0}, ScalarType::Int);
-  e.value_type = real_type<Dtype>(dtype, "dtype");
+  e.dtype = real_type<Dtype>(dtype, "dtype");
   e.values = with_values ? values.mutable_data_ptr() : nullptr;
-  e.bits = with_signs ? static_cast<uint32_t*>(signs.mutable_data_ptr()) : nullptr;
-  e.bit_row_words = static_cast<int>(sizes.back());
+  e.signs = with_signs ? static_cast<uint32_t*>(signs.mutable_data_ptr()) : nullptr;
   compute(s, x, weight, e);
   return {values, signs};
 }

@@ -39,6 +39,7 @@ struct MatmulProblem {
   int32_t* partial = nullptr;    // [tiles, rows * cols], zeroed; with several slices
   uint32_t* arrivals = nullptr;  // [tiles], zeroed
   Epilogue epilogue;
+  bool scatter_bits = false;  // a group's outputs do not start on a word: signs are zeroed beforehand
 
   template <class Tile>
   BOP2ND_HD int row_tiles() const {
@@ -317,10 +318,11 @@ struct MatmulBlock {
                         s.n_outputs(),
                         accumulator_scale(math),
                         s.k_elements(),
-                        p.column_terms};
+                        p.column_terms,
+                        p.scatter_bits};
     if (p.epilogue.values)
       emit_values<Tile::kPartRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
-    if (p.epilogue.bits) emit_bits<Tile::kPartRows, Tile::kCols, Tile::kThreads>(block, result, p.epilogue);
+    if (p.epilogue.signs) emit_bits<Tile::kPartRows, Tile::kCols, Tile::kThreads>(block, result, p.epilogue);
   }
 
   BOP2ND_HD void run() {

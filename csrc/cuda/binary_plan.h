@@ -141,7 +141,7 @@ inline MatmulProblem problem_of(const MatmulPlan& plan, const ConvView& shape, c
   p.w = w;
   p.shape = shape;
   p.epilogue = epilogue;
-  p.epilogue.scatter_bits = shape.groups > 1 && shape.group_outputs % kWordBits != 0;
+  p.scatter_bits = shape.groups > 1 && shape.group_outputs % kWordBits != 0;
   p.n_classes = plan.n_classes;
   p.split = plan.split;
   if (plan.needs_terms) p.column_terms = scratch;

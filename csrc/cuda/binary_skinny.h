@@ -78,11 +78,12 @@ BOP2ND_HD void skinny_block(Block& block, const MatmulProblem& p, int tile) {
       }
   });
   block.sync();
-  StagedResult result{counts, row_terms,     row_terms + Tile::kRows,           row0,           rows,   col0,
-                      cols,   s.n_outputs(), accumulator_scale(Math::kXorBits), s.k_elements(), nullptr};
+  StagedResult result{
+      counts, row_terms,     row_terms + Tile::kRows,           row0,           rows,    col0,
+      cols,   s.n_outputs(), accumulator_scale(Math::kXorBits), s.k_elements(), nullptr, false};
   if (p.epilogue.values)
     emit_values<Tile::kRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
-  if (p.epilogue.bits) emit_bits<Tile::kRows, Tile::kCols, Tile::kThreads>(block, result, p.epilogue);
+  if (p.epilogue.signs) emit_bits<Tile::kRows, Tile::kCols, Tile::kThreads>(block, result, p.epilogue);
 }
 
 }  // namespace bop2nd::cuda

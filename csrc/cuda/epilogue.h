@@ -2,30 +2,19 @@
 // From counts to results. A block has staged its int32 counts in shared memory (tile.h: result_index); here
 // they become dots and leave as real values, as bits, or as both in one pass:
 //
-//   dot   = row_term[row] + column_term[class(row)][col] + scale_of_math * count
-//   value = dot (* scale[col]) (+ shift[col]) (+ residual[row, col])      each operation rounded on its own
-//   bit   = dot < threshold[col], or value < 0 without thresholds
+//   dot = row_term[row] + column_term[class(row)][col] + scale_of_math * count
+//
+// and then the epilogue's formula (core/epilogue.h).
 //
 // Cost: 4 bytes of shared memory read per element and kind of output, 16 at a time for values; one global
 // sector per 8 fp32 values.
 #pragma once
 
+#include "../core/epilogue.h"
 #include "conv_view.h"
 #include "value.h"
 
 namespace bop2nd::cuda {
-
-struct Epilogue {
-  void* values = nullptr;  // [rows, outputs] row-major
-  Dtype value_type = Dtype::kFloat32;
-  uint32_t* bits = nullptr;  // [rows, bit_row_words]; zeroed beforehand if `scatter_bits`
-  int bit_row_words = 0;
-  bool scatter_bits = false;           // a group's outputs do not start on a word
-  const int32_t* threshold = nullptr;  // [outputs]
-  const float* scale = nullptr;        // [outputs]
-  const float* shift = nullptr;        // [outputs]
-  const void* residual = nullptr;      // like values
-};
 
 // A rectangle of the result: what a block has staged, and where it lies.
 struct StagedResult {
@@ -38,23 +27,27 @@ struct StagedResult {
   int scale;
   int k_elements;
   const int32_t* column_terms;  // global, [classes][n_outputs], or null: k_elements everywhere
+  bool scatter_bits;            // a group's outputs do not start on a word: `signs` are zero, bits are added
 };
 
-BOP2ND_HD float value_of_dot(const Epilogue& e, int dot, int output, int64_t index) {
-  float x = static_cast<float>(dot);
-  if (e.scale) x = x * e.scale[output];
-  if (e.shift) x = x + e.shift[output];
-  if (e.residual) x = x + load_value(e.residual, e.value_type, index);
-  return x;
+// The values of n neighbouring outputs, of which `left` exist; `index` the place of the first in `values`.
+template <int n>
+BOP2ND_HD void values_of(const Epilogue& e, const int32_t (&dots)[n], int output, int64_t index, int left,
+                         float (&x)[n]) {
+  float residual[n] = {};
+  if (e.residual) {
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+      residual[i] = load_value(e.residual, e.dtype, index + (i < left ? i : left - 1));
+  }
+  finish(e, dots, output, left, residual, x);
 }
 
 struct alignas(16) Dots4 {
   int32_t v[4];
 };
 
-// Four neighbours of a row, of which `left` exist: their dots, then their values. `whole`: all exist and rows
-// are aligned. What does not exist repeats the last that does, so that nothing branches and nothing is read
-// past the end. Choices that hold for the launch (is there a scale?) are made once for the four.
+// The dots of four neighbours of a row, of which `left` exist; `whole`: all, and rows are aligned.
 template <int kCols>
 BOP2ND_HD Dots4 dots_of(const StagedResult& r, int row, int col, int left, bool whole) {
   Dots4 dots = *reinterpret_cast<const Dots4*>(r.counts + result_index(row, col, kCols));
@@ -75,26 +68,6 @@ BOP2ND_HD Dots4 dots_of(const StagedResult& r, int row, int col, int left, bool 
   return dots;
 }
 
-BOP2ND_HD Float4 values_of(const Epilogue& e, const Dots4& dots, int output, int64_t index, int left) {
-  Float4 x;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) x.v[i] = static_cast<float>(dots.v[i]);
-  if (e.scale) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x.v[i] = x.v[i] * e.scale[output + (i < left ? i : left - 1)];
-  }
-  if (e.shift) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x.v[i] = x.v[i] + e.shift[output + (i < left ? i : left - 1)];
-  }
-  if (e.residual) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      x.v[i] = x.v[i] + load_value(e.residual, e.value_type, index + (i < left ? i : left - 1));
-  }
-  return x;
-}
-
 // Four columns to a thread, so 16-byte stores of fp32 where the rows allow it.
 template <int kRows, int kCols, int kThreads, class Block, class Threads>
 BOP2ND_HD void emit_values(Block& block, Threads& threads, const StagedResult& r, const Epilogue& e) {
@@ -107,13 +80,14 @@ BOP2ND_HD void emit_values(Block& block, Threads& threads, const StagedResult& r
     for (int row = thread / kQuads; row < r.n_rows; row += kRowStep) {
       int64_t index = static_cast<int64_t>(r.first_row + row) * r.n_outputs + r.first_output + col;
       Dots4 dots = dots_of<kCols>(r, row, col, left, whole);
-      Float4 x = values_of(e, dots, r.first_output + col, index, left);
+      Float4 x;
+      values_of(e, dots.v, r.first_output + col, index, left, x.v);
       if (whole) {
-        store_value4(e.values, e.value_type, index, x);
+        store_value4(e.values, e.dtype, index, x);
       } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          if (i < left) store_value(e.values, e.value_type, index + i, x.v[i]);
+          if (i < left) store_value(e.values, e.dtype, index + i, x.v[i]);
         }
       }
     }
@@ -159,7 +133,10 @@ BOP2ND_HD void emit_bits_by(Block& block, const StagedResult& r, const Epilogue&
             if (kThreshold) return dot < t.limit;
             if (row >= r.n_rows || col >= r.n_cols) return false;
             int64_t index = static_cast<int64_t>(r.first_row + row) * r.n_outputs + output;
-            return value_of_dot(e, dot, output, index) < 0.0f;
+            const int32_t dots[1] = {dot};
+            float value[1];
+            values_of(e, dots, output, index, 1, value);
+            return is_negative(e, dot, value[0], output);
           },
           [&](int thread, BitsThread& t, uint32_t word) {
             if (thread % 32 == i) t.word = word;
@@ -169,8 +146,9 @@ BOP2ND_HD void emit_bits_by(Block& block, const StagedResult& r, const Epilogue&
       int lane = thread % 32, row = row_of(thread, batch + lane), col = col_of(thread) - lane;
       if (lane >= kBatch || row >= r.n_rows || col >= r.n_cols) return;
       int output = r.first_output + col, bit = output % 32;
-      uint32_t* target = e.bits + static_cast<int64_t>(r.first_row + row) * e.bit_row_words + output / 32;
-      if (!e.scatter_bits) {
+      int row_words = (r.n_outputs + kWordBits - 1) / kWordBits;
+      uint32_t* target = e.signs + static_cast<int64_t>(r.first_row + row) * row_words + output / 32;
+      if (!r.scatter_bits) {
         *target = t.word;
         return;
       }

@@ -15,7 +15,7 @@ struct Operands {
   ConvView shape;
   std::vector<uint32_t> x, w;
   std::vector<int32_t> threshold;
-  std::vector<float> scale, shift, residual;
+  std::vector<float> scale, shift, slope, post_shift, sign_shift, residual;
 
   Operands(const ConvView& s, uint64_t seed) : shape(s) {
     Random random(seed);
@@ -27,6 +27,9 @@ struct Operands {
       threshold.push_back(random.below(21) - 10);
       scale.push_back(random.uniform());
       shift.push_back(random.uniform() * 4);
+      slope.push_back(random.uniform());
+      post_shift.push_back(random.uniform() * 4);
+      sign_shift.push_back(random.uniform() * 4);
     }
     for (int64_t i = 0; i < static_cast<int64_t>(s.n_rows()) * s.n_outputs(); ++i)
       residual.push_back(random.uniform() * 8);
@@ -116,7 +119,20 @@ void run_plan(const MatmulProblem& p, const TermsProblem& terms, const MatmulPla
   }
 }
 
-// All outputs of one problem, checked against the definition. `n_multiprocessors` steers tile and split.
+// The formula of core/epilogue.h once more, an operation a line.
+float value_of(const Epilogue& e, int dot, size_t o, float residual) {
+  volatile float x = static_cast<float>(dot < e.low ? e.low : dot > e.high ? e.high : dot);
+  if (e.scale) x = x * e.scale[o];
+  if (e.shift) x = x + e.shift[o];
+  if (e.residual) x = x + residual;
+  if (e.relu && x < 0.0f) x = 0.0f;
+  if (e.slope && x < 0.0f) x = x * e.slope[o];
+  if (e.post_shift) x = x + e.post_shift[o];
+  return x;
+}
+
+// All outputs of one problem, checked against the definition. `n_multiprocessors` steers tile and split,
+// `seed` which operands a fused epilogue has.
 void check(ConvView shape, int padding_value, int arch, int n_multiprocessors, Dtype type, bool fused,
            uint64_t seed) {
   shape.padding_value = padding_value;
@@ -135,13 +151,15 @@ void check(ConvView shape, int padding_value, int arch, int n_multiprocessors, D
   std::vector<uint32_t> bits(row_words * static_cast<size_t>(shape.n_rows()), scatter ? 0 : 0xDEADBEEFu);
   Epilogue e;
   e.values = half ? static_cast<void*>(halves.data()) : values.data();
-  e.value_type = type;
-  e.bits = bits.data();
-  e.bit_row_words = static_cast<int>(row_words);
+  e.dtype = type;
+  e.signs = bits.data();
   if (fused) {
     e.scale = operands.scale.data();
     e.shift = operands.shift.data();
     e.residual = half ? static_cast<const void*>(half_residual.data()) : residual.data();
+    if (seed % 3 != 0) e.post_shift = operands.post_shift.data();
+    if (seed % 3 == 1) e.slope = operands.slope.data(), e.sign_shift = operands.sign_shift.data();
+    if (seed % 3 == 2) e.relu = true, e.low = -3, e.high = 7;
   } else {
     e.threshold = operands.threshold.data();
   }
@@ -153,13 +171,10 @@ void check(ConvView shape, int padding_value, int arch, int n_multiprocessors, D
     for (int o = 0; o < shape.n_outputs(); ++o) {
       size_t i = static_cast<size_t>(row) * static_cast<size_t>(shape.n_outputs()) + static_cast<size_t>(o);
       int dot = operands.dot(row, o);
-      volatile float x = static_cast<float>(dot);
-      if (fused) {
-        x = x * operands.scale[static_cast<size_t>(o)];
-        x = x + operands.shift[static_cast<size_t>(o)];
-        x = x + residual[i];
-      }
-      bool negative = fused ? x < 0.0f : dot < operands.threshold[static_cast<size_t>(o)];
+      size_t at = static_cast<size_t>(o);
+      float x = value_of(e, dot, at, residual[i]);
+      volatile float signed_value = e.sign_shift ? x + e.sign_shift[at] : x;
+      bool negative = fused ? signed_value < 0.0f : dot < operands.threshold[at];
       if (negative) expected_bits[static_cast<size_t>(o / 32)] |= 1u << (o % 32);
       if (half) {
         CHECK(halves[i] == half_of_value(x, type));

@@ -40,9 +40,8 @@ int run_tile(int rows, int n_stages, int outputs, int n_slices, int skipped) {
   std::vector<uint32_t> bits(static_cast<size_t>(rows) * row_words, 0xDEADBEEFu);
   Epilogue e;
   e.values = values.data();
-  e.value_type = Dtype::kFloat32;
-  e.bits = bits.data();
-  e.bit_row_words = static_cast<int>(row_words);
+  e.dtype = Dtype::kFloat32;
+  e.signs = bits.data();
   MatmulProblem p = problem_of(plan, shape, x.data(), w.data(), scratch.data(), e);
   TermsProblem terms = terms_of(plan, shape, x.data(), w.data(), scratch.data());
   for (int64_t i = 0; plan.needs_terms && i < terms.n_blocks(); ++i)
@@ -115,7 +114,7 @@ int run_skinny(int skipped) {
   p.w = w.data();
   p.shape = linear_view(kRows, kWords * 32, kOutputs);
   p.epilogue.values = values.data();
-  p.epilogue.value_type = Dtype::kFloat32;
+  p.epilogue.dtype = Dtype::kFloat32;
   int n_syncs = run_warps(SkinnyTile::kThreads, SkinnyTile::kSharedBytes, skipped,
                           [&](WarpBlock& block) { skinny_block<4>(block, p, 0); });
   for (int row = 0; row < kRows; ++row)
