@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bop2nd_fast.inference import convert, load
-from bop2nd_fast.nn import BinaryConv2d, BinaryLinear
+from bop2nd_fast.nn import BinaryConv2d, BinaryLinear, MaxPool2d
 from tests.inference_models import images, kinds, wild_batch_norms
 
 
@@ -98,6 +98,96 @@ def check(seed: int, folder: Path) -> list[str]:
         assert actual.dtype == expected.dtype and actual.stride() == expected.stride(), model
         assert torch.equal(actual, expected), model
     return kinds(packed)
+
+
+class Tangle(nn.Module):
+    """Random operations on several live images of one shape: in place, under two names, read again later."""
+
+    def __init__(self, rng: random.Random, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        groups = [g for g in (1, 2, 4) if channels % g == 0]
+        self.convs = nn.ModuleList(
+            BinaryConv2d(
+                channels,
+                channels,
+                kernel,
+                padding=kernel // 2,
+                padding_value=rng.choice((0, 1, -1)),
+                groups=rng.choice(groups),
+                bias=rng.random() < 0.3,
+            )
+            for kernel in (1, 3, 3)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(3))
+        self.slope, self.pool = nn.PReLU(channels), MaxPool2d(3, 1, 1)
+        self.shift = nn.Parameter(torch.randn(channels, 1, 1))
+        self.plan = [
+            (rng.randrange(12), rng.randrange(3), rng.randrange(8)) for _ in range(rng.randrange(3, 12))
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        live = [self.stem(x)]
+        for kind, i, j in self.plan:
+            a, b = live[-1], live[j % len(live)]
+            if kind <= 2:
+                live.append(self.norms[i](self.convs[i](a)))
+            elif kind == 3:
+                live.append(self.convs[i](a) + b)
+            elif kind == 4:
+                a += b * 0.5
+            elif kind == 5:
+                b.clamp_(-3, 3)
+            elif kind == 6:
+                live.append(self.pool(a))
+            elif kind == 7:
+                torch.relu_(a)
+            elif kind == 8:
+                live.append(self.slope(a + self.shift))
+            elif kind == 9:
+                b[:, :1] = a[:, -1:] * 0.5
+            elif kind == 10:
+                live.append(a)
+                a.mul_(0.75).add_(0.25)
+            else:
+                live.append(torch.cat([a[:, 1:], b[:, :1]], 1))
+        return live[-1] + live[0]
+
+
+def check_tangle(seed: int, folder: Path) -> list[str]:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    channels, exact = rng.choice((4, 8, 32, 36)), rng.random() < 0.5
+    model = Tangle(rng, channels).eval()
+    if exact:
+        wild_batch_norms(model, seed)
+    packed = convert(model, images((rng.choice((1, 2)), 3, 8, 7), seed), exact=exact)
+    packed.save(folder / "model.safetensors")
+    x = images((3, 3, 6, 9), seed + 1)
+    with torch.no_grad():
+        expected, actual = model(x), packed(x)
+    assert torch.equal(load(folder / "model.safetensors")(x), actual), model.plan
+    if exact:
+        assert torch.equal(actual, expected), model.plan
+    else:
+        far = (actual - expected).abs() > 1e-3 * expected.abs().amax()
+        assert float(far.float().mean()) < 0.05, model.plan
+    return kinds(packed)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_tangles(seed: int, tmp_path: Path) -> None:
+    check_tangle(seed, tmp_path)
+
+
+@pytest.mark.fuzz
+@pytest.mark.timeout(3600)
+def test_many_random_tangles(tmp_path: Path) -> None:
+    """300 networks that write in place, exactly and with rounding."""
+    seen: set[str] = set()
+    for seed in range(1000, 1300):
+        seen.update(check_tangle(seed, tmp_path))
+    assert {"packed_conv2d", "pack", "max_pool", "regroup", "getitem", "slice_scatter"} <= seen
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from .check import CALL_ERRORS, allow_sizes, call, check_rounding, same
-from .examples import ConversionError, Example, signature, unwrapped, working_copy
+from .examples import ConversionError, Example, borrowed, signature, unwrapped
 from .packed_model import PackedModel
 from .trace import Traced, trace
 from .write import Writer
@@ -54,10 +53,10 @@ def convert(model: nn.Module, example_input: Any, exact: bool = True, leaves: An
             )
     meant = unwrapped(model)
     example = Example.of(example_input, meant.forward)
-    with _in_eval_mode(meant):
-        expected = call(working_copy(meant), example)
-        traced = _traced(meant, example, expected, exact)
-        allow_sizes(traced, working_copy(meant), example, exact)
+    with borrowed(meant) as fresh:
+        expected = call(fresh(), example)
+        traced = _traced(fresh, example, expected, exact)
+        allow_sizes(traced, fresh(), example, exact)
     traced.observe(example.clone().tensors())
     writer = Writer(traced, exact)
     writer.write()
@@ -75,7 +74,7 @@ def convert(model: nn.Module, example_input: Any, exact: bool = True, leaves: An
     return packed.prepare()
 
 
-def _traced(model: nn.Module, example: Example, expected: Any, exact: bool) -> Traced:
+def _traced(fresh: Callable[[], nn.Module], example: Example, expected: Any, exact: bool) -> Traced:
     """The model's graph, which gives the model's result on the example.
 
     Traced with at least two of everything along axis 0, for a batch of one would be taken as fixed; with
@@ -85,7 +84,7 @@ def _traced(model: nn.Module, example: Example, expected: Any, exact: bool) -> T
     for tried, n_free in attempts:
         last = tried is example and n_free == 0
         try:
-            traced = trace(working_copy(model), tried, n_free)
+            traced = trace(fresh(), tried, n_free)
             result = traced.run(example.clone().tensors())
         except CALL_ERRORS:
             if last:
@@ -94,7 +93,7 @@ def _traced(model: nn.Module, example: Example, expected: Any, exact: bool) -> T
         if same(result, expected, exact):
             return traced
     raise ConversionError(
-        f"the operators that {type(model).__name__} was seen to call do not give its result again: does it "
+        "the operators that the model was seen to call do not give its result again: does it "
         "use random numbers, or a state that it changes in every call?"
     )
 
@@ -104,15 +103,3 @@ def _widened(example: Example) -> Example:
     wide = [t.repeat(2, *[1] * (t.dim() - 1)) if t.dim() and t.shape[0] == 1 else t for t in tensors]
     changed = any(a is not b for a, b in zip(tensors, wide, strict=True))
     return example.with_tensors(wide) if changed else example
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """For the given model too: a replaced ``forward`` may call it from inside a copy."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,8 +134,12 @@ def _inside(module: nn.Module) -> nn.Module | None:
     return module._modules.get("_orig_mod") if hasattr(module, "_orig_mod") else None
 
 
-def working_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that wants no gradients, without wrappers inside.
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[Callable[[], nn.Module]]:
+    """A function that gives the model in eval mode, wanting no gradients: each time a new copy.
+
+    A ``forward`` that was put into a module by hand may know that module itself, beside any copy: such a
+    model is used as it is. In both cases the given model is as before in the end.
 
     Raises:
         ConversionError: a model on the meta device, or one that cannot be copied.
@@ -142,6 +147,36 @@ def working_copy(model: nn.Module) -> nn.Module:
     held = [*model.parameters(), *model.buffers()]
     if any(t.device.type == "meta" for t in held):
         raise ConversionError("the model is on the meta device: give it values (to_empty, load_state_dict)")
+    modules = list(model.modules())
+    itself = any("forward" in vars(module) for module in modules)
+    modes = [module.training for module in modules]
+    wanting = [p for p in model.parameters() if itself and p.requires_grad]
+    states = [(module, _state(module)) for module in modules if itself]
+    values = [(b, b.clone()) for b in model.buffers() if itself]
+    try:
+        model.eval()
+        for parameter in wanting:
+            parameter.requires_grad_(False)
+        yield lambda: model if itself else _working_copy(model)
+    finally:
+        for module, state in states:
+            vars(module).clear()
+            vars(module).update(state)
+        for buffer, value in values:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes; its dictionaries of parameters, buffers and modules copied."""
+    return {key: copy.copy(v) if isinstance(v, dict) else v for key, v in vars(module).items()}
+
+
+def _working_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():  # results of earlier calls, which torch does not copy

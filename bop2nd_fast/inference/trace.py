@@ -101,6 +101,8 @@ class Traced:
         for node in self.graph.nodes:
             if node.op == "output":
                 break
+            if node not in alive and node.op == "placeholder":
+                continue  # an argument that is no tensor: its value is where it was used
             if node in self.constants:
                 continue
             if node.op == "call_function":
