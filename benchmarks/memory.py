@@ -98,7 +98,8 @@ def saved_by_kind(model: nn.Module, x: Tensor) -> dict[str, int]:
 
 
 def leaves(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if not list(m.children())]
+    """The layers: modules with parameters of their own (a binary one holds its quantizer), or none inside."""
+    return [m for m in model.modules() if not list(m.children()) or list(m.parameters(recurse=False))]
 
 
 def words_of(t: Tensor) -> Tensor:
