@@ -286,33 +286,59 @@ def epilogue(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
+    low: int | None = None,
+    high: int | None = None,
+    relu: bool = False,
+    slope: Tensor | None = None,
+    post_shift: Tensor | None = None,
+    sign_shift: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """What becomes of exact dots ``[..., O]`` (fp32): (values or empty, sign words or empty).
 
-    ``value = dot * scale + shift + residual``, only what is given, every operation rounded on its own in
-    fp32; values are rounded to ``dtype`` at the end. ``scale``, ``shift``: fp32 ``[O]``; ``residual``:
-    ``dtype``, like the values. Bit 1 (-1) where ``dot < threshold`` (int32 ``[O]``), without thresholds where
-    ``value < 0`` before it is rounded to ``dtype``.
+    ``value = act(clamp(dot, low, high) * scale + shift + residual) + post_shift``, only what is given, every
+    operation rounded on its own in fp32; values are rounded to ``dtype`` at the end. ``act``: none, or with
+    ``relu`` 0 where its argument is below 0, or with ``slope`` that times the argument there. ``low`` and
+    ``high`` are whole numbers; ``residual`` has the values' shape and ``dtype``; what else is given is fp32
+    ``[O]``. Bit 1 (-1) where ``dot < threshold`` (int32 ``[O]``), without thresholds where
+    ``value + sign_shift < 0`` before anything is rounded to ``dtype``.
 
     Raises:
-        ValueError: nothing asked for, a threshold without signs, or operands of another shape or dtype.
+        ValueError: nothing asked for, what belongs to signs without them, two activations, bounds out of
+            order or beyond 2**24, or operands of another shape or dtype.
     """
     n = dot.shape[-1]
     if not (values or signs) or (threshold is not None and not signs):
         raise ValueError(f"values={values}, signs={signs}: one is needed, and thresholds belong to signs")
+    least, most = -(2**24) if low is None else low, 2**24 if high is None else high
+    if not -(2**24) <= least <= most <= 2**24:
+        raise ValueError(f"low {least} and high {most} must be in this order and within 2**24")
+    if relu and slope is not None:
+        raise ValueError("relu and slope: one activation")
+    if sign_shift is not None and (not signs or threshold is not None):
+        raise ValueError("sign_shift belongs to signs without thresholds")
     for name, tensor, shape, kind in (
         ("threshold", threshold, (n,), torch.int32),
         ("scale", scale, (n,), torch.float32),
         ("shift", shift, (n,), torch.float32),
         ("residual", residual, tuple(dot.shape), dtype),
+        ("slope", slope, (n,), torch.float32),
+        ("post_shift", post_shift, (n,), torch.float32),
+        ("sign_shift", sign_shift, (n,), torch.float32),
     ):
         if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != kind):
             raise ValueError(f"{name} must be {kind} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
-    value = dot if scale is None else dot * scale
+    value = dot.clamp(least, most)
+    value = value if scale is None else value * scale
     value = value if shift is None else value + shift
     value = value if residual is None else value + residual.float()
-    negative = value < 0 if threshold is None else dot < threshold
+    if relu:
+        value = torch.where(value < 0, 0.0, value)
+    if slope is not None:
+        value = torch.where(value < 0, value * slope, value)
+    value = value if post_shift is None else value + post_shift
+    before_sign = value if sign_shift is None else value + sign_shift
+    negative = before_sign < 0 if threshold is None else dot < threshold
     return (
         value.to(dtype) if values else dot.new_empty(0, dtype=dtype),
         _pack_bools(negative, -1) if signs else dot.new_empty(0, dtype=torch.int32),

@@ -242,66 +242,6 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
   return {out, signs, mask};
 }
 
-// Values and sign words as asked for, the other one empty. `sizes` are those of the values.
-std::tuple<Tensor, Tensor> packed_result(const ConvShape& s, Ints sizes, const Tensor& x,
-                                         const Tensor& weight, bool with_values, bool with_signs,
-                                         const MaybeTensor& threshold, const MaybeTensor& scale,
-                                         const MaybeTensor& shift, const MaybeTensor& residual,
-                                         ScalarType dtype, const MaybeTensor& blocked) {
-  BOP2ND_REQUIRE((with_values || with_signs) && (with_signs || !threshold),
-                 "values or signs: one is needed, and thresholds belong to signs");
-  Tensor values = new_tensor(x, with_values ? sizes : Ints{0}, dtype);
-  bop2nd::Epilogue to;
-  std::array<MaybeTensor, 4> keep;
-  Ints outputs{s.out_channels};
-  to.threshold =
-      static_cast<const int32_t*>(operand(threshold, keep[0], outputs, ScalarType::Int, "threshold"));
-  to.scale = static_cast<const float*>(operand(scale, keep[1], outputs, ScalarType::Float, "scale"));
-  to.shift = static_cast<const float*>(operand(shift, keep[2], outputs, ScalarType::Float, "shift"));
-  to.residual = operand(residual, keep[3], sizes, dtype, "residual");
-  sizes.back() = bop2nd::words_for(s.out_channels);
-  Tensor signs = new_tensor(x, with_signs ? sizes : Ints{0}, ScalarType::Int);
-  to.dtype = real_dtype(values, "dtype");
-  to.values = with_values ? values.mutable_data_ptr() : nullptr;
-  to.signs = with_signs ? static_cast<uint16_t*>(signs.mutable_data_ptr()) : nullptr;
-  compute(s, x, weight, blocked, to);
-  return {values, signs};
-}
-
-std::tuple<Tensor, Tensor> binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_features,
-                                                bool values, bool signs, const MaybeTensor threshold,
-                                                const MaybeTensor scale, const MaybeTensor shift,
-                                                const MaybeTensor residual, ScalarType dtype,
-                                                const MaybeTensor blocked) {
-  check_words(input, "input");
-  BOP2ND_REQUIRE(
-      input.dim() > 0 && in_features >= 0 && input.size(input.dim() - 1) == bop2nd::words_for(in_features),
-      "input words ", text_of(sizes_of(input)), " do not fit ", in_features, " features");
-  check_extent(input, "input");
-  Ints sizes = sizes_of(input);
-  auto s = linear_shape(product(sizes, 0, sizes.size() - 1), in_features, weight);
-  sizes.back() = s.out_channels;
-  return packed_result(s, sizes, compact(input), weight, values, signs, threshold, scale, shift, residual,
-                       dtype, blocked);
-}
-
-std::tuple<Tensor, Tensor> binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels,
-                                                const Ints stride, const Ints padding, const Ints dilation,
-                                                int64_t groups, int64_t padding_value, bool values,
-                                                bool signs, const MaybeTensor threshold,
-                                                const MaybeTensor scale, const MaybeTensor shift,
-                                                const MaybeTensor residual, ScalarType dtype,
-                                                const MaybeTensor blocked) {
-  check_words(input, "input");
-  BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, H, W, words]");
-  auto s = conv_shape(input.size(0), input.size(1), input.size(2), in_channels, weight, stride, padding,
-                      dilation, groups, padding_value);
-  BOP2ND_REQUIRE(input.size(3) == groups * s.group_words(), "input words do not fit ", in_channels,
-                 " channels");
-  return packed_result(s, {s.batch, s.out_size(0), s.out_size(1), s.out_channels}, compact(input), weight,
-                       values, signs, threshold, scale, shift, residual, dtype, blocked);
-}
-
 // ----------------------------------------------------------------------------------------- gradients
 
 // Into grad_input and grad_weight, in walk order, whichever is needed.
@@ -386,24 +326,24 @@ bool handed_on(const char* op, StableIValue* stack) {
 // Another backend can be forced while calls run in other threads (bop2nd_fast/backends.py), so no
 // registration ever changes: each kernel asks whether it is to hand its operands on to the same operator of
 // `bop2nd_python`.
-#define BOP2ND_IMPL(m, op)                                                                       \
-  m.impl(#op, [](StableIValue* stack, uint64_t n_operands, uint64_t n_results) {                 \
-    if (!handed_on("bop2nd_python::" #op, stack)) TORCH_BOX (&op)(stack, n_operands, n_results); \
+#define BOP2ND_IMPL(m, op, function)                                                                   \
+  m.impl(#op, [](StableIValue* stack, uint64_t n_operands, uint64_t n_results) {                       \
+    if (!handed_on("bop2nd_python::" #op, stack)) TORCH_BOX (&function)(stack, n_operands, n_results); \
   })
 
 STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
-  BOP2ND_IMPL(m, bop_step_);
-  BOP2ND_IMPL(m, pack_bits);
-  BOP2ND_IMPL(m, pack_bits_ste);
-  BOP2ND_IMPL(m, unpack_bits);
-  BOP2ND_IMPL(m, apply_mask_);
-  BOP2ND_IMPL(m, block_weight);
-  BOP2ND_IMPL(m, binary_linear);
-  BOP2ND_IMPL(m, binary_conv2d);
-  BOP2ND_IMPL(m, binary_linear_backward);
-  BOP2ND_IMPL(m, binary_conv2d_backward);
-  BOP2ND_IMPL(m, binary_linear_packed);
-  BOP2ND_IMPL(m, binary_conv2d_packed);
+  BOP2ND_IMPL(m, bop_step_, bop_step_);
+  BOP2ND_IMPL(m, pack_bits, pack_bits);
+  BOP2ND_IMPL(m, pack_bits_ste, pack_bits_ste);
+  BOP2ND_IMPL(m, unpack_bits, unpack_bits);
+  BOP2ND_IMPL(m, apply_mask_, apply_mask_);
+  BOP2ND_IMPL(m, block_weight, block_weight);
+  BOP2ND_IMPL(m, binary_linear, binary_linear);
+  BOP2ND_IMPL(m, binary_conv2d, binary_conv2d);
+  BOP2ND_IMPL(m, binary_linear_backward, binary_linear_backward);
+  BOP2ND_IMPL(m, binary_conv2d_backward, binary_conv2d_backward);
+  BOP2ND_IMPL(m, binary_linear_packed, linear_packed<compute>);
+  BOP2ND_IMPL(m, binary_conv2d_packed, conv2d_packed<compute>);
 }
 
 BOP2ND_EXPORT void bop2nd_tell(const char* error) { told = error; }

@@ -59,12 +59,6 @@ struct Place {
 
 inline void check(Error error, const char* what) { STD_TORCH_CHECK(error == nullptr, what, ": ", error); }
 
-// Also that a tensor lies where the first operand of the operator lies.
-inline void check_beside(const Tensor& first, const Tensor& other, const char* what) {
-  BOP2ND_REQUIRE(first.get_device_index() == other.get_device_index() && first.is_cuda() == other.is_cuda(),
-                 what, " must be on the same device as the other operands");
-}
-
 // Packs x along dim (register_cuda_pack.cpp); returns (signs, mask or an empty tensor), the packed axis last.
 std::tuple<Tensor, Tensor> pack_tensor(const Tensor& input, int64_t dim, int64_t groups, bool with_mask);
 

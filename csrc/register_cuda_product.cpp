@@ -6,7 +6,8 @@
 namespace bop2nd::cuda {
 namespace {
 
-void compute(const ConvShape& shape, const Tensor& x, const Tensor& weight, Epilogue epilogue) {
+void compute(const ConvShape& shape, const Tensor& x, const Tensor& weight, const MaybeTensor&,
+             const Epilogue& epilogue) {
   if (shape.out_pixels() == 0 || shape.out_channels == 0) return;
   BOP2ND_REQUIRE(ConvView::fits(shape), "more rows, outputs or pixels than a GPU kernel takes");
   ConvView view(shape);
@@ -48,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tenso
   auto [signs, mask] = pack_tensor(input, -1, 1, ste_clip);
   sizes.back() = weight.size(0);
   Tensor out = new_tensor(input, sizes, input.scalar_type());
-  compute(shape, signs, weight, values_into(out));
+  compute(shape, signs, weight, {}, values_into(out));
   return {out, signs, mask};
 }
 
@@ -62,74 +63,8 @@ std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tenso
   auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
   Tensor out =
       new_tensor(input, {s.batch, s.out_size(0), s.out_size(1), s.out_channels}, input.scalar_type());
-  compute(s, signs, weight, values_into(out));
+  compute(s, signs, weight, {}, values_into(out));
   return {move_axis(out, -1, 1), signs, mask};
-}
-
-// An operand of the epilogue, on the device of the others, or null.
-const void* operand_beside(const Tensor& x, const MaybeTensor& given, MaybeTensor& keep, const Ints& sizes,
-                           ScalarType dtype, const char* what) {
-  if (given) check_beside(x, *given, what);
-  return operand(given, keep, sizes, dtype, what);
-}
-
-// Values and sign words as asked for, the other one empty. `sizes` are those of the values.
-std::tuple<Tensor, Tensor> packed_result(const ConvShape& s, Ints sizes, const Tensor& x,
-                                         const Tensor& weight, bool with_values, bool with_signs,
-                                         const MaybeTensor& threshold, const MaybeTensor& scale,
-                                         const MaybeTensor& shift, const MaybeTensor& residual,
-                                         ScalarType dtype) {
-  BOP2ND_REQUIRE((with_values || with_signs) && (with_signs || !threshold),
-                 "values or signs: one is needed, and thresholds belong to signs");
-  Tensor values = new_tensor(x, with_values ? sizes : Ints{0}, dtype);
-  Epilogue e;
-  std::array<MaybeTensor, 4> keep;
-  Ints outputs{s.out_channels};
-  e.threshold = static_cast<const int32_t*>(
-      operand_beside(x, threshold, keep[0], outputs, ScalarType::Int, "threshold"));
-  e.scale = static_cast<const float*>(operand_beside(x, scale, keep[1], outputs, ScalarType::Float, "scale"));
-  e.shift = static_cast<const float*>(operand_beside(x, shift, keep[2], outputs, ScalarType::Float, "shift"));
-  e.residual = operand_beside(x, residual, keep[3], sizes, dtype, "residual");
-  sizes.back() = words_for(s.out_channels);
-  Tensor signs = new_tensor(x, with_signs ? sizes : Ints{0}, ScalarType::Int);
-  e.dtype = real_type<Dtype>(dtype, "dtype");
-  e.values = with_values ? values.mutable_data_ptr() : nullptr;
-  e.signs = with_signs ? static_cast<uint32_t*>(signs.mutable_data_ptr()) : nullptr;
-  compute(s, x, weight, e);
-  return {values, signs};
-}
-
-std::tuple<Tensor, Tensor> binary_linear_packed(const Tensor input, const Tensor weight, int64_t in_features,
-                                                bool values, bool signs, const MaybeTensor threshold,
-                                                const MaybeTensor scale, const MaybeTensor shift,
-                                                const MaybeTensor residual, ScalarType dtype,
-                                                const MaybeTensor) {
-  check_words(input, "input");
-  BOP2ND_REQUIRE(input.dim() > 0 && input.size(input.dim() - 1) == words_for(in_features),
-                 "input words do not fit ", in_features, " features");
-  Ints sizes = sizes_of(input);
-  ConvShape shape = linear_shape(product(sizes, 0, sizes.size() - 1), in_features, weight);
-  sizes.back() = weight.size(0);
-  return packed_result(shape, sizes, compact(input), weight, values, signs, threshold, scale, shift, residual,
-                       dtype);
-}
-
-std::tuple<Tensor, Tensor> binary_conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels,
-                                                const Ints stride, const Ints padding, const Ints dilation,
-                                                int64_t groups, int64_t padding_value, bool values,
-                                                bool signs, const MaybeTensor threshold,
-                                                const MaybeTensor scale, const MaybeTensor shift,
-                                                const MaybeTensor residual, ScalarType dtype,
-                                                const MaybeTensor) {
-  check_words(input, "input");
-  BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, H, W, words]");
-  ConvShape s = conv_shape(input.size(0), input.size(1), input.size(2), in_channels, weight, stride, padding,
-                           dilation, groups, padding_value);
-  BOP2ND_REQUIRE(input.size(3) == s.groups * s.group_words(), "input words do not fit ", in_channels,
-                 " channels");
-  Ints sizes{s.batch, s.out_size(0), s.out_size(1), s.out_channels};
-  return packed_result(s, sizes, compact(input), weight, values, signs, threshold, scale, shift, residual,
-                       dtype);
 }
 
 }  // namespace
@@ -139,6 +74,6 @@ STABLE_TORCH_LIBRARY_IMPL(BOP2ND_NAMESPACE, BOP2ND_DEVICE, m) {
   using namespace bop2nd::cuda;
   m.impl("binary_linear", TORCH_BOX(&binary_linear));
   m.impl("binary_conv2d", TORCH_BOX(&binary_conv2d));
-  m.impl("binary_linear_packed", TORCH_BOX(&binary_linear_packed));
-  m.impl("binary_conv2d_packed", TORCH_BOX(&binary_conv2d_packed));
+  m.impl("binary_linear_packed", TORCH_BOX(&linear_packed<compute>));
+  m.impl("binary_conv2d_packed", TORCH_BOX(&conv2d_packed<compute>));
 }

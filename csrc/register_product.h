@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/conv_shape.h"
+#include "core/epilogue.h"
 #include "register_tensor.h"
 
 namespace bop2nd::binding {
@@ -65,6 +66,87 @@ inline void check_saved(const Tensor& grad, const Ints& grad_sizes, const Tensor
   check_sizes(grad, grad_sizes, "grad_output");
   check_sizes(signs, saved, "signs");
   if (sizes_of(mask) != Ints{0}) check_sizes(mask, saved, "mask (or empty)");
+}
+
+// What a packed product is asked to emit: the schema's keywords (OUTPUTS in ops/product.py), in their order.
+#define BOP2ND_OUTPUTS                                                                                       \
+  bool values, bool signs, const MaybeTensor threshold, const MaybeTensor scale, const MaybeTensor shift,    \
+      const MaybeTensor residual, std::optional<int64_t> low, std::optional<int64_t> high, bool relu,        \
+      const MaybeTensor slope, const MaybeTensor post_shift, const MaybeTensor sign_shift, ScalarType dtype, \
+      const MaybeTensor blocked
+#define BOP2ND_ASKED                                                                                       \
+  values, signs, threshold, scale, shift, residual, low, high, relu, slope, post_shift, sign_shift, dtype, \
+      blocked
+
+// compute(shape, words of the input, weight words, blocked, epilogue) on one device.
+using Compute = void (*)(const ConvShape&, const Tensor&, const Tensor&, const MaybeTensor&, const Epilogue&);
+
+// Values and sign words as asked for, the other one empty. `sizes` are those of the values.
+template <Compute compute>
+std::tuple<Tensor, Tensor> packed_result(const ConvShape& s, Ints sizes, const Tensor& x,
+                                         const Tensor& weight, BOP2ND_OUTPUTS) {
+  constexpr int64_t kWhole = int64_t{1} << 24;  // fp32 holds whole numbers up to here
+  int64_t least = low.value_or(-kWhole), most = high.value_or(kWhole);
+  BOP2ND_REQUIRE((values || signs) && (signs || !threshold),
+                 "values or signs: one is needed, and thresholds belong to signs");
+  BOP2ND_REQUIRE(least >= -kWhole && most <= kWhole && least <= most, "low ", least, " and high ", most,
+                 " must be in this order and within 2**24");
+  BOP2ND_REQUIRE(!(relu && slope), "relu and slope: one activation");
+  BOP2ND_REQUIRE(!sign_shift || (signs && !threshold), "sign_shift belongs to signs without thresholds");
+  std::array<MaybeTensor, 7> kept;
+  size_t n_kept = 0;
+  auto per_output = [&](const MaybeTensor& given, const char* what) {
+    if (given) check_beside(x, *given, what);
+    return static_cast<const float*>(
+        operand(given, kept[n_kept++], {s.out_channels}, ScalarType::Float, what));
+  };
+  Epilogue to;
+  if (threshold) check_beside(x, *threshold, "threshold");
+  if (residual) check_beside(x, *residual, "residual");
+  to.threshold = static_cast<const int32_t*>(
+      operand(threshold, kept[n_kept++], {s.out_channels}, ScalarType::Int, "threshold"));
+  to.scale = per_output(scale, "scale"), to.shift = per_output(shift, "shift");
+  to.residual = operand(residual, kept[n_kept++], sizes, dtype, "residual");
+  to.low = low ? static_cast<int32_t>(least) : INT32_MIN,
+  to.high = high ? static_cast<int32_t>(most) : INT32_MAX;
+  to.relu = relu, to.slope = per_output(slope, "slope");
+  to.post_shift = per_output(post_shift, "post_shift"), to.sign_shift = per_output(sign_shift, "sign_shift");
+  Tensor reals = new_tensor(x, values ? sizes : Ints{0}, dtype);
+  sizes.back() = words_for(s.out_channels);
+  Tensor bits = new_tensor(x, signs ? sizes : Ints{0}, ScalarType::Int);
+  to.dtype = real_type<Dtype>(dtype, "dtype");
+  to.values = values ? reals.mutable_data_ptr() : nullptr;
+  to.signs = signs ? words_of(bits) : nullptr;
+  check_beside(x, weight, "weight");
+  compute(s, compact(x), weight, blocked, to);
+  return {reals, bits};
+}
+
+template <Compute compute>
+std::tuple<Tensor, Tensor> linear_packed(const Tensor input, const Tensor weight, int64_t in_features,
+                                         BOP2ND_OUTPUTS) {
+  check_words(input, "input");
+  BOP2ND_REQUIRE(input.dim() > 0 && in_features >= 0 && input.size(input.dim() - 1) == words_for(in_features),
+                 "input words ", text_of(sizes_of(input)), " do not fit ", in_features, " features");
+  check_extent(input, "input");
+  Ints sizes = sizes_of(input);
+  ConvShape s = linear_shape(product(sizes, 0, sizes.size() - 1), in_features, weight);
+  sizes.back() = s.out_channels;
+  return packed_result<compute>(s, sizes, input, weight, BOP2ND_ASKED);
+}
+
+template <Compute compute>
+std::tuple<Tensor, Tensor> conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels,
+                                         const Ints stride, const Ints padding, const Ints dilation,
+                                         int64_t groups, int64_t padding_value, BOP2ND_OUTPUTS) {
+  check_words(input, "input");
+  BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, H, W, words]");
+  ConvShape s = conv_shape(input.size(0), input.size(1), input.size(2), in_channels, weight, stride, padding,
+                           dilation, groups, padding_value);
+  BOP2ND_REQUIRE(input.size(3) == groups * s.group_words(), "input words ", text_of(sizes_of(input)),
+                 " do not fit ", in_channels, " channels");
+  Ints sizes{s.batch, s.out_size(0), s.out_size(1), s.out_channels};
+  return packed_result<compute>(s, sizes, input, weight, BOP2ND_ASKED);
 }
 
 }  // namespace bop2nd::binding

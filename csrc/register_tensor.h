@@ -127,6 +127,15 @@ inline const void* operand(const MaybeTensor& given, MaybeTensor& keep, const In
   return keep->const_data_ptr();
 }
 
+// A tensor lies where the first operand of the operator lies.
+inline void check_beside(const Tensor& first, const Tensor& other, const char* what) {
+  int32_t kinds[2];
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(first.get(), &kinds[0]));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(other.get(), &kinds[1]));
+  BOP2ND_REQUIRE(kinds[0] == kinds[1] && first.get_device_index() == other.get_device_index(), what,
+                 " must be on the same device as the other operands");
+}
+
 inline int64_t normal_dim(int64_t dim, int64_t n_dims) {
   BOP2ND_REQUIRE(dim >= -n_dims && dim < n_dims, "dim ", dim, " does not exist in a tensor of ", n_dims,
                  " axes");

@@ -25,7 +25,8 @@ REALS = (torch.float32, torch.bfloat16, torch.float16)
 # What a packed product emits: values, sign words or both in one pass; see reference.epilogue.
 OUTPUTS = (
     "bool values=True, bool signs=False, Tensor? threshold=None, Tensor? scale=None, Tensor? shift=None, "
-    "Tensor? residual=None, ScalarType dtype=float, Tensor? blocked=None"
+    "Tensor? residual=None, int? low=None, int? high=None, bool relu=False, Tensor? slope=None, "
+    "Tensor? post_shift=None, Tensor? sign_shift=None, ScalarType dtype=float, Tensor? blocked=None"
 )
 
 
@@ -161,7 +162,7 @@ def empty_outputs(
 ) -> tuple[Tensor, Tensor]:
     """Memory for the values ``[..., O]`` and their sign words; what is not asked for is empty."""
     for name, operand in operands.items():
-        if operand is not None and operand.device != like.device:
+        if isinstance(operand, Tensor) and operand.device != like.device:
             raise ValueError(f"{name} is on {operand.device}, the first operand on {like.device}")
     words = (*shape[:-1], words_for(shape[-1]))
     return (

@@ -325,15 +325,12 @@ void conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const
 
 // The epilogue of one element; sets its sign bit in words that were 0.
 template <class T>
-void finish_element(const Epilogue& to, float dot, int64_t pixel, int64_t o, int64_t n_outputs) {
-  float x = dot;
+void finish_element(const Epilogue& to, int32_t dot, int64_t pixel, int64_t o, int64_t n_outputs) {
   int64_t at = pixel * n_outputs + o;
-  if (to.scale) x *= to.scale[o];
-  if (to.shift) x += to.shift[o];
-  if (to.residual) x += to_float(static_cast<const T*>(to.residual)[at]);
-  if (to.values) static_cast<T*>(to.values)[at] = from_float<T>(x);
-  bool negative = to.threshold ? dot < static_cast<float>(to.threshold[o]) : x < 0;
-  if (negative) to.signs[pixel * 2 * words_for(n_outputs) + o / 16] |= static_cast<uint16_t>(1u << o % 16);
+  float value = finish(to, dot, o, to.residual ? to_float(static_cast<const T*>(to.residual)[at]) : 0.0f);
+  if (to.values) static_cast<T*>(to.values)[at] = from_float<T>(value);
+  uint32_t bit = is_negative(to, dot, value, o) ? 1u << BitLayout::bit_of(o) : 0;
+  to.signs[pixel * words_for(n_outputs) + BitLayout::word_of(o)] |= bit;
 }
 
 // Sign words where groups do not end on a block of 16 outputs: by way of the dots.
@@ -346,9 +343,12 @@ void conv_signs_across_groups(const KernelTable& table, const ConvShape& s, cons
   plain.values = dots.data();
   conv(table, s, x, blocked, plain);
   parallel_ranges(n_pixels, std::max<int64_t>(1, 1024 / words_for(n)), [&](int64_t begin, int64_t end) {
-    std::fill(to.signs + begin * 2 * words_for(n), to.signs + end * 2 * words_for(n), uint16_t{0});
+    std::fill(to.signs + begin * words_for(n), to.signs + end * words_for(n), 0u);
     for (int64_t p = begin; p < end; ++p) {
-      for (int64_t o = 0; o < n; ++o) finish_element<T>(to, dots[static_cast<size_t>(p * n + o)], p, o, n);
+      for (int64_t o = 0; o < n; ++o) {
+        int32_t dot = static_cast<int32_t>(dots[static_cast<size_t>(p * n + o)]);
+        finish_element<T>(to, dot, p, o, n);
+      }
     }
   });
 }

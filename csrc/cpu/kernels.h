@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../core/dtype.h"
+#include "../core/epilogue.h"
 
 namespace bop2nd {
 
@@ -36,21 +37,6 @@ struct PackShape {
   int64_t n_groups, group_stride;
   int64_t length, length_stride;
   int64_t n_inner, inner_stride;
-};
-
-// What becomes of the dot products of all pixels and outputs: values, sign words, or both.
-//   value = dot (* scale[o]) (+ shift[o]) (+ residual[p][o])    in fp32, each operation rounded on its own
-//   bit   = dot < threshold[o], without thresholds value < 0
-struct Epilogue {
-  Dtype dtype = Dtype::kFloat32;       // of `values` and `residual`
-  void* values = nullptr;              // [pixels, outputs]
-  uint16_t* signs = nullptr;           // [pixels, 2 words_for(outputs)]: words as halves of 16 outputs
-  const int32_t* threshold = nullptr;  // [outputs]
-  const float* scale = nullptr;        // [outputs]
-  const float* shift = nullptr;        // [outputs]
-  const void* residual = nullptr;      // like `values`
-
-  bool only_values() const { return !signs && !scale && !shift && !residual; }
 };
 
 // The outputs of a group lie in blocks of 64, then 32, then 16: in lanes of 8, 16, 32 bits (see matmul.inl).

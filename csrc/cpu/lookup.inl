@@ -208,7 +208,7 @@ struct PairSink {
     int64_t channel = first_output + o;
     if constexpr (kSink == Sink::kBits) return T::less(dot, e.threshold + channel, n);
     int64_t at = out_pixel[pixel] * all_outputs + channel;
-    if constexpr (kSink == Sink::kComputed) return compute_lanes<T, float>(e, dot, at, channel, n);
+    if constexpr (kSink == Sink::kComputed) return compute_lanes<T, float, false>(e, dot, at, channel, n);
     T::Lanes::store(static_cast<float*>(e.values) + at, T::real(dot), n);
     return 0;
   }
@@ -271,7 +271,8 @@ template <class T, int O>
 void multiply_pairs(const CountTile& t, const MatmulTile& block, const Epilogue& e) {
   alignas(64) uint8_t panel[(kPanelGroups + kWindow) * O * T::kBytes];
   bool only_bits = e.threshold && !e.values, whole = block.n_outputs == 32 * O;
-  bool in_memory = !only_bits && e.dtype != Dtype::kFloat32 && (e.values || e.residual);
+  bool halves = e.dtype != Dtype::kFloat32 && (e.values || e.residual);
+  bool in_memory = !only_bits && (halves || e.has_more());
   auto last_panel = in_memory         ? multiply_panel<T, O, Sink::kCounts, true>
                     : only_bits       ? panel_loop<T, O, Sink::kBits>(whole)
                     : e.only_values() ? panel_loop<T, O, Sink::kDots>(whole)

@@ -223,7 +223,7 @@ BOP2ND_INLINE void emit_dots(const MatmulTile& t, const Epilogue& e, const uint3
 BOP2ND_INLINE void store_signs(const Epilogue& e, int64_t pixel, int64_t first, int n, int64_t all_outputs,
                                uint32_t bits) {
   int64_t half = first / 16, halves = (all_outputs + 31) / 32 * 2;
-  uint16_t* to = e.signs + pixel * halves + half;
+  uint16_t* to = reinterpret_cast<uint16_t*>(e.signs) + pixel * halves + half;
   to[0] = static_cast<uint16_t>(n < 16 ? bits & ((1u << n) - 1u) : bits);
   if (half % 2 == 0 && first + 16 >= all_outputs) to[1] = 0;
 }
@@ -242,24 +242,45 @@ void emit_threshold_bits(const MatmulTile& t, const Epilogue& e, const uint32_t*
   }
 }
 
+template <class L>
+BOP2ND_INLINE typename L::F choose(typename L::M m, typename L::F yes, typename L::F no) {
+  return L::as_float(L::select(m, L::as_int(yes), L::as_int(no)));
+}
+
+// Dots are whole numbers below 2^24: bounds beyond hold for none or all of them.
+template <class L>
+BOP2ND_INLINE typename L::F clamp_lanes(typename L::F dot, int32_t low, int32_t high) {
+  typename L::F least = L::setf(static_cast<float>(low)), most = L::setf(static_cast<float>(high));
+  dot = choose<L>(L::greater(least, dot), least, dot);
+  return choose<L>(L::greater(dot, most), most, dot);
+}
+
 // Some outputs of a pixel, from `channel` on, whose values lie at `at`: what the epilogue makes of their
 // dots. Returns their sign bits.
-template <class C, class T>
+template <class C, class T, bool kMore>
 BOP2ND_INLINE uint32_t compute_lanes(const Epilogue& e, typename C::I dot, int64_t at, int64_t channel,
                                      int n) {
   using L = typename C::Lanes;
   typename L::F x = C::real(dot);
+  if constexpr (kMore) x = clamp_lanes<L>(x, e.low, e.high);
   if (e.scale) x = L::mul(x, L::load(e.scale + channel, n));
   if (e.shift) x = L::add(x, L::load(e.shift + channel, n));
   if (e.residual) x = L::add(x, L::load(static_cast<const T*>(e.residual) + at, n));
+  if constexpr (kMore) {
+    if (e.relu) x = choose<L>(L::less_zero(x), L::setf(0.0f), x);
+    if (e.slope) x = choose<L>(L::less_zero(x), L::mul(x, L::load(e.slope + channel, n)), x);
+    if (e.post_shift) x = L::add(x, L::load(e.post_shift + channel, n));
+  }
   if (e.values) L::store(static_cast<T*>(e.values) + at, x, n);
   if (!e.signs) return 0;
-  return e.threshold ? C::less(dot, e.threshold + channel, n) : L::bits(L::less_zero(x));
+  if (e.threshold) return C::less(dot, e.threshold + channel, n);
+  if (kMore && e.sign_shift) x = L::add(x, L::load(e.sign_shift + channel, n));
+  return L::bits(L::less_zero(x));
 }
 
 // Everything else: values of type T, or sign words, or both, from scaled, shifted, added values. Takes
 // copies: fields in memory would be read again after every store.
-template <class C, class T>
+template <class C, class T, bool kMore>
 void emit_computed(MatmulTile t, Epilogue e, const uint32_t* counts) {
   typename C::I bias = C::set1(static_cast<uint32_t>(t.bias));
   for (int64_t p = 0; p < t.n_pixels; ++p) {
@@ -268,7 +289,8 @@ void emit_computed(MatmulTile t, Epilogue e, const uint32_t* counts) {
     uint32_t bits = 0;
     for (int lane = 0; lane < 16 && lane < t.n_outputs; lane += C::kLanes) {
       typename C::I dot = C::dot(bias, C::load(counts + p * 16 + lane));
-      bits |= compute_lanes<C, T>(e, dot, at + lane, t.first_output + lane, t.n_outputs - lane) << lane;
+      bits |= compute_lanes<C, T, kMore>(e, dot, at + lane, t.first_output + lane, t.n_outputs - lane)
+              << lane;
     }
     if (e.signs) store_signs(e, t.out_pixel[p], t.first_output, t.n_outputs, t.all_outputs, bits);
   }
@@ -278,7 +300,7 @@ template <class C, class T>
 void emit_tile(const MatmulTile& t, const Epilogue& e, const uint32_t* counts) {
   if (e.only_values()) return emit_dots<C, T>(t, e, counts);
   if (e.threshold && !e.values) return emit_threshold_bits<C>(t, e, counts);
-  emit_computed<C, T>(t, e, counts);
+  e.has_more() ? emit_computed<C, T, true>(t, e, counts) : emit_computed<C, T, false>(t, e, counts);
 }
 
 template <class C>

@@ -64,6 +64,7 @@ struct Avx2Lanes : Avx2Transposes {
   BOP2ND_INLINE static M equal(I a, I b) { return _mm256_cmpeq_epi32(a, b); }
   BOP2ND_INLINE static I select(M m, I yes, I no) { return _mm256_blendv_epi8(no, yes, m); }
   BOP2ND_INLINE static I as_int(F a) { return _mm256_castps_si256(a); }
+  BOP2ND_INLINE static F as_float(I a) { return _mm256_castsi256_ps(a); }
 
   // n <= 0 reads nothing, n >= 8 reads all lanes; lanes not read are 0.
   BOP2ND_INLINE static F load(const float* p, int n) {

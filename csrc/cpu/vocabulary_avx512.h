@@ -55,6 +55,7 @@ struct Avx512Lanes : Avx2Transposes {
   BOP2ND_INLINE static M equal(I a, I b) { return _mm512_cmpeq_epi32_mask(a, b); }
   BOP2ND_INLINE static I select(M m, I yes, I no) { return _mm512_mask_mov_epi32(no, m, yes); }
   BOP2ND_INLINE static I as_int(F a) { return _mm512_castps_si512(a); }
+  BOP2ND_INLINE static F as_float(I a) { return _mm512_castsi512_ps(a); }
 
   // n <= 0 reads nothing, n >= 16 reads all lanes; lanes not read are 0.
   BOP2ND_INLINE static F load(const float* p, int n) {

@@ -66,6 +66,7 @@ struct ScalarLanes {
     return (chosen & yes) | (~chosen & no);
   }
   BOP2ND_INLINE static I as_int(F a) { return reinterpret_cast<I>(a); }
+  BOP2ND_INLINE static F as_float(I a) { return reinterpret_cast<F>(a); }
 
   // n <= 0 reads nothing, n >= 4 reads all lanes; lanes not read are 0.
   template <class T>
@@ -110,9 +111,6 @@ struct ScalarLanes {
         to[column * to_stride + row] = from[row * from_stride + column];
     }
   }
-
- private:
-  BOP2ND_INLINE static F as_float(I a) { return reinterpret_cast<F>(a); }
 };
 
 struct ScalarCount {

@@ -10,6 +10,10 @@
 
 #include "kernels.h"
 
+// Vector types in std::declval lose their alignment, of which nothing is asked here.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+
 namespace bop2nd {
 
 // Has_<word><V>: whether V has the word, used as `expression`, in which a, b are V::F, i, j V::I, m a V::M,
@@ -56,6 +60,7 @@ BOP2ND_WORD(shift_right, V::template shift_right<3>(BOP2ND_I))
 BOP2ND_WORD(equal, V::equal(BOP2ND_I, BOP2ND_I))
 BOP2ND_WORD(select, V::select(BOP2ND_M, BOP2ND_I, BOP2ND_I))
 BOP2ND_WORD(as_int, V::as_int(BOP2ND_A))
+BOP2ND_WORD(as_float, V::as_float(BOP2ND_I))
 BOP2ND_WORD(load, (V::load(std::declval<const float*>(), 1), V::load(std::declval<const BFloat16*>(), 1),
                    V::load(std::declval<const Float16*>(), 1)))
 BOP2ND_WORD(store, (V::store(BOP2ND_R, BOP2ND_A, 1), V::store(std::declval<BFloat16*>(), BOP2ND_A, 1),
@@ -96,6 +101,7 @@ struct LanesComplete {
   BOP2ND_OWES("lanes", equal);
   BOP2ND_OWES("lanes", select);
   BOP2ND_OWES("lanes", as_int);
+  BOP2ND_OWES("lanes", as_float);
   BOP2ND_OWES("lanes", load);
   BOP2ND_OWES("lanes", store);
   BOP2ND_OWES("lanes", store_low16);
@@ -155,3 +161,5 @@ struct CountComplete {
 #undef BOP2ND_R
 
 }  // namespace bop2nd
+
+#pragma GCC diagnostic pop

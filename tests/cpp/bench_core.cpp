@@ -73,7 +73,7 @@ void add_residual(std::vector<Case>& cases, const std::string& wanted) {
   ConvShape s{1, 56, 56, 64, 1, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
   OnLines<uint32_t> x(56 * 56 * 2, 0x55u), w(64 * 9 * 2, 0x33u);
   OnLines<float> out(56 * 56 * 64, 0.0f), residual = out, scale(64, 0.1f), shift(64, 0.1f);
-  OnLines<uint16_t> signs(56 * 56 * 4, 0);
+  OnLines<uint32_t> signs(56 * 56 * 2, 0);
   cases.push_back({name, 166.0 * 166.0 * 64 * 64, [=]() mutable {
                      Epilogue to;
                      to.values = out.data(), to.signs = signs.data(), to.residual = residual.data();

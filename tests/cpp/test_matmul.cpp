@@ -44,20 +44,6 @@ int32_t plain_dot(const ConvShape& s, const Operands& o, int64_t n, int64_t oy, 
   return sum;
 }
 
-// The epilogue of one element in plain arithmetic.
-struct Finished {
-  float value;
-  bool negative;
-};
-
-Finished finished(const Epilogue& e, float residual, int32_t dot, int64_t o) {
-  float x = static_cast<float>(dot);
-  if (e.scale) x = x * e.scale[o];
-  if (e.shift) x = x + e.shift[o];
-  if (e.residual) x = x + residual;
-  return {x, e.threshold ? dot < e.threshold[o] : x < 0};
-}
-
 // `e` says what is computed; values and signs are asked for as told.
 template <class T>
 void check_outputs(const char* isa, const ConvShape& s, const Operands& o, const std::vector<int32_t>& want,
@@ -70,7 +56,7 @@ void check_outputs(const char* isa, const ConvShape& s, const Operands& o, const
     residual.push_back(from_float<T>(0.37f * static_cast<float>(i % 13) - 2));
   e.dtype = dtype;
   if (values) e.values = out.data();
-  if (signs) e.signs = reinterpret_cast<uint16_t*>(bits.data());
+  if (signs) e.signs = bits.data();
   if (e.residual) e.residual = residual.data();
   binary_conv(s, o.x.data(), o.blocked.data(), e);
   out.check_guards(isa);
@@ -78,13 +64,13 @@ void check_outputs(const char* isa, const ConvShape& s, const Operands& o, const
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t i = 0; i < words * kWordBits; ++i) {
       size_t at = static_cast<size_t>(p * n + i);
-      Finished f{0, false};
-      if (i < n) f = finished(e, to_float(residual[at]), want[at], i);
+      float value = i < n ? finish(e, want[at], i, to_float(residual[at])) : 0.0f;
       if (i < n && values) {
-        CHECK(to_float(out[p * n + i]) == to_float(from_float<T>(f.value)), "%s value %zu", isa, at);
+        CHECK(to_float(out[p * n + i]) == to_float(from_float<T>(value)), "%s value %zu", isa, at);
       }
       if (!signs) continue;
-      CHECK(((bits[p * words + BitLayout::word_of(i)] >> BitLayout::bit_of(i)) & 1) == (f.negative ? 1u : 0u),
+      bool negative = i < n && is_negative(e, want[at], value, i);
+      CHECK(((bits[p * words + BitLayout::word_of(i)] >> BitLayout::bit_of(i)) & 1) == (negative ? 1u : 0u),
             "%s bit %ld of pixel %ld", isa, (long)i, (long)p);
     }
   }
@@ -115,6 +101,13 @@ void check_epilogues(const char* isa, const ConvShape& s, const Operands& o,
   check_outputs<float>(isa, s, o, want, added, Dtype::kFloat32, true, true);
   check_outputs<BFloat16>(isa, s, o, want, added, Dtype::kBFloat16, true, true);
   check_outputs<Float16>(isa, s, o, want, added, Dtype::kFloat16, true, false);
+  Epilogue whole = added, rectified;
+  whole.low = -5, whole.high = 6;
+  whole.slope = shift.data(), whole.post_shift = scale.data(), whole.sign_shift = shift.data();
+  rectified.low = -3, rectified.relu = true;
+  check_outputs<float>(isa, s, o, want, whole, Dtype::kFloat32, true, true);
+  check_outputs<BFloat16>(isa, s, o, want, whole, Dtype::kBFloat16, true, true);
+  check_outputs<float>(isa, s, o, want, rectified, Dtype::kFloat32, true, false);
 }
 
 void check_conv(const char* isa, const ConvShape& s) {
