@@ -152,7 +152,7 @@ class Geometry(NamedTuple):
             raise ValueError(f"{products} products of one output, allowed are less than 2**24 ({self})")
         outputs, words = max(1, self.all_outputs), max(1, self.words)
         for what, count in (
-            ("words of padded input", max(1, batch) * padded[0] * padded[1] * self.groups * words),
+            ("words of the padded input", max(1, batch) * padded[0] * padded[1] * self.groups * words),
             ("words of weight", outputs * self.taps * words),
         ):
             if count >= INT32_LIMIT:

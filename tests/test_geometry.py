@@ -64,7 +64,7 @@ def test_sizes_are_those_of_torch() -> None:
         ({"padding": (-1, 0)}, "padding must be"),
         ({"padding": ((2**64 - 2) // 3, 1)}, "padding must be below"),
         ({"dilation": (1, 2**31)}, "dilation must be below"),
-        ({"dilation": (2**20, 1), "padding": (2**20, 1), "channels": 2048}, "words of padded input"),
+        ({"dilation": (2**20, 1), "padding": (2**20, 1), "channels": 2048}, "words of the padded input"),
         ({"padding": (2**30, 2**30)}, "padded image's height is 2147483656"),
         ({"padding": (0, 2**30), "channels": 2}, "padded image's width"),
         ({"channels": 0, "outputs": 0, "groups": 2**62}, "groups is 4611686018427387904, allowed"),
@@ -85,7 +85,7 @@ def test_what_is_over_a_limit_is_refused(changes: dict[str, Any], message: str) 
 def test_the_batch_counts() -> None:
     wide = made(image=(2**15, 2**14), channels=64, padding=(0, 0))
     wide.check(1)
-    with pytest.raises(ValueError, match="words of padded input"):
+    with pytest.raises(ValueError, match="words of the padded input"):
         wide.check(2)
     many = made(outputs=2**27)
     many.check(1)
@@ -98,7 +98,7 @@ def test_the_batch_counts() -> None:
 
 def test_the_largest_sizes_are_allowed() -> None:
     assert made(image=(2**31 - 1, 1), kernel=(1, 1), padding=(0, 0), channels=2, groups=1).check()
-    with pytest.raises(ValueError, match="words of padded input"):
+    with pytest.raises(ValueError, match="words of the padded input"):
         made(image=(2**31 - 1, 1), kernel=(1, 1), padding=(0, 0), channels=33, groups=1).check()
     assert made(stride=(2**31 - 1, 2**31 - 1)).check().out == (1, 1)
 

@@ -478,8 +478,8 @@ def test_operands_of_other_kinds_are_refused(call: Any, backend: str) -> None:
 @pytest.mark.parametrize(
     ("channels", "image", "options", "message"),
     [
-        (1024, (8, 64), {"padding": (2**20, 1), "dilation": (2**20, 1)}, "words of padded input"),
-        (2**18, (1, 1), {"padding": 2**8, "dilation": 2**8}, "words of padded input"),
+        (1024, (8, 64), {"padding": (2**20, 1), "dilation": (2**20, 1)}, "words of the padded input"),
+        (2**18, (1, 1), {"padding": 2**8, "dilation": 2**8}, "words of the padded input"),
         (32, (4, 4), {"padding": 2**31 - 1}, r"2\*\*31"),
         (32, (4, 4), {"stride": 2**62}, r"2\*\*31"),
         (32, (4, 4), {"groups": 2**62}, "groups"),

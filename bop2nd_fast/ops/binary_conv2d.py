@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from ..kernels.geometry import Geometry, pair
+from ..kernels.geometry import PADDING_VALUES, Geometry, pair
 from .derivatives import refuse_second
 from .product import (
     OUTPUTS,
@@ -26,7 +26,6 @@ from .product import (
     check_words,
     conv_geometry,
     empty_outputs,
-    geometry_of,
     records_gradient,
     row_tiles,
 )
@@ -275,6 +274,11 @@ torch.library.register_autograd("bop2nd::binary_conv2d", _autograd, setup_contex
 # ------------------------------------------------------------------------------- the checked function
 
 
+def _is_pair(value: Any) -> bool:
+    """As layers pass it: a tenth of the time that ``pair`` takes."""
+    return type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int
+
+
 def binary_conv2d(
     input: Tensor,
     weight: BinaryTensor,
@@ -303,18 +307,20 @@ def binary_conv2d(
             image smaller than the kernel.
     """
     check_operands(input, weight, packed_axis=1, n_axes=4)
-    strides, paddings = pair(stride, "stride", 1), pair(padding, "padding", 0)
-    dilations = pair(dilation, "dilation", 1)
+    strides = stride if _is_pair(stride) else pair(stride, "stride", 1)
+    paddings = padding if _is_pair(padding) else pair(padding, "padding", 0)
+    dilations = dilation if _is_pair(dilation) else pair(dilation, "dilation", 1)
     if input.dim() != 4:
         raise ValueError(f"input must be [N, C, H, W], got shape {tuple(input.shape)}")
-    outputs, per_group, *kernel = weight.shape
+    outputs, per_group = weight.shape[:2]
     if groups < 1 or outputs % groups or input.shape[1] != groups * per_group:
         raise ValueError(
             f"input has {input.shape[1]} channels; a weight {tuple(weight.shape)} with groups={groups} "
             f"takes {groups * per_group} (and groups must divide its {outputs} outputs)"
         )
-    arguments = (strides, paddings, dilations, groups, padding_value)
-    geometry_of(input.shape[0], input.shape[2:], input.shape[1], outputs, kernel, *arguments)
+    if padding_value not in PADDING_VALUES:
+        raise ValueError(f"padding_value must be 0, 1 or -1, got {padding_value!r}")
+    arguments = (strides, paddings, dilations, groups, padding_value)  # whose limits every backend looks at
     op = torch.ops.bop2nd.binary_conv2d.default
     if not records_gradient(input, weight):
         memory = weight.memory
