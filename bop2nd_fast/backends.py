@@ -142,6 +142,7 @@ class _Extension:
         symbols.bop2nd_isa_name.restype = ctypes.c_char_p
         symbols.bop2nd_isa_requires.restype = ctypes.c_char_p
         symbols.bop2nd_isa_calls.restype = ctypes.c_int64
+        symbols.bop2nd_all_signs.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_uint32)
         self.symbols = symbols
         self.path = Path(str(module.__file__))
         count = symbols.bop2nd_isa_count()
@@ -366,18 +367,15 @@ def wants_blocked() -> bool:
     return _extension.symbols is not None and _forced not in ("reference", "triton")
 
 
-_ONES = {torch.float32: 0x3F800000, torch.bfloat16: 0x3F80, torch.float16: 0x3C00}
+_ONES = {torch.float32: (4, 0x3F800000), torch.bfloat16: (2, 0x3F80), torch.float16: (2, 0x3C00)}
 
 
 def all_signs(x: Tensor) -> bool | None:
     """Whether a contiguous CPU tensor holds nothing but +1 and -1; None where nothing fast can tell."""
-    if _extension.symbols is None or x.dtype not in _ONES or not x.is_cpu or not x.is_contiguous():
+    one = _ONES.get(x.dtype)
+    if _extension.symbols is None or one is None or not x.is_cpu or not x.is_contiguous():
         return None
-    return bool(
-        _extension.symbols.bop2nd_all_signs(
-            ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.numel()), x.element_size(), _ONES[x.dtype]
-        )
-    )
+    return bool(_extension.symbols.bop2nd_all_signs(x.data_ptr(), x.numel(), *one))
 
 
 def calls() -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import backends
 from ..binary_tensor import BinaryTensor, check_plus_minus_one
 from .distributed import local_tensor
 from .group import HyperGroup, Range
@@ -17,6 +18,7 @@ from .plan import Lane, Plan, State, is_laid_like
 MOMENT_DTYPES = (torch.float32, torch.bfloat16)
 # Of gradients and dense weights; the contract is in ops/bop_step.py.
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 # A torch without CUDA has a stand-in here that raises.
 _NOT_BUILT = None if torch.backends.cuda.is_built() else torch.cuda.is_current_stream_capturing
@@ -145,6 +147,8 @@ def parameter(p: Tensor, lane: Lane | None) -> None:
     # Somebody else may have written to it. Versions do not tell of writes through `.data`, so on CPUs the
     # values do; on accelerators reading them would synchronise at every step.
     if lane is None or local.is_cpu or lane.version != p._version or lane.dtype != local.dtype:
+        if type(local) in _PLAIN and backends.all_signs(local):
+            return  # which says all that `weight` asks
         weight(local, f"parameter of shape {tuple(p.shape)}")
 
 
