@@ -287,6 +287,7 @@ def test_a_capture_needs_capturable(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = Bop2ndOrder([{"params": [fine], "capturable": True}, {"params": [other]}], **VALUES)
     train(optimizer, 1)
     before = snapshot(optimizer)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="capturable=True"):
         optimizer.step()
@@ -294,6 +295,15 @@ def test_a_capture_needs_capturable(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer.param_groups[1]["capturable"] = True
     optimizer.step()
     assert not same(before, snapshot(optimizer))
+
+
+def test_a_torch_that_has_cuda_but_no_driver_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> bool:
+        raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version")
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", no_driver)
+    p = parameter(signs(3, 33), True)
+    train(Bop2ndOrder([p], **VALUES), 1)
 
 
 # ------------------------------------------------------------------------- groups and hyperparameters
