@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import subprocess
@@ -497,12 +498,20 @@ def test_loading_is_linear_in_the_number_of_tensors(tmp_path: Path) -> None:
         constants = {f"c{i}": torch.zeros(1) for i in range(n)}
         layers = {f"z{i}": Constant(torch.zeros(1)) for i in range(n)}
         PackedModel(steps, layers, [InputSpec((1,), torch.float32)], constants).save(tmp_path / "many")
-        start = time.process_time()
-        load(tmp_path / "many")
-        return time.process_time() - start
+        times = []
+        gc.collect()
+        gc.disable()  # a large process would collect its garbage in here
+        try:
+            for _ in range(3):
+                start = time.process_time()
+                load(tmp_path / "many")
+                times.append(time.process_time() - start)
+        finally:
+            gc.enable()
+        return min(times)
 
     seconds(100)
-    assert seconds(4000) < 24 * min(seconds(500), seconds(500))
+    assert seconds(4000) < 24 * seconds(500)
 
 
 def test_a_refused_file_changes_nothing(path: Path, packed: PackedModel) -> None:
