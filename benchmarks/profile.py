@@ -35,7 +35,7 @@ STEPS = 3
 GROUPS = {
     "convolution and product, backward (torch)": ("convolution_backward", "aten::mm", "aten::addmm"),
     "binary layers, backward": ("binary_conv2d_backward", "binary_linear_backward"),
-    "binary layers, forward": ("bop2nd::binary_conv2d", "bop2nd::binary_linear", "block_weight"),
+    "binary layers, forward": ("bop2nd::binary_conv2d", "bop2nd::binary_linear", "prepack_weight"),
     "convolution and product, forward (torch)": ("convolution", "conv2d", "linear", "matmul"),
     "batch norm": ("batch_norm",),
     "pooling": ("max_pool",),
@@ -65,7 +65,7 @@ def convolution_parts(shape: ConvShape, plan: Plan) -> dict[str, float]:
     weight = torch.empty(shape.outputs, shape.channels // shape.groups, shape.kernel, shape.kernel).normal_()
     words = bf.pack(weight, dim=1).words
     geometry = ([shape.stride] * 2, [shape.padding] * 2, [shape.dilation] * 2, shape.groups, 0)
-    blocked = torch.ops.bop2nd.block_weight(words, shape.groups) if bf.backends.wants_blocked() else None
+    blocked = torch.ops.bop2nd.prepack_weight(words, shape.groups) if bf.backends.wants_blocked() else None
     packed = torch.ops.bop2nd.pack_bits_ste(x, 1, shape.groups)[0]
     threshold = torch.zeros(shape.outputs, dtype=torch.int32)
     op = torch.ops.bop2nd

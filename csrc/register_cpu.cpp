@@ -177,7 +177,7 @@ void apply_mask_(const Tensor grad, const Tensor mask) {
 
 // -------------------------------------------------------------------------------- linear, convolution
 
-Tensor block_weight(const Tensor weight, int64_t groups) {
+Tensor prepack_weight(const Tensor weight, int64_t groups) {
   check_words(weight, "weight");
   BOP2ND_REQUIRE(weight.dim() > 0 && groups <= bop2nd::kMaxInt32,
                  "weight needs at least one axis, and groups must be below 2**31");
@@ -189,12 +189,12 @@ Tensor block_weight(const Tensor weight, int64_t groups) {
   int64_t row_words = outputs > 0 ? w.numel() / outputs : 0;
   int64_t n_blocks = (outputs / groups + 15) / 16;
   Tensor blocked = new_tensor(w, {groups, times(n_blocks * 16, row_words)}, ScalarType::Int);
-  if (w.numel() > 0) bop2nd::block_weight(const_words_of(w), outputs, groups, row_words, words_of(blocked));
+  if (w.numel() > 0) bop2nd::prepack_weight(const_words_of(w), outputs, groups, row_words, words_of(blocked));
   return blocked;
 }
 
 Tensor blocked_or_new(const Tensor& weight, int64_t groups, const MaybeTensor& blocked) {
-  if (!blocked) return block_weight(weight, groups);
+  if (!blocked) return prepack_weight(weight, groups);
   check_words(*blocked, "blocked");
   int64_t row_words = weight.size(0) > 0 ? weight.numel() / weight.size(0) : 0;
   int64_t n_blocks = (weight.size(0) / groups + 15) / 16;
@@ -337,7 +337,7 @@ STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
   BOP2ND_IMPL(m, pack_bits_ste, pack_bits_ste);
   BOP2ND_IMPL(m, unpack_bits, unpack_bits);
   BOP2ND_IMPL(m, apply_mask_, apply_mask_);
-  BOP2ND_IMPL(m, block_weight, block_weight);
+  BOP2ND_IMPL(m, prepack_weight, prepack_weight);
   BOP2ND_IMPL(m, binary_linear, binary_linear);
   BOP2ND_IMPL(m, binary_conv2d, binary_conv2d);
   BOP2ND_IMPL(m, binary_linear_backward, binary_linear_backward);

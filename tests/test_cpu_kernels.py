@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bop2nd_fast  # noqa: F401  (defines the operators)
 from bop2nd_fast import backends, reference
-from bop2nd_fast.ops import block_weight
+from bop2nd_fast.ops import prepack_weight
 from bop2nd_fast.ops.binary_conv2d import _backward as specified_conv_gradients
 from bop2nd_fast.ops.binary_linear import _backward as specified_linear_gradients
 from tests.epilogues import epilogues, refused_epilogues
@@ -282,7 +282,7 @@ def test_linear_long_rows_and_more_axes(isa: int) -> None:
         assert equal_all(ops.binary_linear(x, w, False), reference.binary_linear(x, w, False))
     x, w = values(2, 3, 5, 70), words_of(20, 70)
     assert equal_all(ops.binary_linear(x, w, True), reference.binary_linear(x, w, True))
-    blocked = ops.block_weight(w, 1)
+    blocked = ops.prepack_weight(w, 1)
     assert equal_all(ops.binary_linear(x, w, True, blocked), reference.binary_linear(x, w, True))
     assert equal_all(ops.binary_linear(values(70), w, True), reference.binary_linear(values(70), w, True))
 
@@ -339,7 +339,7 @@ def test_conv(isa: int, case: Any, padding_value: int) -> None:
             poison()
             got = ops.binary_conv2d(image, w, *geometry, padding_value, True, None)
             assert equal_all(got, want) and got[0].is_contiguous(memory_format=torch.channels_last)
-    blocked = ops.block_weight(w, geometry[-1])
+    blocked = ops.prepack_weight(w, geometry[-1])
     want = reference.binary_conv2d(x, w, *geometry, padding_value, False)
     assert equal_all(ops.binary_conv2d(x, w, *geometry, padding_value, False, blocked), want)
 
@@ -419,25 +419,25 @@ def test_gradients_do_not_depend_on_threads(isa: int) -> None:
     assert equal_all(results[0], results[1]) and equal_all(results[0], results[2])
 
 
-def test_block_weight(isa: int) -> None:
+def test_prepack_weight(isa: int) -> None:
     for outputs, groups in [(36, 2), (1, 1), (16, 1), (17, 1), (48, 1), (49, 1), (64, 2), (171, 1), (342, 2)]:
         w = words_of(outputs, 3, 2, 70)
-        want = block_weight._block_weight(w, groups)
+        want = prepack_weight._prepack_weight(w, groups)
         assert want.shape == (groups, -(-outputs // groups // 16) * 16 * 18)
-        assert torch.equal(ops.block_weight(w, groups), want)
+        assert torch.equal(ops.prepack_weight(w, groups), want)
     ops.pack_bits(torch.ones(1), 0)  # re-laying is not served by an instruction set
 
 
-def test_block_weight_of_few_outputs_is_a_transpose(isa: int) -> None:
+def test_prepack_weight_of_few_outputs_is_a_transpose(isa: int) -> None:
     w = words_of(11, 70)
-    blocked = ops.block_weight(w).reshape(3, 16)
+    blocked = ops.prepack_weight(w).reshape(3, 16)
     assert torch.equal(blocked[:, :11], w.T) and not blocked[:, 11:].any()
     ops.pack_bits(torch.ones(1), 0)
 
 
-def test_block_weight_of_many_outputs_interleaves_bytes(isa: int) -> None:
+def test_prepack_weight_of_many_outputs_interleaves_bytes(isa: int) -> None:
     w = words_of(64, 32)
-    steps = ops.block_weight(w).view(torch.uint8).reshape(4, 64)
+    steps = ops.prepack_weight(w).view(torch.uint8).reshape(4, 64)
     rows = w.view(torch.uint8)  # [64 outputs, 4 parts]
     for output, byte in [(0, 0), (3, 3), (4, 16), (17, 5), (35, 11), (63, 63)]:
         parts = rows[output].tolist()

@@ -59,7 +59,7 @@ def check_convolution(c: dict[str, Any]) -> None:
     x = x[..., ::2] if c["view"] else x
     w = ref.pack_bits(torch.randn(c["outputs"], c["per_group"], *c["kernel"]), 1)
     args = (c["stride"], c["padding"], c["dilation"], c["groups"], c["padding_value"])
-    blocked = ops.block_weight(w, c["groups"]) if c["blocked"] else None
+    blocked = ops.prepack_weight(w, c["groups"]) if c["blocked"] else None
     expected = ref.binary_conv2d(x, w, *args, c["clip"])
     for ours, theirs in zip(ops.binary_conv2d(x, w, *args, c["clip"], blocked), expected, strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)

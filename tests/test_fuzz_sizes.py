@@ -166,15 +166,15 @@ def packing(d: Draw) -> Call:
     shape = [d.number(0, 5) for _ in range(d.random.randint(0, 3))]
     length, dim, groups = d.number(0, 70), d.number(-3, 2), d.number(1, 3)
     many = abs(math.prod(shape)) * max(32, abs(length))
-    which = d.random.choice(["pack_bits", "pack_bits_ste", "unpack_bits", "apply_mask_", "block_weight"])
+    which = d.random.choice(["pack_bits", "pack_bits_ste", "unpack_bits", "apply_mask_", "prepack_weight"])
     if which == "unpack_bits":
         words = d.words(*shape, length=length)
         n = length if d.random.random() > 0.1 else d.number(-40, 70)
         dtype = d.random.choice([torch.float32, torch.float16, torch.float64, torch.int8, torch.bool])
         return which, lambda: ops.unpack_bits(words, n, dim, dtype=dtype), many
-    if which == "block_weight":
+    if which == "prepack_weight":
         words = d.words(*shape, length=length)
-        return which, lambda: ops.block_weight(words, groups), many * 16
+        return which, lambda: ops.prepack_weight(words, groups), many * 16
     x = d.tensor([*shape, length])
     if which == "apply_mask_":
         mask = d.words(*shape, length=length)

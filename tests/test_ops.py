@@ -86,7 +86,7 @@ def test_pack_strided_views(cpu_backend: str) -> None:
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 33, 1), (3, 64, 17), (65, 513, 40), (0, 40, 5)])
 def test_linear(cpu_backend: str, rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
     x, w = values(rows, inputs, dtype=dtype), ref.pack_bits(values(outputs, inputs))
-    for blocked in (None, ops.block_weight(w)):
+    for blocked in (None, ops.prepack_weight(w)):
         assert_same(ops.binary_linear(x, w, True, blocked), ref.binary_linear(x, w, True))
         assert_same(ops.binary_linear(x, w, False, blocked), ref.binary_linear(x, w, False))
         words = ref.pack_bits(x)
@@ -138,7 +138,7 @@ def conv_case(geometry: tuple[Any, ...], padding_value: int) -> dict[str, Any]:
 def test_conv2d(cpu_backend: str, geometry: tuple[Any, ...], padding_value: int) -> None:
     case = conv_case(geometry, padding_value)
     w, args, groups = case["weight"], case["args"], geometry[6]
-    for blocked in (None, ops.block_weight(w, groups)):
+    for blocked in (None, ops.prepack_weight(w, groups)):
         for form, expected in case["training"]:
             assert_same(ops.binary_conv2d(form, w, *args, True, blocked), expected)
             output, signs, mask = ops.binary_conv2d(form, w, *args, False, blocked)
@@ -340,7 +340,7 @@ def opcheck_cases() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         "unpack_bits": (ops.unpack_bits, (w, 40), {}),
         "apply_mask_": (ops.apply_mask_, (torch.randn(3, 40), mask), {}),
         "unpack_bits parameter": (ops.unpack_bits, (parameter, 40), {}),
-        "block_weight": (ops.block_weight, (conv, 1), {}),
+        "prepack_weight": (ops.prepack_weight, (conv, 1), {}),
         "binary_linear": (ops.binary_linear, (x.clone().requires_grad_(), w, True), {}),
         "binary_linear parameter": (ops.binary_linear, (x.clone().requires_grad_(), parameter, True), {}),
         "binary_conv2d": (ops.binary_conv2d, (image.clone().requires_grad_(), conv, *geometry, True), {}),
@@ -461,7 +461,7 @@ def quantized() -> Tensor:
         ),
         lambda: ops.apply_mask_(torch.ones(4, 64), torch.zeros(8, 1, dtype=torch.int32)),
         lambda: ops.apply_mask_(torch.ones(2, 2, 64), torch.zeros(4, 2, dtype=torch.int32)),
-        lambda: ops.block_weight(torch.tensor(1, dtype=torch.int32), 1),
+        lambda: ops.prepack_weight(torch.tensor(1, dtype=torch.int32), 1),
         lambda: ops.bop_step_(
             [torch.ones(6)], [torch.ones(2, 3)], [torch.ones(6)], [], torch.ones(4), torch.zeros(1, 2).long()
         ),

@@ -132,7 +132,7 @@ def _contenders(shape: ConvShape) -> list[Contender]:
 
 def _make_ours(data: _Data, ste_clip: bool = False) -> Prepared:
     words, groups = data.weight.words, data.shape.groups
-    blocked = torch.ops.bop2nd.block_weight(words, groups) if bf.backends.wants_blocked() else None
+    blocked = torch.ops.bop2nd.prepack_weight(words, groups) if bf.backends.wants_blocked() else None
 
     def run() -> Tensor:
         output: Tensor = torch.ops.bop2nd.binary_conv2d(
@@ -160,7 +160,7 @@ def _make_module(data: _Data) -> Prepared:
 
 def _make_bits(data: _Data) -> Prepared:
     words, groups = data.weight.words, data.shape.groups
-    blocked = torch.ops.bop2nd.block_weight(words, groups) if bf.backends.wants_blocked() else None
+    blocked = torch.ops.bop2nd.prepack_weight(words, groups) if bf.backends.wants_blocked() else None
     x = torch.ops.bop2nd.pack_bits_ste(data.x, 1, groups)[0]
 
     def run() -> Tensor:

@@ -108,7 +108,7 @@ def _contenders(batch: int, inputs: int, outputs: int) -> list[Contender]:
 
 def _make_ours(data: _Data) -> Prepared:
     words = data.weight.words
-    blocked = torch.ops.bop2nd.block_weight(words) if bf.backends.wants_blocked() else None
+    blocked = torch.ops.bop2nd.prepack_weight(words) if bf.backends.wants_blocked() else None
 
     def run() -> Tensor:
         output: Tensor = torch.ops.bop2nd.binary_linear(data.x, words, False, blocked=blocked)[0]
@@ -125,7 +125,7 @@ def _make_module(data: _Data) -> Prepared:
 
 def _make_bits(data: _Data) -> Prepared:
     words = data.weight.words
-    blocked = torch.ops.bop2nd.block_weight(words) if bf.backends.wants_blocked() else None
+    blocked = torch.ops.bop2nd.prepack_weight(words) if bf.backends.wants_blocked() else None
     x = torch.ops.bop2nd.pack_bits(data.x, -1)
 
     def run() -> Tensor:

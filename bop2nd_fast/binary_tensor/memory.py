@@ -1,6 +1,6 @@
 """Memory: the words that a BinaryTensor and its aliases share, and the one gate to them.
 
-CPU kernels read weights whose words are re-laid (``bop2nd::block_weight``). They are kept beside the words
+CPU kernels read weights whose words are re-laid (``bop2nd::prepack_weight``). They are kept beside the words
 for as long as nobody can have changed these, whoever it was and whatever torch knows of it:
 
 * **Our own writes** are made through this object and end in :meth:`Memory.changed`, which raises the words'
@@ -88,7 +88,7 @@ class Memory:
             return kept[1]  # nobody has had a way to the words since it was made
         if not (self.words.is_cpu and backends.wants_blocked() and self._is_private()):
             return None
-        blocked: Tensor = torch.ops.bop2nd.block_weight(self.words, groups)
+        blocked: Tensor = torch.ops.bop2nd.prepack_weight(self.words, groups)
         self._kept = (key, blocked)
         return blocked
 

@@ -49,7 +49,7 @@ BOP2ND_HD void update_moments(const Hyper<V>& h, typename V::F g, typename V::F&
 
 // The verdict on weights whose moments are up to date.
 template <class V, bool kSecond>
-BOP2ND_HD Verdict<V> judge(const Hyper<V>& h, typename V::F m, typename V::F v, typename V::Set negative) {
+BOP2ND_HD Verdict<V> decide(const Hyper<V>& h, typename V::F m, typename V::F v, typename V::Set negative) {
   Verdict<V> verdict;
   verdict.candidates = V::same(V::bits(V::less_zero(m)), negative);
   typename V::F bound = h.b;
@@ -69,7 +69,7 @@ template <class V, bool kSecond>
 BOP2ND_HD Verdict<V> bop_rule(const Hyper<V>& h, typename V::F g, typename V::F& m, typename V::F& v,
                               typename V::Set negative) {
   update_moments<V, kSecond>(h, g, m, v);
-  return judge<V, kSecond>(h, m, v, negative);
+  return decide<V, kSecond>(h, m, v, negative);
 }
 
 }  // namespace bop2nd

@@ -52,8 +52,8 @@ void lay_word(const uint32_t* rows, int64_t row_words, int64_t n_rows, uint32_t*
 
 }  // namespace
 
-void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words,
-                  uint32_t* blocked) {
+void prepack_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words,
+                    uint32_t* blocked) {
   int64_t per_group = out_channels / groups, group_words = (per_group + 15) / 16 * 16 * row_words;
   std::vector<WeightBlock> blocks = weight_blocks(per_group);
   int64_t n_blocks = static_cast<int64_t>(blocks.size());
@@ -263,7 +263,7 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
   int64_t x_words = n_words + n_words % 2;  // whole pairs
   Scratch scratch(n, x_words);
   Places places(plan, task, n);
-  GatherTile gather{
+  PixelTile pixels{
       plan.image.words, places.first_word, n, r.run_offset.data(), static_cast<int64_t>(r.run_offset.size()),
       r.run_words,      x_words,           0, scratch.steps};
   // Divisions take as long as counting some words: none in the loop.
@@ -273,9 +273,9 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
   int32_t bias = static_cast<int32_t>(n_taps * s.group_channels());
   for (int64_t i = task.first_block; i < task.last_block; ++i) {
     const WeightBlock& block = plan.blocks[static_cast<size_t>(i)];
-    if (block.lane_bits != gather.lane_bits) {
-      gather.lane_bits = block.lane_bits;
-      table.gather(gather);
+    if (block.lane_bits != pixels.lane_bits) {
+      pixels.lane_bits = block.lane_bits;
+      table.pack_pixels(pixels);
     }
     const uint32_t* w = blocked + (first_block + block.first) * block_words;
     CountTile count{scratch.steps, n, x_words, n_words, w, r.w_offset.data(), r.w_contiguous, block.lane_bits,
@@ -356,7 +356,7 @@ void conv_signs_across_groups(const KernelTable& table, const ConvShape& s, cons
 }  // namespace
 
 void binary_conv(const ConvShape& s, const uint32_t* x, const uint32_t* blocked, const Epilogue& to) {
-  const KernelTable& table = count_call();
+  const KernelTable& table = active_table();
   if (!to.signs || s.groups == 1 || s.group_outputs() % 16 == 0) return conv(table, s, x, blocked, to);
   switch (to.dtype) {
     case Dtype::kBFloat16:

@@ -148,7 +148,7 @@ int id_of(const char* name) {
 
 void override_table(const KernelTable* table) { overriding.store(table, std::memory_order_relaxed); }
 
-const KernelTable& count_call() {
+const KernelTable& active_table() {
   if (const KernelTable* table = overriding.load(std::memory_order_relaxed)) return *table;
   int id = active();
   calls[id].fetch_add(1, std::memory_order_relaxed);

@@ -9,7 +9,7 @@
 namespace bop2nd {
 
 // The table in use; counts one operator call for it.
-const KernelTable& count_call();
+const KernelTable& active_table();
 // One entry, or null where this machine or build cannot run it.
 const InstructionSet* instruction_set(int id);
 const KernelTable* table_of(int id);

@@ -40,7 +40,7 @@ InstructionSet avx2() {
   t.pack_columns = pack_columns<Avx2Lanes>;
   t.unpack_rows = unpack_rows<Avx2Lanes>;
   t.apply_mask = apply_mask<Avx2Lanes>;
-  t.gather = gather_for_lookup<Avx2Lookup>;
+  t.pack_pixels = pack_pixels_for_lookup<Avx2Lookup>;
   t.multiply = multiply_by_lookup<Avx2Lookup>;
   t.sums = &kSumTable<Avx2Lanes>;
   set.yardsticks.stream = stream<Avx2Lanes>;

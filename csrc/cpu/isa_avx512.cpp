@@ -39,7 +39,7 @@ InstructionSet avx512() {
   t.pack_columns = pack_columns<Avx512Lanes>;
   t.unpack_rows = unpack_rows<Avx512Lanes>;
   t.apply_mask = apply_mask<Avx512Lanes>;
-  t.gather = gather<Avx512Count>;
+  t.pack_pixels = pack_pixels<Avx512Count>;
   t.multiply = multiply<Avx512Count>;
   t.sums = &kSumTable<Avx512Lanes>;
   set.yardsticks.stream = stream<Avx512Lanes>;

@@ -31,7 +31,7 @@ struct BitalgCount : Avx512Count {
 
 InstructionSet avx512_bitalg() {
   InstructionSet set = avx512();
-  set.kernels.gather = gather<BitalgCount>;
+  set.kernels.pack_pixels = pack_pixels<BitalgCount>;
   set.kernels.multiply = multiply<BitalgCount>;
   set.yardsticks.register_loop = register_loop<BitalgCount>;
   return set;

@@ -34,7 +34,7 @@ InstructionSet scalar() {
   t.pack_columns = pack_columns<ScalarLanes>;
   t.unpack_rows = unpack_rows<ScalarLanes>;
   t.apply_mask = apply_mask<ScalarLanes>;
-  t.gather = gather<ScalarCount>;
+  t.pack_pixels = pack_pixels<ScalarCount>;
   t.multiply = multiply<ScalarCount>;
   t.sums = &kSumTable<ScalarLanes>;
   set.yardsticks.stream = stream<ScalarLanes>;

@@ -49,7 +49,7 @@ constexpr bool weights_paired(int lane_bits) { return lane_bits < 32; }
 
 // The words that the pixels of a tile see, as `count` wants them: pixel p's are n_runs runs of run_words
 // words at image + first_word[p] + run_offset[run]. x_words >= n_runs * run_words is even.
-struct GatherTile {
+struct PixelTile {
   const uint32_t* image;
   const int64_t* first_word;
   int64_t n_pixels;
@@ -116,7 +116,7 @@ struct TileWork {
   int64_t n_tiles;
   const TileChunk* chunks;
   int64_t n_chunks;
-  const uint32_t* w;  // of the group, as block_weight lays it
+  const uint32_t* w;  // of the group, as prepack_weight lays it
   int64_t row_words, outputs;
   int64_t first_column, last_column;
   int64_t first_output, all_outputs;  // of the group, in the output
@@ -181,7 +181,7 @@ struct KernelTable {
   // Clears the elements of those rows of `grad` whose mask bit is 0.
   void (*apply_mask)(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin,
                      int64_t end);
-  void (*gather)(const GatherTile&);
+  void (*pack_pixels)(const PixelTile&);
   // Counts a tile and does with the counts, which it need not leave in memory, what the epilogue says.
   void (*multiply)(const CountTile&, const MatmulTile&, const Epilogue&);
   const SumTable* sums;

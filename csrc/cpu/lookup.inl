@@ -46,7 +46,7 @@ inline bool lookups_pay(int64_t n_pixels, int lane_bits) { return n_pixels > 3 &
 constexpr int64_t pair_stride(int64_t x_words) { return (x_words + 1) * kGroupsPerWord; }
 
 template <class T>
-void gather_pairs(const GatherTile& t) {
+void pack_pixel_pairs(const PixelTile& t) {
   uint16_t* to = reinterpret_cast<uint16_t*>(t.steps);
   for (int64_t p = 0; p < t.n_pixels; p += 2, to += pair_stride(t.x_words)) {
     const uint32_t* a = t.image + t.first_word[p];
@@ -289,8 +289,8 @@ void multiply_pairs(const CountTile& t, const MatmulTile& block, const Epilogue&
 }
 
 template <class T>
-void gather_for_lookup(const GatherTile& t) {
-  lookups_pay(t.n_pixels, t.lane_bits) ? gather_pairs<T>(t) : gather<T>(t);
+void pack_pixels_for_lookup(const PixelTile& t) {
+  lookups_pay(t.n_pixels, t.lane_bits) ? pack_pixel_pairs<T>(t) : pack_pixels<T>(t);
 }
 
 template <class T>

@@ -179,7 +179,7 @@ BOP2ND_INLINE typename C::I spread_words(const uint32_t* from, int n) {
 // What a count takes as x: every word as 32 / L steps, in pairs. A store may run over into what is written
 // next.
 template <class C, int L>
-void gather_lanes(const GatherTile& t) {
+void pack_lanes(const PixelTile& t) {
   constexpr int kSteps = 32 / L, kWords = C::kLanes / kSteps;
   for (int64_t p = 0; p < t.n_pixels; ++p) {
     uint32_t* to = t.steps + p * t.x_words * kSteps;
@@ -198,10 +198,8 @@ void gather_lanes(const GatherTile& t) {
 }
 
 template <class C>
-void gather(const GatherTile& t) {
-  t.lane_bits == 8    ? gather_lanes<C, 8>(t)
-  : t.lane_bits == 16 ? gather_lanes<C, 16>(t)
-                      : gather_lanes<C, 32>(t);
+void pack_pixels(const PixelTile& t) {
+  t.lane_bits == 8 ? pack_lanes<C, 8>(t) : t.lane_bits == 16 ? pack_lanes<C, 16>(t) : pack_lanes<C, 32>(t);
 }
 
 // Dots as they are, in T.

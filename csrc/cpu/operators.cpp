@@ -23,7 +23,7 @@ int64_t grain_for(int64_t words, int64_t words_per_item) {
 }  // namespace
 
 void bop_step(const std::vector<StepTensor>& tensors, const StepHyper& hyper, int64_t* counts) {
-  const KernelTable& table = count_call();
+  const KernelTable& table = active_table();
   std::vector<StepTensor> walked = tensors;
   std::vector<int64_t> first(tensors.size() + 1, 0);  // of each tensor in the concatenation of all, in words
   for (size_t i = 0; i < walked.size(); ++i) {
@@ -47,7 +47,7 @@ void bop_step(const std::vector<StepTensor>& tensors, const StepHyper& hyper, in
 }
 
 void pack(const PackShape& shape, const void* x, uint32_t* signs, uint32_t* mask) {
-  const KernelTable& table = count_call();
+  const KernelTable& table = active_table();
   auto loop = shape.length_stride == 1 || shape.length == 1 ? table.pack_rows : table.pack_columns;
   int64_t item_words = shape.n_groups * words_for(shape.length);
   parallel_ranges(shape.n_outer * shape.n_inner, grain_for(kPackGrain, item_words),
@@ -55,14 +55,14 @@ void pack(const PackShape& shape, const void* x, uint32_t* signs, uint32_t* mask
 }
 
 void unpack(const uint32_t* words, int64_t n_rows, int64_t length, Dtype dtype, void* out) {
-  const KernelTable& table = count_call();
+  const KernelTable& table = active_table();
   parallel_ranges(n_rows, grain_for(kPackGrain, words_for(length)), [&](int64_t begin, int64_t end) {
     table.unpack_rows(words, length, dtype, out, begin, end);
   });
 }
 
 void apply_mask(const uint32_t* mask, int64_t n_rows, int64_t length, Dtype dtype, void* grad) {
-  const KernelTable& table = count_call();
+  const KernelTable& table = active_table();
   parallel_ranges(n_rows, grain_for(kPackGrain, words_for(length)), [&](int64_t begin, int64_t end) {
     table.apply_mask(mask, length, dtype, grad, begin, end);
   });

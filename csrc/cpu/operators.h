@@ -23,8 +23,8 @@ void apply_mask(const uint32_t* mask, int64_t n_rows, int64_t length, Dtype dtyp
 
 // Weight words [out_channels, taps, group_words] -> [groups, group_blocks * taps * group_words * 16], as
 // CountTile wants them.
-void block_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words,
-                  uint32_t* blocked);
+void prepack_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words,
+                    uint32_t* blocked);
 
 // x: [batch, height, width, groups * group_words]; the pixels of `to` are [batch, out height, out width].
 void binary_conv(const ConvShape& shape, const uint32_t* x, const uint32_t* blocked, const Epilogue& to);

@@ -120,10 +120,10 @@ struct PairBlocks {
     update_moments<P, kSecond>(c.hyper, P::mul(P::load(grad + at), c.scale), m, v);
   }
 
-  BOP2ND_INLINE void judge(int64_t block, typename P::F m, typename P::F v) {
+  BOP2ND_INLINE void decide(int64_t block, typename P::F m, typename P::F v) {
     uint32_t* word = packed + block / kPerWord;
     int at = static_cast<int>(block % kPerWord) * P::kLanes;
-    auto verdict = bop2nd::judge<P, kSecond>(c.hyper, m, v, (*word >> at) & low_bits(P::kLanes));
+    auto verdict = bop2nd::decide<P, kSecond>(c.hyper, m, v, (*word >> at) & low_bits(P::kLanes));
     counts.candidates += __builtin_popcount(verdict.candidates);
     if (__builtin_expect(verdict.flips == 0, 1)) return;
     *word ^= verdict.flips << at;
@@ -143,10 +143,10 @@ void step_pairs(const StepTensor& t, const StepHyper& h, int64_t e, uint32_t* pa
     blocks.update(i, m, v);
     P::store(blocks.exp_avg + i * P::kLanes, m);
     if constexpr (kSecond) P::store(blocks.exp_avg_sq + i * P::kLanes, v);
-    if (i > 0) blocks.judge(i - 1, m_before, v_before);
+    if (i > 0) blocks.decide(i - 1, m_before, v_before);
     m_before = m, v_before = v;
   }
-  if (n_blocks > 0) blocks.judge(n_blocks - 1, m_before, v_before);
+  if (n_blocks > 0) blocks.decide(n_blocks - 1, m_before, v_before);
   total.candidates += blocks.counts.candidates, total.flips += blocks.counts.flips;
 }
 
@@ -189,10 +189,10 @@ void step_pairs_bf16(const StepTensor& t, const StepHyper& h, int64_t e, uint32_
       random.template add_to<kSecond>(static_cast<uint32_t>(e + i * P::kLanes), m_bits, v_bits);
       V::store_pairs(blocks.exp_avg + i * P::kLanes, m_bits[0], m_bits[1]);
       if constexpr (kSecond) V::store_pairs(blocks.exp_avg_sq + i * P::kLanes, v_bits[0], v_bits[1]);
-      if (i > first) blocks.judge(i - 1, m_before, v_before);
+      if (i > first) blocks.decide(i - 1, m_before, v_before);
       m_before = m, v_before = v;
     }
-    if (i > first) blocks.judge(i - 1, m_before, v_before);
+    if (i > first) blocks.decide(i - 1, m_before, v_before);
     if (i == stop && run > 0) continue;
     int64_t word = i / kPerWord;
     int at = static_cast<int>(i % kPerWord) * P::kLanes;

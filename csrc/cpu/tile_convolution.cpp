@@ -119,7 +119,7 @@ struct TileTask {
 };
 
 // Columns q .. of one row and phase; `source` is input column 0 of the row, null above and below the image.
-void turn_row(const TilePlan& plan, const Band& b, const uint32_t* source, int64_t phase, int8_t* to) {
+void unpack_row(const TilePlan& plan, const Band& b, const uint32_t* source, int64_t phase, int8_t* to) {
   const ConvShape& s = plan.shape;
   int64_t sx = s.stride[1], begin = 0, end = 0;  // columns of the plane inside the image
   if (source) {
@@ -141,7 +141,7 @@ void turn_row(const TilePlan& plan, const Band& b, const uint32_t* source, int64
   pad(end, b.columns);
 }
 
-void turn_band(const TilePlan& plan, const TileTask& task, int8_t* bytes) {
+void unpack_band(const TilePlan& plan, const TileTask& task, int8_t* bytes) {
   const ConvShape& s = plan.shape;
   const Band& b = *task.band;
   int64_t pixel_words = s.groups * s.group_words();
@@ -154,7 +154,7 @@ void turn_band(const TilePlan& plan, const TileTask& task, int8_t* bytes) {
         int64_t y = (task.first_row + row) * s.stride[0] + py - s.padding[0];
         const uint32_t* source = y >= 0 && y < s.height ? image + y * s.width * pixel_words : nullptr;
         for (int64_t px : b.column_phases) {
-          turn_row(plan, b, source, px, to);
+          unpack_row(plan, b, source, px, to);
           to += b.plane_bytes();
         }
       }
@@ -191,7 +191,7 @@ void run_tile_task(const TilePlan& plan, const TileTask& task) {
   // A tile may reach past the last position by 15 pixels, and past the last chunk by a word.
   int64_t band_bytes = task.n_images * b.image_bytes() + kTileRows * b.pixel_bytes + 64;
   int8_t* bytes = thread_memory(memory, static_cast<size_t>(band_bytes));
-  turn_band(plan, task, bytes);
+  unpack_band(plan, task, bytes);
   TilePlaces places(s, task);
   TileWork work{};
   work.x = bytes, work.pixel_bytes = b.pixel_bytes;

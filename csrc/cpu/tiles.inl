@@ -46,7 +46,7 @@ BOP2ND_INLINE void tile_word(typename T::Words words, int8_t* rows) {
   T::template store_row<6>(rows, words), T::template store_row<7>(rows, words);
 }
 
-// One word of the weights of 16 or 32 outputs, out of a block as block_weight lays it: half of each tile.
+// One word of the weights of 16 or 32 outputs, out of a block as prepack_weight lays it: half of each tile.
 template <class T, int L, int kColumns>
 BOP2ND_INLINE void tile_weight_word(const uint32_t* w, int column, int8_t* to) {
   using W = typename T::Words;

@@ -5,7 +5,7 @@
 void check_complete(const bop2nd::InstructionSet& set, const char* name) {
   const bop2nd::KernelTable& t = set.kernels;
   bool loops =
-      t.step && t.pack_rows && t.pack_columns && t.unpack_rows && t.apply_mask && t.gather && t.multiply;
+      t.step && t.pack_rows && t.pack_columns && t.unpack_rows && t.apply_mask && t.pack_pixels && t.multiply;
   CHECK(loops, "a loop of %s is missing", name);
   CHECK(t.sums && t.sums->lanes > 0, "%s has no sums", name);
   const bop2nd::SumTable& s = *t.sums;

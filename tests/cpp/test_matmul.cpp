@@ -117,7 +117,7 @@ void check_conv(const char* isa, const ConvShape& s) {
   o.w = random_rows(random, s.out_channels * s.taps(), s.group_channels());
   int64_t row_words = s.taps() * s.group_words();
   o.blocked.assign(static_cast<size_t>(s.groups * s.group_blocks() * row_words * 16), 0xA5A5A5A5u);
-  block_weight(o.w.data(), s.out_channels, s.groups, row_words, o.blocked.data());
+  prepack_weight(o.w.data(), s.out_channels, s.groups, row_words, o.blocked.data());
   std::vector<int32_t> want;
   for (int64_t n = 0; n < s.batch; ++n) {
     for (int64_t y = 0; y < s.out_size(0); ++y) {
@@ -159,7 +159,7 @@ void check_lookups_run() {
   for (int64_t n : {3, 4}) {
     for (int lane_bits : {8, 16, 32}) {
       std::vector<uint32_t> steps(4 * 4 * (2 + 1) + 16, 0);
-      table->gather({image.data(), first_word, n, &run_offset, 1, 1, 2, lane_bits, steps.data()});
+      table->pack_pixels({image.data(), first_word, n, &run_offset, 1, 1, 2, lane_bits, steps.data()});
       bool looked_up = n == 4 && lane_bits < 32;
       CHECK((steps[0] == 0x01FE01FEu) == looked_up, "%ld pixels, lanes of %d bits: %x", (long)n, lane_bits,
             steps[0]);

@@ -1,4 +1,4 @@
-"""bop2nd::block_weight - weight words re-laid for the CPU kernels: 64, 32 or 16 outputs side by side.
+"""bop2nd::prepack_weight - weight words re-laid for the CPU kernels: 64, 32 or 16 outputs side by side.
 
 ``[O, ..., W]`` words become ``[groups, ceil(O/groups/16) * K * 16]`` with ``K`` the words of one output;
 missing outputs of the last block are 0. A cache, never a file format: ``binary_tensor.memory`` keeps it.
@@ -45,7 +45,7 @@ def _check(weight: Tensor, groups: int) -> None:
         raise ValueError(f"groups={groups} does not divide the outputs of weight words {list(weight.shape)}")
 
 
-def _block_weight(weight: Tensor, groups: int = 1) -> Tensor:
+def _prepack_weight(weight: Tensor, groups: int = 1) -> Tensor:
     _check(weight, groups)
     rows = weight.reshape(groups, weight.shape[0] // groups, math.prod(weight.shape[1:]))
     rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % 16))
@@ -57,10 +57,10 @@ def _block_weight(weight: Tensor, groups: int = 1) -> Tensor:
     return torch.cat(blocks, 1)
 
 
-backends.define("block_weight(Tensor weight, int groups=1) -> Tensor", _block_weight)
+backends.define("prepack_weight(Tensor weight, int groups=1) -> Tensor", _prepack_weight)
 
 
-@torch.library.register_fake("bop2nd::block_weight")
+@torch.library.register_fake("bop2nd::prepack_weight")
 def _fake(weight: Tensor, groups: int = 1) -> Tensor:
     _check(weight, groups)
     n_blocks = -(-(weight.shape[0] // groups) // 16)
