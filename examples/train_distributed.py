@@ -72,6 +72,7 @@ def main() -> None:
         accuracy = evaluate(model, test_images, test_labels)
         if rank == 0:
             print(f"epoch {epoch + 1}: loss {loss.item():.3f}, test accuracy {accuracy:.1%}", flush=True)
+    dist.barrier()  # nobody leaves while others may still be talking to it
     dist.destroy_process_group()
 
 

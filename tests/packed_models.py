@@ -98,12 +98,15 @@ def _pixels(n_out: int, channels: int, pixels: int) -> BinaryTensor:
 def residual() -> PackedModel:
     """Real values beside words: residuals, every operator of profile ``bits``, keywords, a dict."""
     tail = {"scale": values(8, seed=11).abs() + 0.25, "shift": values(8, seed=12), "dtype": "float32"}
+    behind = {name: values(8, seed=50 + i) for i, name in enumerate(("slope", "post_shift", "sign_shift"))}
     layers = {
         "stem": RealConv2d(**conv(8, 3, 3, 10), bias=values(8, seed=13)),
         "max": MaxPool(**POOL),
         "signs": Pack(dim=1, length=8, groups=2),
-        "both": PackedConv2d(**conv(8, 4, 3, 14, groups=2, padding_value=1), **tail, emits="both"),
-        "last": PackedConv2d(**conv(8, 8, 1, 15, padding=[0, 0]), **tail, emits="values"),
+        "both": PackedConv2d(**conv(8, 4, 3, 14, groups=2, padding_value=1), **tail, **behind, emits="both"),
+        "last": PackedConv2d(
+            **conv(8, 8, 1, 15, padding=[0, 0]), **tail, emits="values", low=-3, high=5, relu=True
+        ),
         "bits": PackedConv2d(**conv(8, 8, 1, 15, padding=[0, 0]), **tail, emits="signs"),
         "plain": PackedConv2d(**conv(4, 8, 1, 16, padding=[0, 0], dtype="float32"), bias=values(4, seed=17)),
         "rows": Pack(dim=-1, length=12, groups=1),

@@ -121,10 +121,19 @@ def emitted(dot: Array, attributes: dict[str, Any], t: dict[str, Array], residua
     value = dot.astype(np.float32)
     if attributes["emits"] is None:
         return value + t["bias"] if "bias" in t else value
+    low, high = attributes["low"], attributes["high"]
+    value = value if low is None else np.maximum(value, np.float32(low))
+    value = value if high is None else np.minimum(value, np.float32(high))
     for name, operation in (("scale", np.multiply), ("shift", np.add)):
         value = operation(value, t[name]) if name in t else value
     value = value if residual is None else value + residual
-    return {"values": value, "signs": pack(value), "both": (value, pack(value))}[attributes["emits"]]
+    if attributes["relu"]:
+        value = np.where(value < 0, np.float32(0), value)
+    if "slope" in t:
+        value = np.where(value < 0, value * t["slope"], value)
+    value = value + t["post_shift"] if "post_shift" in t else value
+    signs = pack(value + t["sign_shift"] if "sign_shift" in t else value)
+    return {"values": value, "signs": signs, "both": (value, signs)}[attributes["emits"]]
 
 
 def pool(image: Array, a: dict[str, Any], fill: Any, reduce: Callable[..., Array]) -> Array:

@@ -114,7 +114,8 @@ class Between(nn.Module):
 
 def test_what_no_tail_can_hold_is_left_to_torch() -> None:
     cases = {
-        "clipped": (lambda y, x: nn.functional.hardtanh(y) + x, []),
+        "squared": (lambda y, x: y * y + x, []),
+        "clipped behind the residual": (lambda y, x: nn.functional.hardtanh(y + x), ["values"]),
         "read twice": (lambda y, x: y + y.abs(), []),
         "scaled residual": (lambda y, x: torch.add(y, x, alpha=2), []),
         "of another shape": (lambda y, x: y * 2 + x[:, :1], ["values"]),

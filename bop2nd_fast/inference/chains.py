@@ -73,8 +73,9 @@ _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 class Epilogue:
     """What becomes of a product's dots, and the nodes that this stands for.
 
-    Either ``folded`` (with pool and flattening): sign words only; or ``dot * scale + shift + residual``
-    (fp64 ``[C]``, applied in fp32), whose values, signs or both are emitted; or the dots, with a ``bias``.
+    Either ``folded`` (with pool and flattening): sign words only; or ``act(clamp(dot, low, high) * scale +
+    shift + residual) + post_shift`` (fp64 ``[C]``, applied in fp32), whose values, signs (with ``sign_shift``
+    added before, which ``sign_node`` did) or both are emitted; or the dots, with a ``bias``.
     """
 
     source: fx.Node
@@ -86,6 +87,13 @@ class Epilogue:
     scale: Tensor | None = None
     shift: Tensor | None = None
     residual: fx.Node | None = None
+    low: int | None = None
+    high: int | None = None
+    relu: bool = False
+    slope: Tensor | None = None
+    post_shift: Tensor | None = None
+    sign_shift: Tensor | None = None
+    sign_node: fx.Node | None = None
     signs: bool = False
     values: bool = True
 

@@ -2,7 +2,8 @@
 
 Bounds for ``exact=False``, on the example's own activations:
 
-* a layer with scale, shift and residual: ``16 eps (|scale| reach + |shift|) + 4 eps |residual|`` per value;
+* a layer with scale, shift and residual: ``16 eps (|scale| reach + |shift|) + 4 eps |residual|`` per value,
+  times a slope above 1, and ``4 eps`` of what is added behind it and of the result;
 * a convolution that took in batch norm: 1e-4 of its largest value;
 * a sign may differ from the unfused operators' only where the value is below 1e-4 of the largest;
 * outputs: 1e-3 of the largest value, given the signs that the packed model saw.
@@ -135,7 +136,10 @@ def check_rounding(
         ConversionError: a difference beyond the bounds.
     """
     words = _words(writer, packed, tensors)
-    ends = {made.end: made for made in writer.decisions.values() if made.scale is not None}
+    tails = [made for made in writer.decisions.values() if made.scale is not None]
+    ends = {made.end: made for made in tails}
+    additions = {n: made for made in tails for n in made.nodes if made.residual in n.args}
+    residuals: dict[fx.Node, Tensor] = {}  # by source: they may be gone when the tail ends
 
     def product(node: fx.Node, args: tuple[Any, ...]) -> Any:
         read = writer.read.get(node)
@@ -152,8 +156,11 @@ def check_rounding(
     alive: dict[fx.Node, Any] = {}
     convolved: dict[fx.Node, Tensor] = {}  # results still to be compared, by the last node they stand for
     for node, value, alive in traced.values(tensors, product):
-        if node in ends:
-            _compare_layer(traced, writer, ends[node], words[ends[node].source], value, alive)
+        if (made := additions.get(node)) is not None and made.residual is not None:
+            residuals[made.source] = alive[made.residual]
+        if (made := ends.get(node)) is not None:
+            residual = residuals.pop(made.source, None)
+            _compare_layer(traced, writer, made, words[made.source], value, residual)
         if node in writer.convolutions:
             end, run = writer.convolutions[node]
             convolved[end] = run(alive[cast("fx.Node", node.args[0])])
@@ -205,17 +212,24 @@ def _words(writer: Writer, packed: PackedModel, tensors: Sequence[Tensor]) -> di
 
 
 def _compare_layer(
-    traced: Traced, writer: Writer, made: Epilogue, words: Tensor, value: Tensor, alive: dict[fx.Node, Any]
+    traced: Traced, writer: Writer, made: Epilogue, words: Tensor, value: Tensor, residual: Tensor | None
 ) -> None:
     layer = writer.made[made.source]
-    residual = [] if made.residual is None else [alive[made.residual]]
-    result = layer(words, *residual)
+    result = layer(words) if residual is None else layer(words, residual)
     assert made.scale is not None and made.shift is not None
     image = made.source.target is CONVOLUTION
     bound = LAYER * (made.scale.abs() * reach_of(traced, made.source) + made.shift.abs()).float()
-    allowed = (bound[:, None, None] if image else bound).expand_as(value)
-    if residual:
-        allowed = allowed + RESIDUAL * residual[0].abs()
+
+    def shaped(channels: Tensor) -> Tensor:
+        return channels.float()[:, None, None] if image else channels.float()
+
+    allowed = shaped(bound).expand_as(value)
+    if residual is not None:
+        allowed = allowed + RESIDUAL * residual.abs()
+    if made.slope is not None:
+        allowed = allowed * shaped(made.slope.abs().clamp_min(1))
+    if made.post_shift is not None:
+        allowed = allowed + RESIDUAL * (shaped(made.post_shift.abs()) + value.abs())
     emits = layer.config["emits"]
     values, signs = result if emits == "both" else (result, result)
     if emits != "signs":
@@ -223,6 +237,9 @@ def _compare_layer(
         _within(float(excess.nan_to_num(0).amax()) if value.numel() else 0.0, 0.0, "a layer", made.end)
     if emits != "values":
         axis = 1 if isinstance(layer, PackedConv2d) else -1
+        if made.sign_shift is not None:
+            value = value + shaped(made.sign_shift)
+            allowed = allowed + RESIDUAL * (shaped(made.sign_shift.abs()) + value.abs())
         bits = torch.ops.bop2nd.unpack_bits(signs, value.shape[axis]).movedim(-1, axis)
         wrong = ((bits < 0) != (value < 0)) & (value.abs() > allowed)
         _within(float(wrong.sum()), 0.0, "signs of a layer", made.end)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import PADDING_VALUES, Geometry, words_for
-from .packed_layer import PackedLayer, integer, one_of, pair
+from .packed_layer import Attribute, PackedLayer, integer, one_of, pair
 from .pooling import MaxPool, PoolBits
 
 
@@ -35,7 +35,17 @@ _GEOMETRY = {
     "padding_value": one_of(PADDING_VALUES),
 }
 _DTYPE = {"dtype": one_of(tuple(DTYPES))}
-_EMITS = {"emits": one_of((None, "values", "signs", "both"), None)}
+_DOT = integer(-(2**24), limit=2**24 + 1)
+_LIMIT = Attribute(f"null or {_DOT.allowed}", lambda v: v is None or _DOT.test(v), None)
+_EMITS = {
+    "emits": one_of((None, "values", "signs", "both"), None),
+    "low": _LIMIT,
+    "high": _LIMIT,
+    "relu": one_of((None, True), None),
+}
+
+
+_TAIL = ("scale", "shift", "slope", "post_shift", "sign_shift")
 
 
 class _WeightLayer(PackedLayer):
@@ -69,26 +79,34 @@ class _WeightLayer(PackedLayer):
 class _PackedProduct(_WeightLayer):
     """A layer with words in: thresholds, or real values, or the tail of a residual network.
 
-    ``config["emits"]`` (tails only): values ``dot * scale + shift + residual``, their sign words, or both.
+    ``config["emits"]`` (tails only): values ``act(clamp(dot, low, high) * scale + shift + residual) +
+    post_shift``, their sign words (of the value ``+ sign_shift``), or both. ``act`` is ReLU (``relu``), PReLU
+    (``slope``), or nothing.
     """
 
-    scale: Tensor | None
-    shift: Tensor | None
-    tensors = ("weight", "threshold", "bias", "scale", "shift")
+    tensors = ("weight", "threshold", "bias", *_TAIL)
     operands = ("words", "residual")
 
-    def __init__(
-        self, weight: BinaryTensor, scale: Tensor | None = None, shift: Tensor | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
+        tail = {name: kwargs.pop(name, None) for name in _TAIL}
         super().__init__(weight, **kwargs)
-        for name, factor in (("scale", scale), ("shift", shift)):
+        for name, factor in tail.items():
             self._tensor(name, factor, torch.float32, (weight.shape[0],))
         self._tail = "emits" in self.config
         self._emits: str = self.config.get("emits") or ("values" if self.threshold is None else "signs")
         if self.threshold is not None and (self._tail or self.bias is not None):
             raise ValueError(f"{self.kind}: thresholds stand alone, without bias and emits")
-        if not self._tail and (scale is not None or shift is not None):
-            raise ValueError(f"{self.kind}: scale and shift belong to a layer with emits")
+        self._settings = {name: self.config[name] for name in ("low", "high", "relu") if name in self.config}
+        if not self._tail and (self._settings or any(t is not None for t in tail.values())):
+            raise ValueError(
+                f"{self.kind}: {', '.join(_TAIL)}, low, high and relu belong to a layer with emits"
+            )
+        if "relu" in self._settings and tail["slope"] is not None:
+            raise ValueError(f"{self.kind}: relu and slope exclude each other")
+        if self._settings.get("low", -(2**24)) > self._settings.get("high", 2**24):
+            raise ValueError(f"{self.kind}: low is above high")
+        if self._emits == "values" and tail["sign_shift"] is not None:
+            raise ValueError(f"{self.kind}: sign_shift belongs to a layer that emits signs")
         if self._tail and self.bias is not None:
             raise ValueError(f"{self.kind}: a layer with emits has its bias in the shift")
 
@@ -103,8 +121,9 @@ class _PackedProduct(_WeightLayer):
         if self.threshold is not None:
             return asked | {"threshold": self.threshold}
         if self._tail:
-            dtype = DTYPES[self.config["dtype"]]
-            return asked | {"scale": self.scale, "shift": self.shift, "residual": residual, "dtype": dtype}
+            held = {name: self._buffers[name] for name in _TAIL if self._buffers[name] is not None}
+            asked |= {"residual": residual, "dtype": DTYPES[self.config["dtype"]]}
+            return asked | held | self._settings
         return {"shift": self.bias} if self._adds_bias() else {}
 
     def _real(self, dots: Tensor) -> Tensor:

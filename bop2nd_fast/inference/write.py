@@ -35,6 +35,9 @@ _NUMBERS: dict[Any, str] = {
 }  # fmt: skip
 
 
+_BEHIND = ("slope", "post_shift", "sign_shift")
+
+
 class Bits:
     """Words that exist already: the step that makes them, and the image they were flattened from."""
 
@@ -257,7 +260,7 @@ class Writer:
         if made is None:
             made = find_bias(self.traced, node, self._inside)
         self.decisions[node] = made
-        self._inside.update(made.nodes)
+        self._inside.update(made.nodes if made.sign_node is None else [*made.nodes, made.sign_node])
         if made.folded is not None:
             self._thresholds(made)
         elif made.residual is None:
@@ -296,8 +299,12 @@ class Writer:
             shift = made.shift - padding_bits * made.scale
             emits = "both" if made.values and made.signs else "signs" if made.signs else "values"
             layer = self._packed(
-                made, weight, padding_bits, scale=made.scale.float(), shift=shift.float(), emits=emits
-            )
+                made, weight, padding_bits, scale=made.scale.float(), shift=shift.float(), emits=emits,
+                low=None if made.low is None else made.low + padding_bits,
+                high=None if made.high is None else made.high + padding_bits,
+                relu=made.relu or None,
+                **{k: t.float() for k in _BEHIND if (t := getattr(made, k)) is not None},
+            )  # fmt: skip
         residual = () if made.residual is None else (self._ref(made.residual),)
         self.made[made.source] = layer
         if layer.config.get("emits") == "both":
@@ -310,7 +317,7 @@ class Writer:
         if made.values:
             self.written[made.end] = Ref(name)
         if made.signs:
-            self.bits[made.end] = Bits(signs, channels_of(self.traced, made.source), 1)
+            self.bits[made.sign_node or made.end] = Bits(signs, channels_of(self.traced, made.source), 1)
 
     def _packed(
         self, made: Epilogue, weight: BinaryTensor, padding_bits: int, **rest: Any
