@@ -17,10 +17,12 @@ inline void check_sizes(const Tensor& t, const Ints& sizes, const char* what) {
   BOP2ND_REQUIRE(found == sizes, what, " must be ", text_of(sizes), ", got ", text_of(found));
 }
 
-// A tensor of no elements may have other sizes of any magnitude: what follows from them is bounded.
+// A tensor of no elements may have other sizes of any magnitude, also negative ones (torch 2.13's expand
+// makes such): what follows from them is bounded.
 inline void check_extent(const Tensor& t, const char* what) {
   int64_t extent = 1;
   for (int64_t size : t.sizes()) {
+    BOP2ND_REQUIRE(size >= 0, what, " has a negative size: ", text_of(sizes_of(t)));
     bool fits = !__builtin_mul_overflow(extent, std::max<int64_t>(1, size), &extent) && extent < kMaxExtent;
     BOP2ND_REQUIRE(fits, what, " ", text_of(sizes_of(t)),
                    " is beyond 2**54 elements, where a size of 0 counts as 1");

@@ -237,6 +237,21 @@ def test_sizes() -> None:
     check_many(range(1500))
 
 
+def test_negative_sizes_are_refused() -> None:
+    odd = torch.zeros(1).expand(5, 0, -2)
+    for backend in ("reference", "scalar"):
+        with backends.use(backend), pytest.raises((ValueError, RuntimeError), match="negative size"):
+            ops.pack_bits_ste(odd, -1, 1)
+
+
+def test_many_outputs_of_no_words() -> None:
+    """Once refused by the reference alone: nothing viewed as another dtype."""
+    words = torch.zeros(32768, 0, 1, dtype=torch.int32)
+    for backend in ("reference", *backends.INSTRUCTION_SETS[:1]):
+        with backends.use(backend):
+            assert ops.prepack_weight(words, 1).shape == (1, 0)
+
+
 @pytest.mark.fuzz
 def test_sizes_for_long() -> None:
     check_many(range(100_000, 100_000 + 60_000))

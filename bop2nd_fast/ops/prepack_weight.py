@@ -47,9 +47,11 @@ def _check(weight: Tensor, groups: int) -> None:
 
 def _prepack_weight(weight: Tensor, groups: int = 1) -> Tensor:
     _check(weight, groups)
+    if weight.numel() == 0:
+        return weight.new_empty((groups, 0))
     rows = weight.reshape(groups, weight.shape[0] // groups, math.prod(weight.shape[1:]))
     rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % 16))
-    blocks = [weight.new_empty((groups, 0))]
+    blocks = []
     while rows.shape[1] > 0:
         lane_bits = 8 if rows.shape[1] > 48 else 16 if rows.shape[1] > 16 else 32
         blocks.append(_lay(rows[:, : 512 // lane_bits], lane_bits))

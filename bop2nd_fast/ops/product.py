@@ -51,7 +51,12 @@ def check_shape(tensor: Tensor, shape: Sequence[int], what: str) -> None:
 
 
 def check_extent(tensor: Tensor, what: str) -> None:
-    """Raises ValueError from 2**54 elements on, where a size of 0 counts as 1: what follows stays bounded."""
+    """Raises ValueError from 2**54 elements on, where a size of 0 counts as 1: what follows stays bounded.
+
+    Also for negative sizes: ``expand`` makes such tensors of empty ones (torch 2.13).
+    """
+    if _plain(*tensor.shape) and min(tensor.shape, default=0) < 0:
+        raise ValueError(f"{what} has a negative size: {list(tensor.shape)}")
     if _plain(*tensor.shape) and math.prod(max(1, size) for size in tensor.shape) >= 2**54:
         raise ValueError(
             f"{what} {list(tensor.shape)} is beyond 2**54 elements, where a size of 0 counts as 1"
