@@ -5,7 +5,7 @@ from .binary_tensor import BinaryTensor, Layout, pack
 
 backends.start()  # kernels are registered once the operators they serve are defined
 
-from . import inference, models, nn, optim  # noqa: E402
+from . import inference, models, nn, optim, recipes  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "ops",
     "optim",
     "pack",
+    "recipes",
     "reference",
 ]

@@ -145,6 +145,7 @@ def train_command(
             )
             refuse_existing(history_file, picture, instead="choose another --out")
         dataset = data.get(data_name.value, data_dir)
+        assert isinstance(dataset, data.Dataset)
         spec = train.ModelSpec.for_dataset(dataset, model, default_width if width is None else width)
         trainer = train.Trainer(spec.build(settings.seed), dataset, settings, target, spec)
         if resume:
@@ -300,6 +301,7 @@ def predict(
         packed = inference.load(model)
         if data_name is not None:
             dataset = data.get(data_name.value, data_dir)
+            assert isinstance(dataset, data.Dataset)
             _print_accuracy(dataset, _logits(packed, dataset.test_images, dataset.name))
             return
         table = Table(Column("file", overflow="fold"), "image", "class", "probability")

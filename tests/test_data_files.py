@@ -272,8 +272,8 @@ def test_missing_idx_files_are_all_named(tmp_path):
 
 def test_sets_are_found_by_name(tmp_path):
     assert data.get("digits").name == "digits"
-    with pytest.raises(ValueError, match=r"'imagenet'; there are digits, cifar10, cifar100, mnist"):
-        data.get("imagenet")
+    with pytest.raises(ValueError, match=r"'svhn'; there are digits, cifar10, cifar100, mnist"):
+        data.get("svhn")
     with pytest.raises(ValueError, match="needs --data-dir"):
         data.get("mnist")
     with pytest.raises(ValueError, match="no folder"):

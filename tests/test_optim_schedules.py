@@ -321,10 +321,10 @@ def test_staircase_presets(which: str, version: str) -> None:
         assert values[epoch] == pytest.approx(wanted, rel=1e-9)
 
 
-def test_bop_baseline() -> None:
-    run = presets.get("bop_baseline")
+def test_cifar10_bop() -> None:
+    run = presets.get("cifar10_bop")
     assert (run.optimizer, run.epochs, run.batch_size) == ("Bop", 500, 50)
-    values = list(_replay("bop_baseline", 1))
+    values = list(_replay("cifar10_bop", 1))
     gammas = [values[epoch]["gamma"] for epoch in (0, 99, 100, 499)]
     assert gammas == pytest.approx([1e-4, 1e-4, 1e-5, 1e-8], rel=1e-9)
     assert {(v["threshold"], v["lr"]) for v in values} == {(1e-8, 0.01)}

@@ -20,30 +20,36 @@ FOLDERS: dict[str, tuple[Callable[[Any], Dataset], str]] = {
     "mnist": (mnist, "train-images-idx3-ubyte and the other three, gzipped or not"),
     "fashion_mnist": (fashion_mnist, "train-images-idx3-ubyte and the other three, gzipped or not"),
 }
-NAMES = ("digits", *FOLDERS)
+NAMES = ("digits", *FOLDERS, "imagenet")
 
 
-def get(name: str, folder: str | Path | None = None) -> Dataset:
+def get(name: str, folder: str | Path | None = None, image_size: int | None = None) -> Dataset | ImageFolder:
     """The data set of that name.
 
     Args:
-        name: one of ``NAMES``. ``digits`` needs no folder; every other one does.
+        name: one of ``NAMES``. ``digits`` needs no folder; every other one does. ``imagenet`` is any folder
+            with ``train/<class>/*`` and ``val/<class>/*``.
         folder: where its files are (or the folder around theirs). Nothing is ever downloaded.
+        image_size: height and width that the pictures of ``imagenet`` are brought to; 224 if not given.
 
     Raises:
         ValueError: an unknown name, a folder missing or too many, damaged files.
         FileNotFoundError: the folder lacks files; the message names them.
     """
+    if image_size is not None and name != "imagenet":
+        raise ValueError(f"{name} has images of one size; only those of imagenet can be brought to another")
     if name == "digits":
         if folder is not None:
             raise ValueError("digits come with scikit-learn; they take no folder")
         return digits()
-    if name not in FOLDERS:
+    if name not in NAMES:
         raise ValueError(f"there is no data set {name!r}; there are {', '.join(NAMES)}")
-    read, holds = FOLDERS[name]
     if folder is None:
+        holds = FOLDERS[name][1] if name in FOLDERS else "train/<class>/* and val/<class>/*"
         raise ValueError(f"{name} needs --data-dir, a folder that holds {holds}")
-    return read(folder)
+    if name == "imagenet":
+        return ImageFolder(folder, 224 if image_size is None else image_size, name)
+    return FOLDERS[name][0](folder)
 
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Latent-free optimizers for binary weights, their schedules, presets, telemetry and controls."""
 
-from . import presets
+from . import courses, presets
 from .bop import Bop, Bop2ndOrder
 from .distributed import ReplicaMismatchError, broadcast_parameters, check_replicas
 from .flip_tracker import FlipTracker, TrackedFlips
@@ -26,6 +26,7 @@ __all__ = [
     "TrackedFlips",
     "broadcast_parameters",
     "check_replicas",
+    "courses",
     "linear",
     "presets",
     "schedule",

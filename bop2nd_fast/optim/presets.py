@@ -15,60 +15,27 @@ they call bias-corrected is ``bias_correction="reference"``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, StepLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from .bop import Bop, Bop2ndOrder
+from .courses import Constant, Courses, Linear, Staircase
 from .mixed import MixedOptimizer
-from .schedules import linear, schedule
-
-
-@dataclass(frozen=True)
-class Constant:
-    """The same value at every step."""
-
-    start: float
-
-    def at(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        return self.start
-
-
-@dataclass(frozen=True)
-class Linear:
-    """From ``start`` to ``end`` in a straight line over all steps of the run."""
-
-    start: float
-    end: float
-
-    def at(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        return self.start + (self.end - self.start) * step / (steps_per_epoch * epochs)
-
-
-@dataclass(frozen=True)
-class Staircase:
-    """Multiplied by ``factor`` after every ``every`` epochs."""
-
-    start: float
-    factor: float = 0.1
-    every: int = 100
-
-    def at(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        return float(self.start * self.factor ** (step // (steps_per_epoch * self.every)))
-
-
-Course: TypeAlias = "Constant | Linear | Staircase"
-Courses: TypeAlias = dict[str, Course]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One run of the papers.
+    """One run: ``network`` and ``dataset`` are names that ``models.get`` and ``data.get`` know.
 
-    ``courses``: hyperparameter -> its course; ``lr`` is that of Adam on the real weights. ``kernel_l2``: L2
-    penalty on the real kernels (weights of two or more axes; not on biases and batch norms).
+    ``optimizer``: ``Bop`` or ``Bop2ndOrder`` for the binary weights, with Adam for the others, or ``Adam``
+    for all weights of a network without binary ones. ``bias_correction`` is Bop2ndOrder's, else None.
+    ``courses``: hyperparameter -> its course; ``lr`` is Adam's. ``kernel_l2``: L2 penalty on the real kernels
+    (weights of two or more axes; not on biases and batch norms).
     """
 
     name: str
@@ -85,50 +52,55 @@ class Preset:
         """Every hyperparameter after ``step`` steps."""
         return {name: c.at(step, steps_per_epoch, self.epochs) for name, c in self.courses.items()}
 
-    def build(self, model: nn.Module, steps_per_epoch: int) -> tuple[MixedOptimizer, list[LRScheduler]]:
+    def build(
+        self, model: nn.Module, steps_per_epoch: int, capturable: bool = False
+    ) -> tuple[Optimizer, list[LRScheduler]]:
         """The optimizer for ``model`` and the schedulers, each to be stepped after every optimizer step.
+
+        It is a :class:`MixedOptimizer`, or Adam alone where ``optimizer`` says so. ``capturable``: steps may
+        be captured in a CUDA graph.
 
         Raises:
             ValueError: the model has no binary or no real parameters; ``steps_per_epoch`` is not positive.
         """
         if steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
-        optimizer = MixedOptimizer(model, binary=self._make_binary, real=self._make_real)
-        schedulers: list[LRScheduler] = []
-        for name, course in self.courses.items():
-            if isinstance(course, Linear):
-                total = self.epochs * steps_per_epoch
-                schedulers.append(linear(optimizer, name, course.start, course.end, total))
-            elif isinstance(course, Staircase):
-                every = course.every * steps_per_epoch
-                schedulers.append(schedule(optimizer, name, StepLR, step_size=every, gamma=course.factor))
-        return optimizer, schedulers
+        binary, real = (partial(make, capturable) for make in (self._make_binary, self._make_real))
+        optimizer: Optimizer
+        if self.optimizer == "Adam":
+            optimizer = real([(name, p) for name, p in model.named_parameters() if p.requires_grad])
+        else:
+            optimizer = MixedOptimizer(model, binary=binary, real=real)
+        made = [
+            course.scheduler(optimizer, name, steps_per_epoch, self.epochs)
+            for name, course in self.courses.items()
+        ]
+        return optimizer, [scheduler for scheduler in made if scheduler is not None]
 
-    def _make_binary(self, named: list[tuple[str, Tensor]]) -> Bop | Bop2ndOrder:
+    def _make_binary(self, capturable: bool, named: list[tuple[str, Tensor]]) -> Bop | Bop2ndOrder:
         start: dict[str, Any] = {name: course.start for name, course in self.courses.items() if name != "lr"}
         if self.optimizer == "Bop":
-            return Bop(named, **start)
-        return Bop2ndOrder(named, **start, bias_correction=self.bias_correction or "none")
+            return Bop(named, **start, capturable=capturable)
+        correction = self.bias_correction or "none"
+        return Bop2ndOrder(named, **start, bias_correction=correction, capturable=capturable)
 
-    def _make_real(self, named: list[tuple[str, Tensor]]) -> torch.optim.Adam:
-        lr = self.courses["lr"].start
+    def _make_real(self, capturable: bool, named: list[tuple[str, Tensor]]) -> torch.optim.Adam:
+        adam = partial(torch.optim.Adam, lr=self.courses["lr"].start, fused=True, capturable=capturable)
         kernels = [entry for entry in named if entry[1].dim() >= 2]
         if not self.kernel_l2 or not kernels:
-            return torch.optim.Adam(named, lr=lr)
+            return adam(named)
         rest = [entry for entry in named if entry[1].dim() < 2]
         # Adam adds weight_decay * w to the gradient; that of the penalty l2 * w^2 is 2 * l2 * w.
         groups: list[dict[str, Any]] = [{"params": kernels, "weight_decay": 2 * self.kernel_l2}]
-        return torch.optim.Adam(groups + ([{"params": rest}] if rest else []), lr=lr)
+        return adam(groups + ([{"params": rest}] if rest else []))
 
 
 _PAIR = {"biased": "none", "unbiased": "reference"}
 
 
-def _cifar10(
-    name: str, correction: str | None, epochs: int, batch: int, courses: dict[str, Course]
-) -> Preset:
+def _cifar10(name: str, correction: str | None, epochs: int, batch: int, courses: Courses) -> Preset:
     optimizer = "Bop" if correction is None else "Bop2ndOrder"
-    return Preset(name, "BinaryNet", "CIFAR-10", optimizer, correction, epochs, batch, courses)
+    return Preset(name, "binarynet", "cifar10", optimizer, correction, epochs, batch, courses)
 
 
 def _imagenet(name: str, network: str, epochs: int, kernel_l2: float) -> Preset:
@@ -138,7 +110,7 @@ def _imagenet(name: str, network: str, epochs: int, kernel_l2: float) -> Preset:
         "threshold": Linear(1e-8, 1e-5),
         "lr": Linear(2.5e-3, 5e-6),
     }
-    return Preset(name, network, "ImageNet", "Bop2ndOrder", "none", epochs, 1024, courses, kernel_l2)
+    return Preset(name, network, "imagenet", "Bop2ndOrder", "none", epochs, 1024, courses, kernel_l2)
 
 
 def _presets() -> list[Preset]:
@@ -162,7 +134,7 @@ def _presets() -> list[Preset]:
     steps: Courses = {name: Staircase(fixed[name].start) for name in ("gamma", "sigma", "threshold")}
     runs = [
         _cifar10("ablation", "reference", 100, 100, fixed),
-        _cifar10("bop_baseline", None, 500, 50, baseline),
+        _cifar10("cifar10_bop", None, 500, 50, baseline),
     ]
     for version, correction in _PAIR.items():
         runs += [
@@ -173,8 +145,8 @@ def _presets() -> list[Preset]:
         for name, course in steps.items():
             runs.append(_cifar10(f"schedulers_{name}_{version}", correction, 350, 50, fixed | {name: course}))
     runs += [
-        _imagenet("imagenet_xnornet", "XNOR-Net", 100, 5e-7),
-        _imagenet("imagenet_birealnet", "Bi-Real-Net", 150, 0.0),
+        _imagenet("imagenet_xnornet", "xnornet", 100, 5e-7),
+        _imagenet("imagenet_birealnet", "birealnet18", 150, 0.0),
     ]
     return sorted(runs, key=lambda run: run.name)
 
