@@ -23,8 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bop2nd_fast.stamp import ROOT
+
 from .registry import SUITES, cases
-from .stamp import ROOT
 from .tables import duration
 from .timing import quantile
 

@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 
+from bop2nd_fast.stamp import stamp
+
 from .gpu_cases import PEAK, cases
 from .gpu_sanitize import run_all_kernels
 from .gpu_setting import Contender, Setting, context_lost, failures
 from .registry import GateError, Unavailable
-from .stamp import stamp
 from .timing import Plan, cuda_sampler, measure
 
 PLAN = Plan(rounds=15, min_sample_s=0.004, max_contender_s=1.0)

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
+from bop2nd_fast.stamp import stamp
+
 from .gpu_cases import conv_operands, linear_operands, step_contender
 from .gpu_setting import Setting, close, context_lost, equal, failures
 from .registry import GateError
-from .stamp import stamp
 from .timing import QUICK, cuda_sampler, measure
 
 Run = Callable[[], object]

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bop2nd_fast.atomic_write import atomic_write
+from bop2nd_fast.stamp import ROOT
 
 from . import blocks, results
 from .blocks import ReportError
 from .registry import SUITES
-from .stamp import ROOT
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "performance.md")
 BLOCKS = ("summary", "machine", "machines", "gpu-goals", "gpu-dispatch")

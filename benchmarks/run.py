@@ -19,9 +19,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bop2nd_fast.stamp import ROOT, machine_name, stamp
+
 from . import larq_adapter, results
 from .registry import OURS, SUITES, UNITS, Case, Contender, GateError, Prepared, Unavailable, cases
-from .stamp import ROOT, machine_name, stamp
 from .tables import results_table
 from .timing import FULL, QUICK, Plan, Sampler, Series, cpu_sampler, measure
 

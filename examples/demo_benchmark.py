@@ -14,10 +14,10 @@ from rich.table import Table
 
 from benchmarks.registry import Case, Contender, cases
 from benchmarks.run import measure_case
-from benchmarks.stamp import stamp
 from benchmarks.suites import conv, step
 from benchmarks.timing import Plan
 from bop2nd_fast import plots
+from bop2nd_fast.stamp import stamp
 
 SHORT = Plan(rounds=15, min_sample_s=0.004, max_contender_s=1.5, min_samples=3)
 

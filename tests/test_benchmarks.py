@@ -21,8 +21,8 @@ from benchmarks.registry import (
     Unavailable,
     cases,
 )
-from benchmarks.stamp import machine_name, stamp
 from benchmarks.timing import QUICK
+from bop2nd_fast.stamp import machine_name, stamp
 
 
 @pytest.fixture(autouse=True)

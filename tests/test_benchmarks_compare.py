@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import compare
-from benchmarks.stamp import ROOT
+from bop2nd_fast.stamp import ROOT
 
 
 def test_the_interval_of_a_median_is_the_tables():

@@ -9,10 +9,10 @@ import pytest
 from benchmarks import report, results, roofline
 from benchmarks.goals import GOALS, geometric_mean
 from benchmarks.registry import BASELINE, BOUND, OURS, VARIANT
-from benchmarks.stamp import stamp
 from benchmarks.suites import conv, step
 from benchmarks.tables import byte_count, duration, significant
 from benchmarks.timing import Plan, Quantiles, Series, cpu_sampler, measure, quantile, takes_part
+from bop2nd_fast.stamp import stamp
 
 # ----------------------------------------------------------------------------------------- timer
 

@@ -15,7 +15,7 @@ PACKAGE = "bop2nd_fast"
 FLOORS = (
     ("__main__",),
     ("cli",),
-    ("train", "plots", "studies", "interchange", "recipes", "system_report", "terminal"),
+    ("train", "plots", "studies", "interchange", "recipes", "system_report", "stamp", "terminal"),
     ("__init__",),
     ("models", "inference", "optim", "nn", "data", "checkpoint*"),
     ("ops", "binary_tensor"),

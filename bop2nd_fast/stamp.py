@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-import bop2nd_fast
-from bop2nd_fast import backends, system_report
+from . import __version__, backends, system_report
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = (
@@ -33,6 +32,9 @@ def _cpu_flags() -> list[str]:
 
 
 def _git(*arguments: str) -> str:
+    """What git says of the checkout; nothing for an installed package, whatever repository lies around it."""
+    if not (ROOT / "csrc").is_dir():
+        return ""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
@@ -40,7 +42,16 @@ def _git(*arguments: str) -> str:
 def stamp() -> dict[str, Any]:
     """Plain values describing this machine and this state of the project, now."""
     versions = system_report.versions()
-    dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!*.md")
+    dirty = _git(
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        ":!benchmarks/results",
+        ":!studies/results",
+        ":!*.md",
+    )
     return {
         "processor": versions["processor"],
         "cpu_flags": _cpu_flags(),
@@ -48,7 +59,7 @@ def stamp() -> dict[str, Any]:
         "active_backend": backends.active("cpu"),
         "openmp": backends.parallel(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "bop2nd_fast": bop2nd_fast.__version__,
+        "bop2nd_fast": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": versions["Triton"],
