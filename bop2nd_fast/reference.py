@@ -293,14 +293,16 @@ def epilogue(
     post_shift: Tensor | None = None,
     sign_shift: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    input_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What becomes of exact dots ``[..., O]`` (fp32): (values or empty, sign words or empty).
+    """What becomes of dots ``[..., O]`` (fp32, or exact int32): (values or empty, sign words or empty).
 
-    ``value = act(clamp(dot, low, high) * scale + shift + residual) + post_shift``, only what is given, every
-    operation rounded on its own in fp32; values are rounded to ``dtype`` at the end. ``act``: none, or with
-    ``relu`` 0 where its argument is below 0, or with ``slope`` that times the argument there. ``low`` and
-    ``high`` are whole numbers; ``residual`` has the values' shape and ``dtype``; what else is given is fp32
-    ``[O]``. Bit 1 (-1) where ``dot < threshold`` (int32 ``[O]``), without thresholds where
+    ``value = act(clamp(dot, low, high) * input_scale * scale + shift + residual) + post_shift``, only what is
+    given, every operation (and the way from int32) rounded on its own in fp32; values are rounded to
+    ``dtype`` at the end. ``act``: none, or with ``relu`` 0 where its argument is below 0, or with ``slope``
+    that times the argument there. ``low`` and ``high`` are whole numbers; ``residual`` has the values' shape
+    and ``dtype``; ``input_scale`` (products of real and 8-bit inputs only) fits ``[..., 1]``; what else is
+    given is fp32 ``[O]``. Bit 1 (-1) where ``dot < threshold`` (int32 ``[O]``), without thresholds where
     ``value + sign_shift < 0`` before anything is rounded to ``dtype``.
 
     Raises:
@@ -328,7 +330,8 @@ def epilogue(
     ):
         if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != kind):
             raise ValueError(f"{name} must be {kind} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
-    value = dot.clamp(least, most)
+    value = (dot if low is None and high is None else dot.clamp(low, high)).float()
+    value = value if input_scale is None else value * input_scale
     value = value if scale is None else value * scale
     value = value if shift is None else value + shift
     value = value if residual is None else value + residual.float()
@@ -377,3 +380,132 @@ def binary_conv2d_packed(
     weight = unpack_bits(weight_words, per_group, dim=1, dtype=torch.float64)
     dot = _convolve(x, weight, stride, dilation, groups).movedim(1, -1).float().contiguous()
     return epilogue(dot, **outputs)
+
+
+# --------------------------------------------------------- signs times real numbers and 8-bit integers
+
+
+def quantize_rows(x: Tensor, per_row: bool = True) -> tuple[Tensor, Tensor]:
+    """fp32 ``scale`` and int8 ``q`` with ``x ~ q * scale``, for each row (the last axis) or for all of ``x``.
+
+    ``scale = max |x| / 127`` and ``q = clamp(round(x / scale), -127, 127)``, in fp32, halves to even; where
+    ``scale`` is 0, ``q`` is. Returns ``q`` of the shape of ``x``, ``scale`` ``[...]`` (or ``[1]``).
+
+    Raises:
+        ValueError: infinite or NaN elements, with the number of rows that have any.
+    """
+    wide = x.float()
+    if not bool((finite := wide.isfinite()).all()):
+        bad = int((~finite).flatten(0, -2).any(-1).sum()) if x.dim() > 1 else 1
+        raise ValueError(f"{bad} of {wide[..., :1].numel()} rows have infinite or NaN elements")
+    size = wide.abs()
+    if x.numel() == 0:
+        most = size.new_zeros(x.shape[:-1] if per_row else (1,))
+    else:
+        most = size.amax(-1) if per_row else size.amax().view(1)
+    scale = most / 127
+    divisor = scale[..., None] if per_row else scale
+    q = torch.where(divisor == 0, 0.0, wide / divisor).round().clamp(-127, 127)
+    return q.to(torch.int8), scale
+
+
+def signed_dots(x: Tensor, signs: Tensor) -> Tensor:
+    """fp32 rows ``[M, K]`` times +-1 ``[N, K]`` -> ``[M, N]``, summed in THE ORDER OF SIGNED SUMS.
+
+    Both are filled up with zeros to a multiple of 32. Of 32 products, four neighbours make
+    ``g = (p[0] + p[1]) + (p[2] + p[3])``, and these eight make
+    ``(((g[0] + g[2]) + g[4]) + g[6]) + (((g[1] + g[3]) + g[5]) + g[7])``. These sums are added, one after
+    another, to +0. Every addition is rounded to fp32 by itself.
+    """
+    fill = -x.shape[1] % WORD_BITS
+    x, signs = F.pad(x, (0, fill)), F.pad(signs, (0, fill))
+    total = x.new_zeros(x.shape[0], signs.shape[0])
+    for start in range(0, x.shape[1], WORD_BITS):
+        part = slice(start, start + WORD_BITS)
+        p = (x[:, None, part] * signs[None, :, part]).unflatten(-1, (8, 2, 2))
+        pairs = p[..., 0] + p[..., 1]
+        g = (pairs[..., 0] + pairs[..., 1]).unbind(-1)
+        total = total + ((((g[0] + g[2]) + g[4]) + g[6]) + (((g[1] + g[3]) + g[5]) + g[7]))
+    return total
+
+
+def signed_linear(
+    input: Tensor, weight_words: Tensor, multiplier: int = 1, zero_point: int = 0, **outputs: Any
+) -> tuple[Tensor, Tensor]:
+    """``[..., K]`` times words ``[O, W]`` -> values ``[..., O]`` and sign words, see :func:`epilogue`.
+
+    Real inputs are widened to fp32 and summed by :func:`signed_dots`; of integers (int8, uint8)
+    ``sum +-(multiplier * x - zero_point)`` is exact in int32.
+    """
+    rows = input.shape[:-1]
+    image = input.reshape(rows.numel(), input.shape[-1], 1, 1)
+    dots = _signed_dots_of_images(
+        image, weight_words[:, None, None], multiplier, zero_point, [1, 1], [0, 0], [1, 1], 1
+    )
+    dots = dots.view(*rows, weight_words.shape[0])
+    scale = outputs.pop("input_scale", None)
+    if scale is not None and scale.numel() != 1:
+        scale = scale.view(*rows, 1)
+    return epilogue(dots, input_scale=scale, **outputs)
+
+
+def signed_conv2d(
+    input: Tensor,
+    weight_words: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    multiplier: int = 1,
+    zero_point: int = 0,
+    **outputs: Any,
+) -> tuple[Tensor, Tensor]:
+    """``[N, C, H, W]`` with words ``[O, kH, kW, words(C/groups)]`` -> values ``[N, Ho, Wo, O]``, sign words.
+
+    As :func:`signed_linear`, over taps row by row and, within a tap, the channels of the group, filled up
+    with zeros to a multiple of four. Padded taps are left out.
+    """
+    arguments = (stride, padding, dilation, groups)
+    dots = _signed_dots_of_images(input, weight_words, multiplier, zero_point, *arguments)
+    scale = outputs.pop("input_scale", None)
+    if scale is not None and scale.numel() != 1:
+        scale = scale.view(-1, 1, 1, 1)
+    return epilogue(dots, input_scale=scale, **outputs)
+
+
+def _signed_dots_of_images(
+    input: Tensor,
+    weight_words: Tensor,
+    multiplier: int,
+    zero_point: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """Dots ``[N, Ho, Wo, O]``: fp32 of real inputs, else int32."""
+    per_group = input.shape[1] // groups
+    around = (padding[1], padding[1], padding[0], padding[0])
+    if not input.is_floating_point():
+        weight = unpack_bits(weight_words, per_group, dim=1, dtype=torch.float64)
+        x = F.pad(input.double() * multiplier - zero_point, around)
+        return _convolve(x, weight, stride, dilation, groups).movedim(1, -1).to(torch.int32).contiguous()
+    weight = unpack_bits(weight_words, per_group)  # [O, kH, kW, C / groups]
+    x = F.pad(input.float(), around)
+    kernel = weight_words.shape[1:3]
+    size = [(x.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
+    taps = [
+        x[:, :, i * dilation[0] :: stride[0], j * dilation[1] :: stride[1]][:, :, : size[0], : size[1]]
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    seen = torch.stack(taps).permute(1, 3, 4, 0, 2)  # [N, Ho, Wo, taps, C]
+    fill = (0, -per_group % 4)
+    outputs = weight_words.shape[0] // groups
+    results = []
+    for g in range(groups):
+        rows = F.pad(seen[..., g * per_group : (g + 1) * per_group], fill).flatten(-2)
+        signs = F.pad(weight[g * outputs : (g + 1) * outputs], fill).flatten(1)
+        flat = rows.reshape(rows.shape[:-1].numel(), rows.shape[-1])
+        results.append(signed_dots(flat, signs).view(*rows.shape[:-1], outputs))
+    return torch.cat(results, -1)

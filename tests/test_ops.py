@@ -354,6 +354,25 @@ def opcheck_cases() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             (ref.pack_bits(image, 1), conv, 20, *geometry),
             {"signs": True, "shift": torch.randn(5), "dtype": torch.bfloat16},
         ),
+        "quantize_rows": (ops.quantize_rows, (x,), {}),
+        "signed_linear": (ops.signed_linear, (x.clone().requires_grad_(), w), {}),
+        "signed_linear parameter": (ops.signed_linear, (x.clone().requires_grad_(), parameter), {}),
+        "signed_linear int8": (
+            ops.signed_linear,
+            (ref.quantize_rows(x)[0], w, 2, 3, torch.rand(3), x.clone().requires_grad_()),
+            {},
+        ),
+        "signed_linear fused": (
+            ops.signed_linear,
+            (x.to(torch.bfloat16), w),
+            {"signs": True, "shift": torch.randn(5), "dtype": torch.bfloat16},
+        ),
+        "signed_conv2d": (ops.signed_conv2d, (image.clone().requires_grad_(), conv, *geometry[:4]), {}),
+        "signed_conv2d uint8": (
+            ops.signed_conv2d,
+            (image.to(torch.uint8), conv, *geometry[:4]),
+            {"values": False, "signs": True, "threshold": threshold, "zero_point": 128},
+        ),
         **{
             f"binary_linear_backward {needs}": (
                 ops.binary_linear_backward, (grad, signs, mask, w, 40, *needs), {},
