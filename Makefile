@@ -18,7 +18,7 @@ NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '
 CLANG_FORMAT_SOURCES = $(shell find csrc tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check cuda-check sanitize sanitize-python format bench fuzz clean
+.PHONY: help install demo test docs pictures check cuda-check sanitize sanitize-python format bench fuzz clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -53,6 +53,14 @@ test: install  ## every Python and C++ test
 	@cmake -S . -B $(CMAKE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release > $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
 	@cmake --build $(CMAKE_BUILD) --parallel $(JOBS) >> $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
 	@ctest --test-dir $(CMAKE_BUILD) --output-on-failure --no-tests=error
+
+docs: install  ## build the documentation into build/docs; warnings are errors
+	echo "==> documentation"
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	echo "    build/docs/index.html"
+
+pictures: install  ## draw the pictures of docs/optimizer.md again (trains for some minutes)
+	$(BIN)/python docs/draw.py
 
 check: install  ## formatting, lint and types; changes nothing
 	@echo "==> ruff, mypy, clang-format"

@@ -6,8 +6,9 @@ stands between the markers of ``DOCUMENTS``; a marker is a pair of comments, eac
     <!-- benchmark:NAME -->
     <!-- /benchmark -->
 
-NAME is one of ``summary``, ``machine`` (of the machine measured last), ``machines``, ``gpu-goals``,
-``gpu-dispatch``. ``--check`` changes nothing and fails if a text is not what the committed results give.
+NAME is one of ``networks``, ``summary`` and ``machine`` (both of the machine measured last), ``machines``,
+``gpu-goals``, ``gpu-dispatch``. ``--check`` changes nothing and fails if a text is not what the committed
+results give.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from pathlib import Path
 from bop2nd_fast.atomic_write import atomic_write
 from bop2nd_fast.stamp import ROOT
 
-from . import blocks, results
+from . import blocks, front_page, results
 from .blocks import ReportError
 from .registry import SUITES
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "performance.md")
-BLOCKS = ("summary", "machine", "machines", "gpu-goals", "gpu-dispatch")
+DOCUMENTS = tuple(
+    ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/gpu.md", "docs/performance.md")
+)
+BLOCKS = ("networks", "summary", "machine", "machines", "gpu-goals", "gpu-dispatch")
+PICTURE = ROOT / "docs" / "images" / "networks.svg"
 MARKER = re.compile(
     r"^<!-- benchmark:(?P<name>[a-z_-]+) -->\n(?P<body>.*?)^<!-- /benchmark -->$", re.MULTILINE | re.DOTALL
 )
@@ -61,6 +65,8 @@ def block(name: str, directory: Path, document: Path) -> str:
         return blocks.gpu_goals_block(directory)
     if name == "gpu-dispatch":
         return blocks.gpu_dispatch_block()
+    if name == "networks":
+        return front_page.networks_block(machines(directory), directory, document)
     if name == "machines":
         return blocks.machines_block(machines(directory), directory, document)
     if name not in BLOCKS:
@@ -170,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         for path in draw_all(results.read_all(directory / machine), directory / machine):
             print(f"wrote {os.path.relpath(path)}")
+        if directory == results.RESULTS and machine == default_machine(directory):
+            front_page.draw(results.read_all(directory / machine), PICTURE)
+            print(f"wrote {os.path.relpath(PICTURE)}")
         if not chosen.pictures_only:
             for path in write_documents(DOCUMENTS, directory):
                 print(f"updated {os.path.relpath(path)}")

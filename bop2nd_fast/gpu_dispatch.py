@@ -2,7 +2,7 @@
 
 Triton's kernels are chosen in ``kernels/tuning.py``, the CUDA C++ ones in ``csrc/cuda/binary_plan.h``; both
 answer here without a GPU, for any chip, from the code the launch itself runs. ``table()`` lists every limit
-with what measured it, and is written into ``docs/performance.md``.
+with what measured it, and is written into ``docs/gpu.md``.
 """
 
 from __future__ import annotations

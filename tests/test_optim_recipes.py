@@ -1,8 +1,7 @@
-"""The programs under "Recipes" in docs/optimizer.md run, and do what is said there."""
+"""Programs of docs/optimizer.md and docs/averaging.md do what is said there (test_documents.py runs all)."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import bop2nd_fast as bf
+from tests.documents import programs
 
-DOC = Path(__file__).parents[1] / "docs" / "optimizer.md"
-
-
-def recipes() -> list[str]:
-    return re.findall(r"```py\n(.*?)```", DOC.read_text().split("## Recipes")[1], re.DOTALL)
+DOCS = Path(__file__).parents[1] / "docs"
+(ACCUMULATE,) = programs(DOCS / "optimizer.md", "Accumulating and clipping")
+SKIP, START_ANEW = programs(DOCS / "optimizer.md", "Gradients that are not finite")
+AVERAGE, VOTE = programs(DOCS / "averaging.md", "Averages of weights: EMA, SWA")
 
 
 def names() -> dict[str, Any]:
@@ -42,16 +41,16 @@ def names() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(*which: int, **extra: Any) -> dict[str, Any]:
+def run(*which: str, **extra: Any) -> dict[str, Any]:
     scope = names() | extra
-    for i in which:
-        exec(recipes()[i], scope)
+    for program in which:
+        exec(program, scope)
     return scope
 
 
 def test_accumulating_and_clipping() -> None:
     before = names()
-    scope = run(0)
+    scope = run(ACCUMULATE)
     assert scope["loss"](scope["model"]) < before["loss"](before["model"]) / 1.5
     assert int(scope["optimizer"].binary.state[scope["model"][0].weight]["step"]) == 15
 
@@ -61,16 +60,16 @@ def test_a_step_with_an_infinite_gradient_is_skipped_whole() -> None:
     x, y = scope["batches"][0]
     bad = x.clone()
     bad[3, 5] = float("inf")
-    exec(recipes()[1], scope | {"batches": [(x, y)] * 5})
+    exec(SKIP, scope | {"batches": [(x, y)] * 5})
     before = [p.detach().clone() for p in scope["model"].parameters()]
-    exec(recipes()[1], scope | {"batches": [(bad, y)]})
+    exec(SKIP, scope | {"batches": [(bad, y)]})
     after = [p.detach() for p in scope["model"].parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(row.not_finite == 0 for row in scope["optimizer"].report(quiet=True))
     for module in scope["model"]:  # batch norm has seen it in the forward pass
         if isinstance(module, nn.BatchNorm1d):
             module.reset_running_stats()
-    exec(recipes()[1], scope | {"batches": [(x, y)] * 60})
+    exec(SKIP, scope | {"batches": [(x, y)] * 60})
     assert scope["loss"](scope["model"]) < 1
 
 
@@ -81,12 +80,12 @@ def test_moments_that_are_not_finite_start_anew() -> None:
     scope["model"][0].weight.grad[2, :7] = float("nan")
     scope["optimizer"].step()
     assert [row.not_finite for row in scope["optimizer"].report(quiet=True)] == [7, 0]
-    exec(recipes()[2], scope)
+    exec(START_ANEW, scope)
     assert [row.not_finite for row in scope["optimizer"].report(quiet=True)] == [0, 0]
 
 
 def test_averages() -> None:
-    scope = run(3)
+    scope = run(AVERAGE)
     averaged, model = scope["averaged"].module, scope["model"]
     assert torch.equal(averaged[0].weight.words, model[0].weight.words)
     assert not torch.equal(averaged[1].weight, model[1].weight)
@@ -94,7 +93,7 @@ def test_averages() -> None:
 
 
 def test_votes() -> None:
-    scope = run(3, 4)
+    scope = run(AVERAGE, VOTE)
     assert isinstance(scope["model"][0].weight, bf.BinaryTensor)
     vote = scope["votes"][scope["model"][0].weight]
     assert bool(((vote.abs() < 0.99) & (vote.abs() > 0)).any())
