@@ -18,7 +18,7 @@ NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '
 CLANG_FORMAT_SOURCES = $(shell find csrc tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs pictures check cuda-check sanitize sanitize-python format bench fuzz clean
+.PHONY: help install demo test arm-test docs pictures check cuda-check sanitize sanitize-python format bench fuzz clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -46,6 +46,7 @@ demo: install  ## train, pack, predict and benchmark on real data; pictures go t
 	@$(BIN)/python -m examples.demo --out out/demo
 
 test: install  ## every Python and C++ test
+	@sh cmake/arm-tools.sh || true
 	@echo "==> Python tests"
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -x -q --durations=10 -m "not fuzz" --numprocesses=$(JOBS) --dist=worksteal
 	@echo "==> C++ tests of the torch-free core"
@@ -53,6 +54,17 @@ test: install  ## every Python and C++ test
 	@cmake -S . -B $(CMAKE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release > $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
 	@cmake --build $(CMAKE_BUILD) --parallel $(JOBS) >> $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
 	@ctest --test-dir $(CMAKE_BUILD) --output-on-failure --no-tests=error
+	@$(MAKE) --no-print-directory arm-test
+
+ARM_BUILD := build/arm
+
+arm-test: install  ## the C++ tests as 64-bit ARM code, emulated (skipped where cross compiler or qemu-user are not to be had)
+	@if sh cmake/arm-tools.sh; then \
+	  echo "==> C++ tests on an emulated ARM" && mkdir -p build && \
+	  { cmake -S . -B $(ARM_BUILD) -G Ninja --toolchain cmake/aarch64-linux-gnu.cmake -DCMAKE_BUILD_TYPE=Release && \
+	    cmake --build $(ARM_BUILD) --parallel $(JOBS); } > $(ARM_BUILD).log 2>&1 || { cat $(ARM_BUILD).log; exit 1; }; \
+	  ctest --test-dir $(ARM_BUILD) --parallel $(JOBS) --output-on-failure --no-tests=error; \
+	fi
 
 docs: install  ## build the documentation into build/docs; warnings are errors
 	echo "==> documentation"

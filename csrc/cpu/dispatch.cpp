@@ -16,6 +16,10 @@
 #include <unistd.h>
 #endif
 
+#if BOP2ND_NEON && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #define BOP2ND_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace bop2nd {
@@ -26,6 +30,8 @@ enum Feature : uint32_t {
   kAvx512 = 1u << 1,  // F, BW, VL, DQ and the operating system saves zmm registers
   kBitalg = 1u << 2,
   kAmx = 1u << 3,  // AMX-TILE, AMX-INT8, VBMI, GFNI, and the operating system lets this process use tiles
+  kNeon = 1u << 4,
+  kDotProduct = 1u << 5,  // UDOT
 };
 
 #if BOP2ND_X86
@@ -68,6 +74,17 @@ uint32_t detect() {
     features |= kAmx;
   return features;
 }
+#elif BOP2ND_NEON
+uint32_t detect() {
+#if defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kAsimdDp ? kNeon | kDotProduct : kNeon;
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return kNeon | kDotProduct;
+#else
+  return kNeon;
+#endif
+}
 #else
 uint32_t detect() { return 0; }
 #endif
@@ -76,6 +93,11 @@ uint32_t detect() { return 0; }
 #define BOP2ND_IF_X86(make) make
 #else
 #define BOP2ND_IF_X86(make) nullptr
+#endif
+#if BOP2ND_NEON
+#define BOP2ND_IF_NEON(make) make
+#else
+#define BOP2ND_IF_NEON(make) nullptr
 #endif
 
 struct Isa {
@@ -95,6 +117,9 @@ const Isa kIsas[] = {
      BOP2ND_IF_X86(avx512_bitalg)},
     {"avx512_amx", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG, VBMI, GFNI, AMX-INT8 (granted by the kernel)",
      kAvx512 | kBitalg | kAmx, BOP2ND_IF_X86(avx512_amx)},
+    {"neon", "64-bit ARM with NEON", kNeon, BOP2ND_IF_NEON(neon)},
+    {"neon_dot", "64-bit ARM with NEON and UDOT (dot product of ARMv8.2)", kNeon | kDotProduct,
+     BOP2ND_IF_NEON(neon_dot)},
 };
 constexpr int kCount = static_cast<int>(sizeof(kIsas) / sizeof(kIsas[0]));
 

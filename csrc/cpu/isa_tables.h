@@ -12,5 +12,7 @@ InstructionSet avx2();
 InstructionSet avx512();
 InstructionSet avx512_bitalg();
 InstructionSet avx512_amx();
+InstructionSet neon();
+InstructionSet neon_dot();
 
 }  // namespace bop2nd

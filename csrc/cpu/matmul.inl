@@ -22,6 +22,8 @@ struct Weights {
   const int32_t* offset;  // of the next word from `steps`, in words; used where words do not lie side by side
 };
 
+#include "count_bytes.inl"
+
 // L: bits of a lane; P: pixels at a time; kIndexed: the words of w are found by their offsets.
 template <class C, int L, int P, bool kIndexed>
 struct CarrySaveCount {
@@ -122,7 +124,7 @@ constexpr int64_t kMaxRounds = 5;
 
 // One stretch of words of all pixels, P at a time from pixel `first` on. Returns the first pixel left over.
 template <class C, int L, int P, bool kIndexed>
-int64_t count_pixels(const CountTile& t, int64_t first, int64_t word, int64_t n_words) {
+int64_t count_pixels_in_planes(const CountTile& t, int64_t first, int64_t word, int64_t n_words) {
   using Counter = CarrySaveCount<C, L, P, kIndexed>;
   constexpr int kVectors = 32 / L;
   const uint32_t* w = kIndexed ? t.w : t.w + word * 16 * kVectors;
@@ -144,6 +146,15 @@ int64_t count_pixels(const CountTile& t, int64_t first, int64_t word, int64_t n_
     }
   }
   return first;
+}
+
+template <class C, int L, int P, bool kIndexed>
+int64_t count_pixels(const CountTile& t, int64_t first, int64_t word, int64_t n_words) {
+  if constexpr (C::kCountsBytes) {
+    return count_pixels_in_bytes<C, L, P, kIndexed>(t, first, word, n_words);
+  } else {
+    return count_pixels_in_planes<C, L, P, kIndexed>(t, first, word, n_words);
+  }
 }
 
 template <class C, int L, bool kIndexed>

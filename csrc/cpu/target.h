@@ -9,6 +9,12 @@
 #define BOP2ND_X86 0
 #endif
 
+#if defined(__aarch64__) && defined(__ARM_NEON)
+#define BOP2ND_NEON 1
+#else
+#define BOP2ND_NEON 0
+#endif
+
 #define BOP2ND_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #define BOP2ND_TARGET_BEGIN(isa) \

@@ -148,6 +148,7 @@ struct Avx2Count {
   using I = __m256i;
   static constexpr int kLanes = 8;
   static constexpr int kPixels = 1;
+  static constexpr bool kCountsBytes = false;  // see count_bytes.inl
 
   BOP2ND_INLINE static I set1(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
   BOP2ND_INLINE static I load(const uint32_t* p) {

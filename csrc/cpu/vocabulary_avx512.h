@@ -124,6 +124,7 @@ struct Avx512Count {
   using I = __m512i;
   static constexpr int kLanes = 16;
   static constexpr int kPixels = 2;
+  static constexpr bool kCountsBytes = false;  // see count_bytes.inl
 
   BOP2ND_INLINE static I set1(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
   BOP2ND_INLINE static I load(const uint32_t* p) { return _mm512_loadu_si512(p); }

@@ -118,6 +118,7 @@ struct ScalarCount {
   typedef uint32_t I __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
   static constexpr int kPixels = 2;
+  static constexpr bool kCountsBytes = false;  // see count_bytes.inl
 
   BOP2ND_INLINE static I set1(uint32_t x) { return I{x, x, x, x}; }
   BOP2ND_INLINE static I load(const uint32_t* p) {

@@ -26,6 +26,10 @@ namespace bop2nd {
 #define BOP2ND_OWES(kind, word) \
   static_assert(Has_##word<V>::value, "a vocabulary of " kind " owes `" #word "` (see vocabulary_scalar.h)")
 
+#define BOP2ND_OWES_IF(condition, kind, word)         \
+  static_assert(!(condition) || Has_##word<V>::value, \
+                "a vocabulary of " kind " owes `" #word "` (see vocabulary_scalar.h)")
+
 #define BOP2ND_A std::declval<typename V::F>()
 #define BOP2ND_I std::declval<typename V::I>()
 #define BOP2ND_M V::less_zero(BOP2ND_A)
@@ -125,6 +129,15 @@ BOP2ND_WORD(make_pairs, V::make_pairs(BOP2ND_I))
 BOP2ND_WORD(dot, V::dot(BOP2ND_I, BOP2ND_I))
 BOP2ND_WORD(real, V::real(BOP2ND_I))
 BOP2ND_WORD(less, V::less(BOP2ND_I, std::declval<const int32_t*>(), 1))
+// For count_bytes.inl instead of adders, popcounts and sums of planes.
+#define BOP2ND_B V::popcounts(BOP2ND_I)
+BOP2ND_WORD(popcounts, V::popcounts(BOP2ND_I))
+BOP2ND_WORD(no_bytes, V::no_bytes())
+BOP2ND_WORD(add_popcounts, V::add_bytes(BOP2ND_B, BOP2ND_B))
+BOP2ND_WORD(add_to, V::add_to(std::declval<typename V::template Wide<8>&>(), BOP2ND_B))
+BOP2ND_WORD(twice, V::twice(std::declval<typename V::template Wide<8>&>()))
+BOP2ND_WORD(widen, V::widen(std::declval<const typename V::template Wide<8>&>(),
+                            std::declval<typename V::I (&)[4]>()))
 BOP2ND_WORD(keep_in_register, V::keep_in_register(std::declval<typename V::I&>()))
 
 template <class V>
@@ -132,28 +145,37 @@ struct CountComplete {
   static_assert(V::kLanes * sizeof(uint32_t) == sizeof(typename V::I),
                 "kLanes is the number of words in an I");
   static_assert(V::kPixels > 0, "kPixels: pixels that are counted at a time, as many as registers hold");
+  static_assert(V::kCountsBytes || !V::kCountsBytes, "kCountsBytes: whether count_bytes.inl serves");
   static_assert(V::Lanes::kLanes > 0, "Lanes: the vocabulary of the epilogue");
   BOP2ND_OWES("counting", count_load);
   BOP2ND_OWES("counting", store_int);
   BOP2ND_OWES("counting", set1);
   BOP2ND_OWES("counting", bit_xor);
   BOP2ND_OWES("counting", xor_word);
-  BOP2ND_OWES("counting", full_add);
+  BOP2ND_OWES_IF(!V::kCountsBytes, "counting", full_add);
   BOP2ND_OWES("counting", pair_add);
-  BOP2ND_OWES("counting", byte_counts);
-  BOP2ND_OWES("counting", add_bytes);
+  BOP2ND_OWES_IF(!V::kCountsBytes, "counting", byte_counts);
+  BOP2ND_OWES_IF(!V::kCountsBytes, "counting", add_bytes);
   BOP2ND_OWES("counting", add_counts);
-  BOP2ND_OWES("counting", sum_lanes);
+  BOP2ND_OWES_IF(!V::kCountsBytes, "counting", sum_lanes);
   BOP2ND_OWES("counting", spread);
   BOP2ND_OWES("counting", make_pairs);
   BOP2ND_OWES("counting", dot);
   BOP2ND_OWES("counting", real);
   BOP2ND_OWES("counting", less);
   BOP2ND_OWES("counting", keep_in_register);
+  BOP2ND_OWES_IF(V::kCountsBytes, "counting", popcounts);
+  BOP2ND_OWES_IF(V::kCountsBytes, "counting", no_bytes);
+  BOP2ND_OWES_IF(V::kCountsBytes, "counting", add_popcounts);
+  BOP2ND_OWES_IF(V::kCountsBytes, "counting", add_to);
+  BOP2ND_OWES_IF(V::kCountsBytes, "counting", twice);
+  BOP2ND_OWES_IF(V::kCountsBytes, "counting", widen);
 };
 
+#undef BOP2ND_B
 #undef BOP2ND_WORD
 #undef BOP2ND_OWES
+#undef BOP2ND_OWES_IF
 #undef BOP2ND_A
 #undef BOP2ND_I
 #undef BOP2ND_M

@@ -7,7 +7,7 @@
 // The yardstick of matmul: the same counting of the longest sum that one count takes, on operands in the
 // nearest cache. Returns binary multiply-accumulates (one bit each).
 template <class C>
-double register_loop(int64_t iterations) {
+double plane_loop(int64_t iterations) {
   constexpr int kSteps = 64 * kMaxRounds;
   constexpr int P = C::kPixels;
   using Counter = CarrySaveCount<C, 8, P, false>;
@@ -25,6 +25,15 @@ double register_loop(int64_t iterations) {
     }
   }
   return static_cast<double>(iterations) * kSteps * P * C::kLanes * 32;
+}
+
+template <class C>
+double register_loop(int64_t iterations) {
+  if constexpr (C::kCountsBytes) {
+    return byte_loop<C>(iterations);
+  } else {
+    return plane_loop<C>(iterations);
+  }
 }
 
 // The yardstick of the step: reads gradient, moments and words, as far ahead as the step, writes moments and

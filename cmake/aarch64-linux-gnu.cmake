@@ -1,0 +1,20 @@
+# 64-bit ARM from another machine, with Debian's cross compiler (g++-aarch64-linux-gnu); tests run under qemu-user.
+# cmake -S . -B build/arm --toolchain cmake/aarch64-linux-gnu.cmake
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
+set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
+find_program(BOP2ND_CCACHE ccache)
+if(BOP2ND_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${BOP2ND_CCACHE})
+endif()
+set(CMAKE_FIND_ROOT_PATH /usr/aarch64-linux-gnu)
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
+# BOP2ND_QEMU_CPU: the processor to emulate, "max" (everything) if not given; cortex-a72 has no UDOT.
+set(qemu qemu-aarch64 -L /usr/aarch64-linux-gnu)
+if(BOP2ND_QEMU_CPU)
+  list(APPEND qemu -cpu ${BOP2ND_QEMU_CPU})
+endif()
+set(CMAKE_CROSSCOMPILING_EMULATOR ${qemu})

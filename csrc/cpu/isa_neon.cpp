@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Counts bits; look-ups wait for processors whose TBL is a single operation: isa_neon_dot.cpp.
+#include "fetch_ahead.h"
+#include "isa_tables.h"
+#include "operators.h"
+#include "target.h"
+#include "vocabulary_words.h"
+
+#if BOP2ND_NEON
+#include <arm_neon.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "vocabulary_neon.h"
+#include "../core/bop_rule.h"
+
+namespace bop2nd {
+namespace {
+
+#include "step.inl"
+#include "pack.inl"
+#include "matmul.inl"
+#include "yardsticks.inl"
+#include "signed_sums.inl"
+#include "depthwise.inl"
+
+}  // namespace
+
+template struct LanesComplete<NeonLanes>;
+template struct CountComplete<NeonCount>;
+
+InstructionSet neon() {
+  InstructionSet set;
+  KernelTable& t = set.kernels;
+  t.step = step<NeonLanes>;
+  t.pack_rows = pack_rows<NeonLanes>;
+  t.pack_columns = pack_columns<NeonLanes>;
+  t.unpack_rows = unpack_rows<NeonLanes>;
+  t.apply_mask = apply_mask<NeonLanes>;
+  t.pack_pixels = pack_pixels<NeonCount>;
+  t.multiply = multiply<NeonCount>;
+  t.sums = &kSumTable<NeonLanes>;
+  set.yardsticks.stream = stream<NeonLanes>;
+  set.yardsticks.register_loop = register_loop<NeonCount>;
+  return set;
+}
+
+}  // namespace bop2nd
+#endif
