@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .atomic_write import atomic_write
-from .train import Epoch
+from .train_record import Epoch
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"
 

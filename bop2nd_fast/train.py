@@ -1,431 +1,347 @@
-"""A small trainer for classification: Bop2ndOrder for the binary weights, Adam for the rest.
+"""The training loop: one for the command line, the studies, the examples and the benchmarks.
 
-Reproducible: the model's initial weights, the order of the examples and their augmentation follow from
-`Settings.seed`; a run resumed from a checkpoint continues bit for bit as if it had not stopped.
+>>> recipe = bf.recipes.get("cifar10_biased").replace(epochs=10, width=32)
+>>> trainer = Trainer(recipe, bf.data.get("cifar10", folder), seed=0, out="out/run")
+>>> trainer.restore()  # goes on where a run in that folder stopped; 0 steps if there is none
+>>> history = trainer.run(on_epoch=print)
+
+Initial weights, the order of the examples and their augmentation follow from the seed; a run that goes on from
+a checkpoint, also in the middle of an epoch, continues bit for bit as if it had not stopped.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import errno
 import json
 import math
 import operator
-import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checkpoint as checkpoint_files
+from . import checkpoint, data
 from .atomic_write import atomic_write
-from .data import Batches, Dataset, augment_crop_flip
-from .models import BinaryNet
-from .optim import Bop2ndOrder, split_parameters
-from .optim.telemetry import FlipRates
+from .optim import MixedOptimizer
+from .optim.telemetry import LayerReport, joined
+from .recipes import Recipe
+from .train_record import Epoch, Progress, Record, TrainingError, evaluate, recorded
+from .train_replicas import Replicas
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"binarynet": BinaryNet}
-CHECKPOINT_FORMAT = "bop2nd_fast.checkpoint.1"
-_CHECKPOINT_KEYS = {
-    *("format", "spec", "dataset", "settings", "history"),
-    *("model", "binary_optimizer", "real_optimizer", "generator"),
-}
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on, or a checkpoint cannot be used; the message says why."""
-
-
-def _plain_numbers(record: Any) -> None:
-    """Make NumPy's numbers Python's: a checkpoint and a history hold nothing else."""
-    for entry in dataclasses.fields(record):
-        value = getattr(record, entry.name)
-        if type(entry.default) is int:
-            object.__setattr__(record, entry.name, operator.index(value))
-        elif type(entry.default) is float:
-            object.__setattr__(record, entry.name, float(value))
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What a network is built from; stored in checkpoints."""
-
-    name: str = "binarynet"
-    width: int = 128
-    image_size: int = 32
-    in_channels: int = 3
-    num_classes: int = 10
-    first_padding: int = 0
-
-    def __post_init__(self) -> None:
-        _plain_numbers(self)
-
-    @classmethod
-    def for_dataset(cls, dataset: Dataset, name: str = "binarynet", width: int = 128) -> ModelSpec:
-        """A network for these images; the first layer pads where three poolings need it to."""
-        return cls(
-            name=name,
-            width=width,
-            image_size=dataset.image_size,
-            in_channels=dataset.in_channels,
-            num_classes=len(dataset.classes),
-            first_padding=1 if dataset.image_size < 10 else 0,
-        )
-
-    def build(self, seed: int) -> nn.Module:
-        """The network with initial weights drawn from ``seed``; the global random state is left alone."""
-        if self.name not in MODELS:
-            raise ValueError(f"there is no model {self.name!r}; there are {', '.join(MODELS)}")
-        arguments = {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(operator.index(seed))
-            return MODELS[self.name](**arguments)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Hyperparameters of a run. ``gamma``, ``sigma``, ``threshold``, ``bias_correction``: see `Bop2ndOrder`.
-
-    ``lr`` is Adam's for the real parameters; ``report_every`` is in steps (reading the counters waits for
-    the device).
-    """
-
-    epochs: int = 20
-    batch_size: int = 50
-    gamma: float = 1e-7
-    sigma: float = 1e-3
-    threshold: float = 1e-6
-    bias_correction: str = "none"
-    lr: float = 0.01
-    seed: int = 0
-    augment: bool = False
-    report_every: int = 10
-
-    def __post_init__(self) -> None:
-        _plain_numbers(self)
-        for name in ("epochs", "batch_size", "report_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        if self.gamma == 0:
-            raise ValueError("gamma must be in (0, 1]: with 0 no weight would ever flip")
-        if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise ValueError(f"lr is {self.lr}, it must be a finite number >= 0")
-
-
-# Constant hyperparameters that work: (width, settings). Digits: with seeds 0, 1 and 2 better than batches
-# of 50 and than a threshold of 3e-2. CIFAR-10: the base run of the ablation in arXiv 2104.05124.
-RECIPES = {
-    "digits": (
-        32,
-        Settings(epochs=20, batch_size=32, gamma=1e-3, sigma=1e-2, threshold=2e-2, report_every=1),
-    ),
-    "cifar10": (
-        128,
-        Settings(
-            epochs=100,
-            batch_size=100,
-            gamma=1e-7,
-            sigma=1e-3,
-            threshold=1e-6,
-            bias_correction="reference",
-            augment=True,
-        ),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What happened since the last report: means over these steps, flips of the last of them."""
-
-    epoch: int
-    step: int
-    n_steps: int
-    loss: float
-    accuracy: float
-    flip_rate: float
-    steps_per_second: float
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of history. Rates are per weight and step; ``layers`` maps parameter names to flip rates."""
-
-    epoch: int
-    loss: float
-    train_accuracy: float
-    test_accuracy: float
-    flip_rate: float
-    blocked_rate: float
-    seconds: float
-    steps_per_second: float
-    layers: dict[str, float] = field(default_factory=dict)
+CHECKPOINT, HISTORY = "checkpoint.pt", "history.jsonl"
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
-    """Trains ``model`` on ``dataset``.
+    """Trains the network of a recipe on a data set.
+
+    Under ``torchrun`` every process makes the same trainer: batches are divided among them, gradients
+    averaged, and the first process writes the files.
 
     Args:
-        model: any classifier with binary parameters; it is moved to ``device``.
-        dataset: images and labels.
-        settings: hyperparameters.
+        recipe: what to train, and how.
+        dataset: images and labels, of the kind the recipe names.
+        seed: of initial weights, order and augmentation.
         device: where to train.
-        spec: how ``model`` was built; stored in checkpoints so that others can rebuild it.
+        out: folder of ``checkpoint.pt`` and ``history.jsonl``; None writes nothing.
+        amp: None, ``bf16`` or ``fp16`` (with a GradScaler): autocast of forward passes.
+        compile: run the network through ``torch.compile``.
+        teacher: a network whose output distribution is learnt instead of the labels (distribution loss:
+            the cross-entropy between both softmaxes).
+        workers: processes that decode pictures of a folder; results do not depend on it.
+        report_every: steps between two `Progress` reports (reading the counters waits for the device).
+        checkpoint_every: seconds after which a long epoch writes a checkpoint in its middle.
 
     Raises:
-        ValueError: an impossible setting, or a model without binary parameters.
+        ValueError: a recipe, data set and setting that do not go together; the message says what is allowed.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        dataset: Dataset,
-        settings: Settings,
+        recipe: Recipe,
+        dataset: data.Dataset | data.ImageFolder,
+        *,
+        seed: int = 0,
         device: str | torch.device = "cpu",
-        spec: ModelSpec | None = None,
+        out: str | Path | None = None,
+        amp: str | None = None,
+        compile: bool = False,
+        teacher: nn.Module | None = None,
+        workers: int = 0,
+        report_every: int = 10,
+        checkpoint_every: float = 600.0,
     ) -> None:
-        self.model = model.to(device)
-        self.dataset, self.settings, self.spec = dataset, settings, spec
-        self.device = torch.device(device)
-        binary, real = split_parameters(self.model)
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        self.binary_names = [names[id(parameter)] for parameter in binary]
-        self.binary_optimizer = Bop2ndOrder(
-            binary,
-            gamma=settings.gamma,
-            sigma=settings.sigma,
-            threshold=settings.threshold,
-            bias_correction=settings.bias_correction,
+        if amp is not None and amp not in AMP:
+            raise ValueError(f"amp is {amp!r}, allowed are {', '.join(AMP)}")
+        if dataset.name != recipe.dataset:
+            raise ValueError(f"recipe {recipe.name} is for {recipe.dataset}, this data set is {dataset.name}")
+        if report_every < 1:
+            raise ValueError(f"report_every is {report_every}, it must be at least 1")
+        self.recipe, self.dataset, self.seed = recipe, dataset, operator.index(seed)
+        self.device, self.amp = torch.device(device), amp
+        self.out = None if out is None else Path(out)
+        self.report_every, self.checkpoint_every = report_every, checkpoint_every
+        self.replicas = Replicas()
+        self.loader = data.loader(
+            dataset,
+            recipe.batch_size,
+            self.seed,
+            recipe.augmentation,
+            self.device,
+            self.replicas.share,
+            workers,
         )
-        self.real_optimizer = torch.optim.Adam(real, lr=settings.lr) if real else None
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.batches = Batches(
-            dataset.train_images.to(device),
-            dataset.train_labels.to(device),
-            settings.batch_size,
-            self.generator,
-            augment_crop_flip if settings.augment else None,
-        )
-        self.test_images = dataset.test_images.to(device)
-        self.test_labels = dataset.test_labels.to(device)
+        self.steps_per_epoch = self.loader.steps_per_epoch
+        self.n_steps = recipe.epochs * self.steps_per_epoch
+        self.model = recipe.model(dataset, self.seed).to(self.device)
+        self.teacher = None if teacher is None else teacher.to(self.device).eval()
+        self.optimizer, self.schedulers = recipe.preset.build(self.model, self.steps_per_epoch)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
+        forward: Callable[[Tensor], Tensor] = self.replicas.wrap(self.model)
+        self._forward = torch.compile(forward, dynamic=False) if compile else forward
+        self.step, self._interrupted = 0, False
+        self._epoch = _EpochSoFar(self.device)
         self.history: list[Epoch] = []
 
-    @property
-    def n_steps(self) -> int:
-        return self.settings.epochs * len(self.batches)
+    # ------------------------------------------------------------------------- running
 
     def run(
         self,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_step: Callable[[Progress], None] | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
-        checkpoint: str | Path | None = None,
     ) -> list[Epoch]:
-        """Train the epochs that are left; returns the whole history.
+        """Train what is left; returns the whole history. For what happens meanwhile see :meth:`records`."""
+        for record in self.records():
+            if isinstance(record, Epoch):
+                if on_epoch is not None:
+                    on_epoch(record)
+            elif on_step is not None:
+                on_step(record)
+        return self.history
 
-        ``on_progress`` is called every ``report_every`` steps and at the end of an epoch; after every epoch
-        ``checkpoint`` is written, then ``on_epoch`` is called.
+    def records(self) -> Iterator[Progress | Epoch]:
+        """Train, and yield a `Progress` every ``report_every`` steps and an `Epoch` after each epoch.
+
+        When an `Epoch` comes, its checkpoint has been written. Whoever stops listening stops the training.
 
         Raises:
             TrainingError: the loss is not a finite number.
+            ValueError: ``out`` holds a run already, and :meth:`restore` was not called.
+            KeyboardInterrupt: after :meth:`interrupt`; the checkpoint has been written.
         """
-        for epoch in range(len(self.history) + 1, self.settings.epochs + 1):
-            self.history.append(self._epoch(epoch, on_progress))
-            if checkpoint is not None:
-                self.save(checkpoint)
-            if on_epoch is not None:
-                on_epoch(self.history[-1])
-        return self.history
+        self._claim_folder()
+        self._saved_at = time.monotonic()
+        while self.step < self.n_steps:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            self.model.train()
+            self._epoch.start()
+            for images, labels in self.loader.train(epoch + 1, first):
+                self._epoch.add(self._step(images, labels))
+                self.step += 1
+                at_end = self.step % self.steps_per_epoch == 0
+                due = self.step % self.steps_per_epoch % self.report_every == 0
+                if at_end or due or (self.replicas.alone and self._interrupted):
+                    yield self._report(epoch + 1)
+                    if not at_end:
+                        self._save_if_due()
+            yield self._end_epoch(epoch + 1)
+            if self._interrupted and self.step < self.n_steps:
+                raise KeyboardInterrupt
 
-    def _epoch(self, epoch: int, on_progress: Callable[[Progress], None] | None) -> Epoch:
-        self.model.train()
-        every, step = self.settings.report_every, (epoch - 1) * len(self.batches)
-        epoch_totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, correct
-        window_totals = torch.zeros_like(epoch_totals)
-        flips = FlipRates(self.binary_names)
-        started = window_started = time.perf_counter()
-        window_steps = 0
-        for index, (images, labels) in enumerate(self.batches, start=1):
-            window_totals += self._step(images, labels)
-            window_steps += 1
-            if window_steps < every and index < len(self.batches):
-                continue
-            loss, correct = (window_totals / window_steps).tolist()
-            if not math.isfinite(loss):
-                raise TrainingError(f"the loss became {loss} within the steps up to {step + index}")
-            flip_rate = flips.add(self.binary_optimizer.telemetry())
-            now = time.perf_counter()
-            if on_progress is not None:
-                accuracy = correct / self.settings.batch_size
-                rate = window_steps / (now - window_started)
-                on_progress(Progress(epoch, step + index, self.n_steps, loss, accuracy, flip_rate, rate))
-            epoch_totals += window_totals
-            window_totals.zero_()
-            window_steps, window_started = 0, now
-        seconds = time.perf_counter() - started
-        loss, correct = (epoch_totals / len(self.batches)).tolist()
-        return Epoch(
-            epoch=epoch,
-            loss=loss,
-            train_accuracy=correct / self.settings.batch_size,
-            test_accuracy=accuracy_of(self.model, self.test_images, self.test_labels),
-            flip_rate=flips.total(),
-            blocked_rate=flips.blocked(),
-            seconds=seconds,
-            steps_per_second=len(self.batches) / seconds,
-            layers=flips.layers(),
-        )
+    def interrupt(self) -> None:
+        """Ask the loop to write a checkpoint and raise KeyboardInterrupt; for signal handlers."""
+        self._interrupted = True
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One training step; returns fp64 ``[2]``: loss, number of correct predictions."""
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, labels)
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
-        self.binary_optimizer.step()
-        if self.real_optimizer is not None:
-            self.real_optimizer.step()
+        with self._autocast():
+            logits = self._forward(images)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, self._targets(images, labels))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        for scheduler in self.schedulers:
+            scheduler.step()
         correct = (logits.detach().argmax(1) == labels).sum()
         return torch.stack([loss.detach().double(), correct.double()])
 
+    def _targets(self, images: Tensor, labels: Tensor) -> Tensor:
+        if self.teacher is None:
+            return labels
+        with torch.no_grad(), self._autocast():
+            return self.teacher(images).float().softmax(1)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.amp is None else torch.autocast(self.device.type, AMP[self.amp])
+
+    def _report(self, epoch: int) -> Progress:
+        so_far = self._epoch
+        self._interrupted, window = so_far.read(self.replicas, self._interrupted)
+        batch = self.recipe.batch_size
+        if not math.isfinite(window.loss):
+            raise TrainingError(f"the loss became {window.loss} within the steps up to {self.step}")
+        flips = None
+        if isinstance(self.optimizer, MixedOptimizer):
+            counts = self.optimizer.telemetry()
+            flips = sum(c.flips for c in counts) / max(1, sum(c.numel for c in counts))
+        rate = window.steps / window.seconds
+        accuracy = window.correct / (window.steps * batch)
+        return Progress(epoch, self.step, self.n_steps, window.loss, accuracy, flips, rate)
+
+    def _end_epoch(self, epoch: int) -> Epoch:
+        so_far, steps = self._epoch, self.steps_per_epoch
+        self._count_flips()
+        self.replicas.share_statistics(self.model)
+        started = time.perf_counter()
+        test_accuracy = self.replicas.mean(*evaluate(self.model, self.loader.test()))
+        self.history.append(
+            Epoch.of(
+                epoch=epoch,
+                step=self.step,
+                loss=so_far.loss / steps,
+                train_accuracy=so_far.correct / (steps * self.recipe.batch_size),
+                test_accuracy=test_accuracy,
+                seconds=so_far.seconds,
+                test_seconds=time.perf_counter() - started,
+                steps_per_second=steps / so_far.seconds,
+                hyperparameters=self.recipe.preset.values(self.step, steps),
+                rows=so_far.layers,
+            )
+        )
+        self._epoch = _EpochSoFar(self.device)
+        self.save()
+        return self.history[-1]
+
+    def _count_flips(self) -> None:
+        """Move the optimizer's counts since the last call into the epoch's."""
+        if isinstance(self.optimizer, MixedOptimizer):
+            rows = self.optimizer.report(quiet=True)
+            self._epoch.layers = joined(self._epoch.layers, rows)
+
     # ------------------------------------------------------------------------- checkpoints
 
-    def save(self, path: str | Path) -> None:
-        """Write a checkpoint; a crash while writing leaves the previous one (see `checkpoint.save`)."""
-        state = {
-            "format": CHECKPOINT_FORMAT,
-            "spec": None if self.spec is None else dataclasses.asdict(self.spec),
-            "dataset": self.dataset.name,
-            "settings": dataclasses.asdict(self.settings),
-            "history": [dataclasses.asdict(epoch) for epoch in self.history],
-            "model": self.model.state_dict(),
-            "binary_optimizer": self.binary_optimizer.state_dict(),
-            "real_optimizer": None if self.real_optimizer is None else self.real_optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-        }
-        checkpoint_files.save(path, state)
+    def save(self) -> None:
+        """Write the checkpoint and the history into ``out``; see ``checkpoint.save`` for what a crash leaves."""
+        self._saved_at = time.monotonic()
+        if self.out is None or not self.replicas.first:
+            return
+        if self._epoch.steps:
+            self._count_flips()
+        self._run().save(self.step)
+        lines = "".join(json.dumps(epoch.to_dict()) + "\n" for epoch in self.history)
+        atomic_write(self.out / HISTORY, lambda file: file.write(lines.encode()))
 
-    def resume(self, path: str | Path) -> None:
-        """Continue from a checkpoint of the same model, data and settings (``epochs`` may grow).
+    def _save_if_due(self) -> None:
+        if self._interrupted or time.monotonic() - self._saved_at > self.checkpoint_every:
+            self.save()
+        if self._interrupted:
+            raise KeyboardInterrupt
 
-        If the file is damaged or lost, the one before it (``.previous``) is used, with a warning.
+    @classmethod
+    def resume(cls, folder: str | Path, dataset: data.Dataset | data.ImageFolder, **settings: Any) -> Trainer:
+        """The trainer whose run is in ``folder``, where it stopped: recipe, seed and amp are the file's.
+
+        Args:
+            dataset: the one it was trained on.
+            settings: device, workers, ..., as for the constructor.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            TrainingError: the file is no checkpoint, or belongs to another run. Nothing is changed then.
+            FileNotFoundError: there is no checkpoint.
+            CheckpointError, TrainingError: it is damaged, or does not fit.
         """
-        try:
-            state = checkpoint_files.load_latest(path)
-            if state is None:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-            _check_content(path, state)
-            self._check_same_run(path, state)
-            history = _history_of(path, state)
-            members = {
-                "model": self.model,
-                "binary_optimizer": self.binary_optimizer,
-                "real_optimizer": self.real_optimizer,
-                "generator": self.generator,
-            }
-            present = {name: member for name, member in members.items() if member is not None}
-            checkpoint_files.restore(present, state, path)
-        except checkpoint_files.CheckpointError as error:
-            raise TrainingError(str(error)) from error
-        self.history = history
+        recipe, run = recorded(Path(folder) / CHECKPOINT)
+        trainer = cls(recipe, dataset, out=folder, **{"seed": run["seed"], "amp": run["amp"], **settings})
+        trainer.restore()
+        return trainer
 
-    def _check_same_run(self, path: str | Path, state: dict[str, Any]) -> None:
-        here = {"dataset": self.dataset.name, **dataclasses.asdict(self.settings)}
-        there = {"dataset": state["dataset"], **state["settings"]}
-        if self.spec is not None and state["spec"] is not None:
-            here |= dataclasses.asdict(self.spec)
-            there |= state["spec"]
-        free = {"epochs", "report_every"}
-        different = [k for k in here if k not in free and here[k] != there.get(k)]
-        if different:
-            raise TrainingError(
-                f"{path} is from another run: "
-                + ", ".join(f"{k} was {there.get(k)}, is now {here[k]}" for k in different)
-            )
+    def restore(self) -> int:
+        """Go on from the newest usable checkpoint in ``out``; returns how many steps it had done, 0 if none.
 
+        Raises:
+            CheckpointError: it is damaged, or of another recipe, seed or setting. Nothing is changed then.
+        """
+        if self.out is None:
+            raise ValueError("this trainer has no folder to restore from: out was not given")
+        if not self.out.exists():
+            return 0
+        step = self._run().resume()
+        if self.replicas.total([float(step)])[0] != step * self.replicas.share[1]:
+            raise TrainingError(f"not every process finds the same checkpoint in {self.out}")
+        if isinstance(self.optimizer, MixedOptimizer):
+            self.optimizer.report(quiet=True)  # what was counted before is in the record
+        self.step = step
+        return step
 
-# ----------------------------------------------------------------------------- reading back
+    def _run(self) -> checkpoint.Run:
+        assert self.out is not None
+        schedulers = {f"schedule{i}": s for i, s in enumerate(self.schedulers)}
+        return checkpoint.Run(
+            self.out / CHECKPOINT,
+            record=Record(self),
+            model=self.model,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            **schedulers,
+        )
 
-
-def logits_of(model: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 500) -> Tensor:
-    """The model's outputs ``[N, classes]`` for ``images`` ``[N, C, H, W]``, without gradients.
-
-    An `nn.Module` is put in eval mode meanwhile.
-    """
-    training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
-        with torch.no_grad():
-            return torch.cat([model(part) for part in images.split(batch_size)])
-    finally:
-        if isinstance(model, nn.Module):
-            model.train(training)
+    def _claim_folder(self) -> None:
+        if self.out is None or self.step:
+            return
+        for name in (CHECKPOINT, CHECKPOINT + checkpoint.PREVIOUS, HISTORY):
+            if (self.out / name).exists():
+                raise ValueError(f"{self.out / name} exists; restore it, or choose another folder")
+        self.out.mkdir(parents=True, exist_ok=True)
 
 
-def accuracy_of(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
-    """Share of ``images`` whose largest output is at their label."""
-    return float((logits_of(model, images).argmax(1) == labels).double().mean())
+class _Window:
+    """Sums since the last report."""
+
+    def __init__(self, loss: float, correct: float, steps: int, seconds: float) -> None:
+        self.loss, self.correct, self.steps, self.seconds = loss / max(1, steps), correct, steps, seconds
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU.
+class _EpochSoFar:
+    """Sums over the steps of an epoch. They stay on the device until they are read."""
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        TrainingError: it is not a checkpoint of this package, or it is damaged.
-    """
-    try:
-        state = checkpoint_files.load(path)
-    except checkpoint_files.CheckpointError as error:
-        raise TrainingError(str(error)) from error
-    _check_content(path, state)
-    return cast("dict[str, Any]", state)
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct
+        self.loss = self.correct = self.seconds = 0.0
+        self.steps = self.read_steps = 0
+        self.layers: list[LayerReport] = []
 
+    def start(self) -> None:
+        self._since = time.perf_counter()
 
-def _check_content(path: str | Path, state: Any) -> None:
-    if (
-        not isinstance(state, dict)
-        or state.get("format") != CHECKPOINT_FORMAT
-        or not state.keys() >= _CHECKPOINT_KEYS
-    ):
-        raise TrainingError(f"{path} is not a checkpoint written by this version's `bop2nd train`")
+    def add(self, step: Tensor) -> None:
+        self.sums += step
+        self.steps += 1
 
+    def read(self, replicas: Replicas, interrupted: bool) -> tuple[bool, _Window]:
+        """What came since the last call, over all processes; whether one of them was interrupted."""
+        loss, correct, interrupts = replicas.total([*self.sums.tolist(), float(interrupted)])
+        loss /= replicas.share[1]
+        now = time.perf_counter()
+        seconds, steps = max(now - self._since, 1e-9), self.steps - self.read_steps
+        window = _Window(loss - self.loss, correct - self.correct, steps, seconds)
+        self.loss, self.correct, self.read_steps, self._since = loss, correct, self.steps, now
+        self.seconds += seconds
+        return interrupts > 0, window
 
-def _history_of(path: str | Path, state: dict[str, Any]) -> list[Epoch]:
-    try:
-        return [Epoch(**epoch) for epoch in state["history"]]
-    except TypeError as error:
-        raise TrainingError(f"the history in the checkpoint {path} is another version's: {error}") from error
+    def state(self) -> dict[str, Any]:
+        layers = [vars(row) for row in self.layers]
+        sums = [self.loss, self.correct]
+        return {"sums": sums, "steps": self.steps, "seconds": self.seconds, "layers": layers}
 
-
-def model_from_checkpoint(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Rebuild the trained network, in eval mode; returns it and the checkpoint's content.
-
-    Raises:
-        FileNotFoundError, TrainingError: as `read_checkpoint`; also when the checkpoint does not say how
-            its model was built.
-    """
-    state = read_checkpoint(path)
-    if state["spec"] is None:
-        raise TrainingError(f"{path} does not say how its model was built; load its 'model' entry yourself")
-    try:
-        model = ModelSpec(**state["spec"]).build(seed=0)
-        model.load_state_dict(state["model"])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"the model in {path} cannot be built again: {error}") from error
-    return model.eval(), state
-
-
-def write_history(path: str | Path, history: list[Epoch], **about: object) -> None:
-    """Write the history as JSON: ``{**about, "epochs": [...]}``."""
-    text = json.dumps({**about, "epochs": [dataclasses.asdict(epoch) for epoch in history]}, indent=1)
-    atomic_write(path, lambda file: file.write(text.encode()))
+    def load(self, state: dict[str, Any], replicas: Replicas) -> None:
+        self.loss, self.correct = state["sums"]
+        if replicas.first:  # the sum over the processes is what was read
+            self.sums.copy_(torch.tensor([self.loss * replicas.share[1], self.correct]))
+        self.steps = self.read_steps = state["steps"]
+        self.seconds = state["seconds"]
+        self.layers = [LayerReport(**row) for row in state["layers"]]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .batches import Batches, augment_crop_flip
+from .batches import Loader, loader
 from .cifar import cifar10, cifar100
 from .dataset import Dataset
 from .digits import digits
@@ -55,15 +55,15 @@ def get(name: str, folder: str | Path | None = None, image_size: int | None = No
 __all__ = [
     "FOLDERS",
     "NAMES",
-    "Batches",
     "Dataset",
     "ImageFolder",
-    "augment_crop_flip",
+    "Loader",
     "cifar10",
     "cifar100",
     "digits",
     "fashion_mnist",
     "get",
+    "loader",
     "mnist",
     "read_images",
 ]

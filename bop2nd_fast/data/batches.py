@@ -1,75 +1,164 @@
-"""Shuffled batches and augmentation, seeded and vectorised."""
+"""Batches for training and testing, from images in memory or from a folder of pictures.
+
+Order and augmentation follow from (seed, epoch) alone, so an epoch can be entered at any batch, and nothing
+of a loader has to be saved for a run to be resumed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+from .dataset import Dataset
+from .folder import ImageFolder
+from .seeds import generator_of
+
+PAD = 4  # of crop_flip; CIFAR-10's in arXiv 2104.05124: pad to 40, crop 32, mirror
+TEST_BATCH = 500  # images at a time when testing in memory
 
 
-class Batches:
-    """Batches of one epoch: every call of ``iter`` reshuffles.
+class Loader(Protocol):
+    """What the training loop asks for. All batches of an epoch have the same size: a remainder is left for the
+    next shuffle (batch norm dislikes a batch of one, and equal shapes never recompile)."""
 
-    The order depends on ``generator`` alone, so restoring its state resumes the sequence. Batches have
-    exactly ``batch_size`` examples; a remainder is left for the next shuffle (batch norm dislikes a batch
-    of one, and equal shapes never recompile).
+    steps_per_epoch: int
+
+    def train(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches ``first``, ``first + 1``, ... of an epoch: images fp32 ``[n, C, H, W]`` in [-1, 1] and
+        labels int64 ``[n]``, on the device."""
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test images, in order; the last batch may be smaller."""
+
+
+def loader(
+    dataset: Dataset | ImageFolder,
+    batch_size: int,
+    seed: int,
+    augmentation: str = "none",
+    device: str | torch.device = "cpu",
+    share: tuple[int, int] = (0, 1),
+    workers: int = 0,
+) -> Loader:
+    """Batches of ``dataset``: images in memory move to the device once and are augmented there.
 
     Args:
-        images: ``[N, C, H, W]``; labels: ``[N]``.
-        batch_size: 1 to N.
-        generator: a CPU generator for order and augmentation.
-        augment: maps a batch and the generator to a batch of the same shape; None for none.
+        batch_size: of all processes together.
+        seed: of order and augmentation.
+        augmentation: ``none`` or ``crop_flip`` for images in memory, ``resized_crop`` for folders.
+        share: (rank, number of processes): each gets every so-manieth image of a batch.
+        workers: processes that decode the pictures of a folder; batches do not depend on it.
 
     Raises:
-        ValueError: for lengths that differ or an impossible batch size.
+        ValueError: an impossible batch size, an augmentation that the data set does not allow.
     """
+    if batch_size % share[1]:
+        raise ValueError(f"batch_size is {batch_size}, it must be a multiple of the {share[1]} processes")
+    allowed = ("resized_crop",) if isinstance(dataset, ImageFolder) else ("none", "crop_flip")
+    if augmentation not in allowed:
+        raise ValueError(
+            f"{dataset.name} cannot be augmented by {augmentation!r}; allowed is {' or '.join(allowed)}"
+        )
+    if isinstance(dataset, ImageFolder):
+        return _Folder(dataset, batch_size, seed, torch.device(device), share, workers)
+    return _InMemory(dataset, batch_size, seed, augmentation == "crop_flip", torch.device(device), share)
+
+
+class _InMemory:
+    """Images on the device."""
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        dataset: Dataset,
         batch_size: int,
-        generator: torch.Generator,
-        augment: Augment | None = None,
+        seed: int,
+        augmented: bool,
+        device: torch.device,
+        share: tuple[int, int],
     ) -> None:
-        if len(images) != len(labels):
-            raise ValueError(f"Batches: {len(images)} images but {len(labels)} labels")
-        if not 1 <= batch_size <= len(images):
-            raise ValueError(f"Batches: batch_size is {batch_size}, allowed is 1 to {len(images)}")
-        self.images, self.labels = images, labels
-        self.batch_size, self.generator, self.augment = batch_size, generator, augment
+        _check_sizes(batch_size, len(dataset.train_images))
+        self.images, self.labels = dataset.train_images.to(device), dataset.train_labels.to(device)
+        self.batch_size, self.seed, self.augmented = batch_size, seed, augmented
+        self.rank, self.world = share
+        self.tests = [
+            (images[self.rank :: self.world], labels[self.rank :: self.world])
+            for images, labels in zip(
+                dataset.test_images.to(device).split(TEST_BATCH),
+                dataset.test_labels.to(device).split(TEST_BATCH),
+                strict=True,
+            )
+        ]
+        self.steps_per_epoch = len(self.images) // batch_size
 
-    def __len__(self) -> int:
-        return len(self.images) // self.batch_size
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.images), generator=self.generator).to(self.images.device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index = order[start : start + self.batch_size]
+    def train(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        n, device = len(self.images), self.images.device
+        generator = generator_of(self.seed, epoch)
+        order = torch.randperm(n, generator=generator).to(device)
+        # Drawn for a whole epoch: one transfer, and a step waits for nothing.
+        draws = draw_crop_flip(n, generator).to(device) if self.augmented else None
+        for step in range(first, self.steps_per_epoch):
+            chosen = slice(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
+            index = order[chosen]
             images = self.images[index]
-            if self.augment is not None:
-                images = self.augment(images, self.generator)
+            if draws is not None:
+                images = crop_flip(images, draws[:, chosen])
             yield images, self.labels[index]
 
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from (batch for batch in self.tests if len(batch[1]))
 
-def augment_crop_flip(images: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
-    """Pad by ``pad`` zeros, crop the original size at random, mirror half of the images.
 
-    ``images`` is ``[N, C, H, W]``; every image has its own offset and coin. CIFAR-10's augmentation in
-    arXiv 2104.05124 (pad to 40, crop 32, horizontal flip).
-    """
+class _Folder:
+    """Pictures decoded while training."""
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        share: tuple[int, int],
+        workers: int,
+    ) -> None:
+        _check_sizes(batch_size, len(folder.train_pictures))
+        self.folder, self.batch_size, self.seed, self.device = folder, batch_size, seed, device
+        self.share, self.workers = share, workers
+        self.steps_per_epoch = len(folder.train_pictures) // batch_size
+
+    def train(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = self.folder.train_batches(
+            self.batch_size, self.seed, epoch, first, self.workers, self.share
+        )
+        yield from ((x.to(self.device), y.to(self.device)) for x, y in batches)
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = self.folder.test_batches(min(self.batch_size, 256), self.workers, self.share)
+        yield from ((x.to(self.device), y.to(self.device)) for x, y in batches)
+
+
+def _check_sizes(batch_size: int, n: int) -> None:
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size is {batch_size}, allowed is 1 to {n}")
+
+
+def draw_crop_flip(n: int, generator: torch.Generator) -> Tensor:
+    """int64 ``[3, n]``: for every image the crop's top and left in the padded image, and whether to mirror."""
+    corners = torch.randint(0, 2 * PAD + 1, (2, n), generator=generator)
+    return torch.cat([corners, torch.randint(0, 2, (1, n), generator=generator)])
+
+
+def crop_flip(images: Tensor, draws: Tensor) -> Tensor:
+    """Pad ``[N, C, H, W]`` by ``PAD`` zeros, crop the original size, mirror; ``draws`` is ``[3, N]``."""
     n, channels, height, width = images.shape
-    padded = F.pad(images, (pad, pad, pad, pad))
-    offsets = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator)
-    mirror = torch.randint(0, 2, (n, 1), generator=generator).bool()
-    rows = offsets[0] + torch.arange(height)
-    columns = torch.arange(width).expand(n, width)
-    columns = offsets[1] + torch.where(mirror, columns.flip(1), columns)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    example = torch.arange(n, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    return padded[example, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    padded = F.pad(images, (PAD,) * 4)
+    top, left, mirror = draws[0, :, None], draws[1, :, None], draws[2, :, None]
+    rows = top + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    columns = left + torch.where(mirror == 1, width - 1 - columns, columns)
+    index = (rows * padded.shape[3])[:, :, None] + columns[:, None, :]
+    pixels = index.view(n, 1, height * width).expand(-1, channels, -1)
+    return padded.view(n, channels, -1).gather(2, pixels).view(n, channels, height, width)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
 from .images import read_images
+from .seeds import generator_of
 
 AREA = (0.08, 1.0)  # of the picture, that a training crop covers
 RATIO = (3 / 4, 4 / 3)  # of a training crop's sides
@@ -76,9 +77,16 @@ class ImageFolder:
         return found
 
     def train_batches(
-        self, batch_size: int, seed: int, epoch: int, first: int = 0, workers: int = 0
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        first: int = 0,
+        workers: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches ``first``, ``first + 1``, ... of an epoch; a remainder is left for the next shuffle.
+        ``share`` is (rank, number of processes): each gets every so-manieth picture of a batch.
 
         Yields:
             images fp32 ``[batch_size, 3, image_size, image_size]`` in [-1, 1], labels int64 ``[batch_size]``.
@@ -89,31 +97,23 @@ class ImageFolder:
         n = len(self.train_pictures)
         if not 1 <= batch_size <= n:
             raise ValueError(f"batch_size is {batch_size}, allowed is 1 to {n}")
-        order = torch.randperm(n, generator=_generator(seed, epoch)).tolist()
+        order = torch.randperm(n, generator=generator_of(seed, epoch)).tolist()
         starts = range(first * batch_size, n // batch_size * batch_size, batch_size)
-        batches = [order[start : start + batch_size] for start in starts]
+        batches = [order[start + share[0] : start + batch_size : share[1]] for start in starts]
         yield from _load(_Train(self.train_pictures, self.image_size, seed, epoch), batches, workers)
 
-    def test_batches(self, batch_size: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """All test pictures in order; the last batch may be smaller. Raises as :meth:`train_batches`."""
-        n = len(self.test_pictures)
-        batches = [list(range(start, min(start + batch_size, n))) for start in range(0, n, batch_size)]
+    def test_batches(
+        self, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test pictures in order; the last batch may be smaller. ``share`` and what is raised: as
+        :meth:`train_batches`."""
+        own = range(share[0], len(self.test_pictures), share[1])
+        batches = [list(own[start : start + batch_size]) for start in range(0, len(own), batch_size)]
         yield from _load(_Test(self.test_pictures, self.image_size), batches, workers)
 
 
 def _folders(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """A generator of its own for every tuple of numbers (mixed as splitmix64 mixes its counter)."""
-    state = 0
-    for number in numbers:
-        state = (state + (number & (2**64 - 1)) + 0x9E3779B97F4A7C15) % 2**64
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
-        state ^= state >> 31
-    return torch.Generator().manual_seed(state - 2**63)
 
 
 class _Pictures(MapDataset[tuple[Tensor, int] | str]):
@@ -142,7 +142,7 @@ class _Train(_Pictures):
         self.seed, self.epoch = seed, epoch
 
     def transform(self, image: Tensor, index: int) -> Tensor:
-        generator = _generator(self.seed, self.epoch, index)
+        generator = generator_of(self.seed, self.epoch, index)
         top, left, height, width = _random_crop(image.shape[2], image.shape[3], generator)
         image = _resize(image[:, :, top : top + height, left : left + width], self.size, self.size)
         return image.flip(3) if bool(torch.randint(0, 2, (), generator=generator)) else image

@@ -116,6 +116,19 @@ def layer_reports(plans: Sequence[Plan]) -> list[LayerReport]:
     return rows
 
 
+def joined(first: list[LayerReport], second: list[LayerReport]) -> list[LayerReport]:
+    """The report on two spans of steps, one after the other, of the same layers (or none in the first)."""
+    if not first:
+        return second
+    rows = []
+    for a, b in zip(first, second, strict=True):
+        spans = [(row, row.numel * row.steps) for row in (a, b)]
+        candidates = sum(round(row.candidate_rate * n) for row, n in spans)
+        flips = sum(round(row.flip_rate * n) for row, n in spans)
+        rows.append(_judge(b.name, b.numel, candidates, flips, a.steps + b.steps, b.not_finite))
+    return rows
+
+
 def _not_finite(plan: Plan, p: Tensor) -> int:
     """How many weights of ``p`` have a moment that is infinite or NaN."""
     lane = plan.lanes.get(id(p))
