@@ -11,22 +11,33 @@ from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .atomic_write import atomic_write
 from .train_record import Epoch
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"
+REGIMES = {
+    "inactive": "#56B4E9",
+    "active": "#009E73",
+    "frozen": "#E69F00",
+    "idle": "#DDDDDD",
+    "not finite": "#D55E00",
+}
 
 
 def training(history: Sequence[Epoch], path: str | Path, title: str) -> None:
-    """Loss, accuracy and flip rate per layer over the epochs, as one PNG."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    """Loss, accuracy, flip rate and regime of every binary layer over the epochs, as one PNG."""
+    has_layers = bool(history[0].layers)
+    figure = Figure(figsize=(18 if has_layers else 9, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    loss, accuracy, flips = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
+    widths = (1, 1, 1.25, 1.25) if has_layers else (1, 1)
+    loss, accuracy, *layers = figure.subplots(1, len(widths), width_ratios=widths)
     epochs = [entry.epoch for entry in history]
-    for axes in (loss, accuracy, flips):
+    for axes in (loss, accuracy, *layers):
         _plain(axes)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -59,8 +70,11 @@ def training(history: Sequence[Epoch], path: str | Path, title: str) -> None:
     accuracy.set_ylim(top=1.01)
     accuracy.legend(loc="lower right", frameon=False)
 
-    flips.set_title("Flip rate per layer")
-    _flip_rates(flips, history)
+    if has_layers:
+        layers[0].set_title("Flip rate per layer")
+        _flip_rates(layers[0], history)
+        layers[1].set_title("Regime per layer")
+        _regimes(layers[1], history)
     _save(figure, path)
 
 
@@ -71,7 +85,7 @@ def _flip_rates(axes: Axes, history: Sequence[Epoch]) -> None:
     for depth, name in enumerate(names):
         axes.plot(
             [entry.epoch for entry in history],
-            [entry.layers[name] or float("nan") for entry in history],
+            [entry.layers[name].flip_rate or float("nan") for entry in history],
             color=shades(0.95 * depth / max(1, len(names) - 1)),
             linewidth=1.6,
             marker=".",
@@ -82,6 +96,21 @@ def _flip_rates(axes: Axes, history: Sequence[Epoch]) -> None:
     axes.legend(
         loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9, title="first to last"
     )
+
+
+def _regimes(axes: Axes, history: Sequence[Epoch]) -> None:
+    """One row per layer, first on top; a cell's colour is the regime of that epoch."""
+    names, regimes = list(history[0].layers), list(REGIMES)
+    cells = [[regimes.index(entry.layers[name].regime) for entry in history] for name in names]
+    edges = [entry.epoch - 0.5 for entry in history] + [history[-1].epoch + 0.5]
+    colours = ListedColormap(list(REGIMES.values()))
+    axes.grid(False)
+    axes.pcolormesh(edges, range(len(names) + 1), cells, cmap=colours, vmin=0, vmax=len(regimes) - 1)
+    axes.set_yticks([i + 0.5 for i in range(len(names))], [name.removesuffix(".weight") for name in names])
+    axes.invert_yaxis()
+    shown = sorted({cell for row in cells for cell in row})
+    patches = [Patch(color=REGIMES[regimes[cell]], label=regimes[cell]) for cell in shown]
+    axes.legend(handles=patches, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 >>> trainer.restore()  # goes on where a run in that folder stopped; 0 steps if there is none
 >>> history = trainer.run(on_epoch=print)
 
-Initial weights, the order of the examples and their augmentation follow from the seed; a run that goes on from
-a checkpoint, also in the middle of an epoch, continues bit for bit as if it had not stopped.
+Initial weights, the order of the examples and their augmentation follow from the seed; a run that goes on
+from a checkpoint, also in the middle of an epoch, continues bit for bit as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from . import checkpoint, data
 from .atomic_write import atomic_write
-from .optim import MixedOptimizer
-from .optim.telemetry import LayerReport, joined
+from .optim import MixedOptimizer, TensorBoardLogger
+from .optim.telemetry import LayerReport, joined, print_report
 from .recipes import Recipe
 from .train_record import Epoch, Progress, Record, TrainingError, evaluate, recorded
 from .train_replicas import Replicas
@@ -106,6 +106,7 @@ class Trainer:
         self.step, self._interrupted = 0, False
         self._epoch = _EpochSoFar(self.device)
         self.history: list[Epoch] = []
+        self._last: list[LayerReport] = []
 
     # ------------------------------------------------------------------------- running
 
@@ -151,6 +152,20 @@ class Trainer:
             yield self._end_epoch(epoch + 1)
             if self._interrupted and self.step < self.n_steps:
                 raise KeyboardInterrupt
+
+    def report(self) -> list[LayerReport]:
+        """Print which regime each binary layer was in during the last epoch that this object finished, and
+        what to change; returns the rows. See ``Bop2ndOrder.report``."""
+        if self._last:
+            print_report(self._last)
+        return self._last
+
+    def log(self, writer: Any, now: Progress) -> None:
+        """Write ``now``, flip rates and hyperparameters to a TensorBoard writer."""
+        writer.add_scalar("loss/train", now.loss, now.step)
+        writer.add_scalar("accuracy/train", now.accuracy, now.step)
+        if isinstance(self.optimizer, MixedOptimizer):
+            TensorBoardLogger(writer)(self.optimizer, now.step)
 
     def interrupt(self) -> None:
         """Ask the loop to write a checkpoint and raise KeyboardInterrupt; for signal handlers."""
@@ -214,7 +229,7 @@ class Trainer:
                 rows=so_far.layers,
             )
         )
-        self._epoch = _EpochSoFar(self.device)
+        self._last, self._epoch = so_far.layers, _EpochSoFar(self.device)
         self.save()
         return self.history[-1]
 
@@ -227,7 +242,7 @@ class Trainer:
     # ------------------------------------------------------------------------- checkpoints
 
     def save(self) -> None:
-        """Write the checkpoint and the history into ``out``; see ``checkpoint.save`` for what a crash leaves."""
+        """Write the checkpoint and the history into ``out``, as ``checkpoint.save`` does."""
         self._saved_at = time.monotonic()
         if self.out is None or not self.replicas.first:
             return
@@ -341,7 +356,8 @@ class _EpochSoFar:
     def load(self, state: dict[str, Any], replicas: Replicas) -> None:
         self.loss, self.correct = state["sums"]
         if replicas.first:  # the sum over the processes is what was read
-            self.sums.copy_(torch.tensor([self.loss * replicas.share[1], self.correct]))
+            sums = [self.loss * replicas.share[1], self.correct]
+            self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
         self.steps = self.read_steps = state["steps"]
         self.seconds = state["seconds"]
         self.layers = [LayerReport(**row) for row in state["layers"]]

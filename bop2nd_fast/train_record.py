@@ -173,14 +173,25 @@ def logits_of(model: Callable[[Tensor], Tensor], images: Tensor, batch_size: int
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a training's checkpoint, on the CPU: ``step``, ``members`` (with ``record``), ``random``.
+    """A checkpoint's content, on the CPU: ``step``, ``members`` (one is the ``record``), ``random``.
 
     Raises:
         FileNotFoundError: there is no such file.
         TrainingError: it is not a checkpoint of this package, or it is damaged.
     """
+    return _read(path, checkpoint.load)
+
+
+def recorded(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of the newest usable checkpoint at ``path`` (see ``checkpoint.load_latest``), and the run's
+    seed, amp and whether it has a teacher. Raises as `read_checkpoint`."""
+    record = _read(path, checkpoint.load_latest)["members"]["record"]
+    return Recipe.from_json(record["recipe"]), record["run"]
+
+
+def _read(path: str | Path, load: Callable[[str | Path], Any]) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = checkpoint.load_latest(path)
+        state: dict[str, Any] | None = load(path)
         if state is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         check_format(state["members"]["record"])
@@ -189,16 +200,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{path} is not a checkpoint written by this version's `bop2nd train`") from error
     return state
-
-
-def recorded(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of the newest usable checkpoint at ``path``, and its seed, amp and whether it has a teacher.
-
-    Raises:
-        FileNotFoundError, TrainingError: as `read_checkpoint`.
-    """
-    record = read_checkpoint(path)["members"]["record"]
-    return Recipe.from_json(record["recipe"]), record["run"]
 
 
 def model_from_checkpoint(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -14,8 +14,8 @@ from .optim import broadcast_parameters
 
 
 def join_processes(device: str) -> torch.device:
-    """Under ``torchrun``: join its process group (NCCL for ``cuda``, gloo for ``cpu``); returns this process's
-    device. Without it: just the device."""
+    """Under ``torchrun``: join its process group (NCCL for ``cuda``, gloo for ``cpu``); returns this
+    process's device. Without it: just the device."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return torch.device(device)
     if torch.device(device).type == "cuda":

@@ -7,7 +7,6 @@ under 95 % test accuracy or if the packed one, loaded in a new process, predicts
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import subprocess
 import sys
 import time
@@ -18,9 +17,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bop2nd_fast import data, inference, plots, train
-from bop2nd_fast.cli import run_with_progress
+from bop2nd_fast import data, inference, plots, recipes, train
+from bop2nd_fast.checkpoint import PREVIOUS
+from bop2nd_fast.cli_train import run_with_progress
 from bop2nd_fast.optim import split_parameters
+from bop2nd_fast.train_record import logits_of
 from examples.demo_benchmark import measure_short
 
 GOAL = 0.95
@@ -85,38 +86,34 @@ def main() -> int:
 
 
 def train_digits(out: Path) -> tuple[train.Trainer, float]:
-    """Train with the recipe for the digits; writes history.json, checkpoint.pt and training.png."""
-    dataset = data.digits()
-    width, settings = train.RECIPES["digits"]
-    settings = dataclasses.replace(settings, seed=SEED)
-    spec = train.ModelSpec.for_dataset(dataset, width=width)
-    trainer = train.Trainer(spec.build(SEED), dataset, settings, spec=spec)
+    """Train with the recipe for the digits; writes checkpoint.pt, history.jsonl and training.png."""
+    recipe = recipes.get("digits")
+    for name in (train.CHECKPOINT, train.CHECKPOINT + PREVIOUS, train.HISTORY):
+        (out / name).unlink(missing_ok=True)  # of an earlier demo
+    trainer = train.Trainer(recipe, data.digits(), seed=SEED, out=out)
     n_binary = sum(p.numel() for p in split_parameters(trainer.model)[0])
-    console.print(
-        f"{n_binary:,} binary weights; gamma {settings.gamma:g}, sigma {settings.sigma:g}, threshold "
-        f"{settings.threshold:g}, Adam {settings.lr:g} for the biases",
-        highlight=False,
-    )
+    values = ", ".join(f"{name} {value:g}" for name, value in recipe.preset.values(0, 1).items())
+    console.print(f"{n_binary:,} binary weights; {values} (Adam's, for the biases)", highlight=False)
     started = time.perf_counter()
-    history = run_with_progress(trainer, out / "checkpoint.pt")
+    history = run_with_progress(trainer)
     seconds = time.perf_counter() - started
-    train.write_history(out / "history.json", history, settings=dataclasses.asdict(settings))
-    title = f"BinaryNet, width {width}, on scikit-learn's digits, trained with Bop2ndOrder"
+    title = "BinaryNet, width 32, on scikit-learn's digits, trained with Bop2ndOrder"
     plots.training(history, out / "training.png", title)
+    trainer.report()
     return trainer, seconds
 
 
 def pack(trainer: train.Trainer, path: Path) -> tuple[int, int]:
     """Convert and save; returns the bytes of the file and of the same parameters in fp32."""
     trainer.model.eval()
-    inference.convert(trainer.model, trainer.test_images[:1]).save(path)
+    inference.convert(trainer.model, trainer.dataset.test_images[:1]).save(path)
     return path.stat().st_size, 4 * sum(p.numel() for p in trainer.model.parameters())
 
 
 def predictions_agree(trainer: train.Trainer, out: Path) -> tuple[bool, float]:
     """Predict the test images in a new process; whether its outputs have the trained model's bits."""
     images, answers = out / "test_images.npy", out / "packed_outputs.npy"
-    np.save(images, trainer.test_images.numpy())
+    np.save(images, trainer.dataset.test_images.numpy())
     program = [
         sys.executable,
         "-c",
@@ -127,8 +124,8 @@ def predictions_agree(trainer: train.Trainer, out: Path) -> tuple[bool, float]:
     ]
     subprocess.run(program, check=True)
     packed = torch.from_numpy(np.load(answers))
-    expected = train.logits_of(trainer.model, trainer.test_images)
-    correct = packed.argmax(1) == trainer.test_labels
+    expected = logits_of(trainer.model, trainer.dataset.test_images)
+    correct = packed.argmax(1) == trainer.dataset.test_labels
     same = packed.dtype == expected.dtype and torch.equal(
         packed.view(torch.int32), expected.view(torch.int32)
     )

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import bop2nd_fast as bf
-from bop2nd_fast import backends, cli, data, inference, train
+from bop2nd_fast import backends, cli, data, inference, recipes, train
+from bop2nd_fast.train_record import logits_of, model_from_checkpoint, read_checkpoint
 
-TINY = ["train", "--epochs", "1", "--width", "2", "--batch-size", "256", "--seed", "3"]
+TINY = ["train", "digits", "--epochs", "1", "--width", "2", "--batch-size", "256", "--seed", "3"]
+
+
+def tiny(epochs: int, *more: object) -> list[object]:
+    return [*TINY[:3], epochs, *TINY[4:], *more]
+
+
+def history_in(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 class TwoInputs(torch.nn.Module):
@@ -81,7 +91,7 @@ def test_info_lists_every_backend_and_why_some_are_missing():
             assert status.note.split()[0] in text
 
 
-@pytest.mark.parametrize("command", ["info", "train", "pack", "predict", "bench"])
+@pytest.mark.parametrize("command", ["info", "recipes", "train", "pack", "predict", "bench"])
 def test_every_command_explains_itself(command):
     assert "Usage" in Result(command, "--help").ok().out
 
@@ -109,32 +119,59 @@ def test_the_installed_command_reaches_the_application():
 
 
 def test_train_writes_checkpoint_history_and_picture(run_folder):
-    history = json.loads((run_folder / "history.json").read_text())
-    assert history["model"]["width"] == 2 and history["settings"]["seed"] == 3
-    assert [entry["epoch"] for entry in history["epochs"]] == [1]
-    assert history["settings"]["gamma"] == train.RECIPES["digits"][1].gamma
+    assert [entry["epoch"] for entry in history_in(run_folder)] == [1]
     assert (run_folder / "training.png").read_bytes().startswith(b"\x89PNG")
-    assert train.read_checkpoint(run_folder / "checkpoint.pt")["dataset"] == "digits"
+    state = read_checkpoint(run_folder / "checkpoint.pt")
+    recipe = recipes.Recipe.from_json(state["members"]["record"]["recipe"])
+    assert recipe == recipes.get("digits").replace(epochs=1, width=2, batch_size=256)
+    assert state["members"]["record"]["run"]["seed"] == 3 and state["step"] == 5
 
 
-def test_train_shows_progress_and_continues_where_it_stopped(tmp_path):
+def test_train_shows_progress_and_refuses_a_second_run(tmp_path):
     text = Result(*TINY, "--out", tmp_path).ok().out
-    for word in ("loss", "acc", "flips", "steps/s", "epoch 1/1"):
+    for word in ("loss", "acc", "flips", "steps/s", "epoch 1/1", "regime", "conv1.weight"):
         assert word in text
     Result(*TINY, "--out", tmp_path).fails("exists; continue it with --resume")
-    more = [*TINY[:2], "2", *TINY[3:]]
-    assert "epoch   2" in Result(*more, "--out", tmp_path, "--resume").ok().out
-    assert len(json.loads((tmp_path / "history.json").read_text())["epochs"]) == 2
+    again = Result(*TINY, "--out", tmp_path, "--resume").ok()
+    assert "epoch   1" not in again.out and len(history_in(tmp_path)) == 1
+
+
+def test_options_change_the_recipe(tmp_path):
+    options = ["--set", "sigma=0.5", "--set", "bias_correction=adam", "--schedule", "gamma=cosine:0.01:0.001"]
+    options += ["--option", "padding_value=-1", "--augmentation", "crop_flip", "--tensorboard"]
+    Result(*TINY, *options, "--out", tmp_path).ok()
+    record = read_checkpoint(tmp_path / "checkpoint.pt")["members"]["record"]
+    plain = json.loads(record["recipe"])
+    assert plain["courses"]["sigma"] == "constant:0.5" and plain["courses"]["gamma"] == "cosine:0.01:0.001"
+    assert plain["bias_correction"] == "adam" and plain["augmentation"] == "crop_flip"
+    assert plain["options"] == {"width": 2, "padding_value": -1}
+    assert history_in(tmp_path)[0]["hyperparameters"]["gamma"] == pytest.approx(0.001)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_recipes_are_listed():
+    text = Result("recipes").ok().out.replace("\n", "")
+    assert all(name[:6] in text for name in recipes.NAMES)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--gamma", "0"], ["gamma", "(0, 1]"]),
-        (["--sigma", "1.5"], ["sigma", "[0, 1]"]),
-        (["--threshold", "-1"], ["threshold", ">= 0"]),
-        (["--threshold", "nan"], ["threshold"]),
-        (["--lr", "-1"], ["lr"]),
+        (["--set", "gamma=0"], ["gamma", "(0, 1]"]),
+        (["--set", "sigma=1.5"], ["sigma", "(0, 1]"]),
+        (["--set", "threshold=-1"], ["threshold", ">= 0"]),
+        (["--set", "threshold=nan"], ["threshold"]),
+        (["--set", "lr=-1"], ["lr"]),
+        (["--set", "momentum=0.9"], ["momentum", "gamma, sigma, threshold, lr"]),
+        (["--set", "gamma"], ["NAME=VALUE"]),
+        (["--set", "gamma=much"], ["not a number"]),
+        (["--set", "bias_correction=some"], ["some", "reference"]),
+        (["--schedule", "gamma=exponential:1:2"], ["exponential", "linear:START:END", "cosine"]),
+        (["--schedule", "gamma=linear:1"], ["linear:1", "linear:START:END"]),
+        (["--schedule", "lr=linear:0:1"], ["lr", "above 0"]),
+        (["--option", "depth=3"], ["depth", "padding_value"]),
+        (["--option", "padding_value=5"], ["padding"]),
+        (["--augmentation", "cutout"], ["cutout", "crop_flip"]),
         (["--epochs", "0"], ["epochs"]),
         (["--batch-size", "100000"], ["batch_size"]),
         (["--width", "0"], ["--width"]),
@@ -142,11 +179,12 @@ def test_train_shows_progress_and_continues_where_it_stopped(tmp_path):
         (["--seed", "-1"], ["--seed"]),
         (["--seed", "9" * 30], ["--seed"]),
         (["--data-dir", "somewhere"], ["take no folder"]),
-        (["--model", "lenet"], ["lenet", "binarynet"]),
-        (["--data", "imagenet"], ["imagenet", "cifar10"]),
-        (["--bias-correction", "some"], ["some", "reference"]),
+        (["--image-size", "32"], ["one size"]),
+        (["--data", "svhn"], ["svhn", "cifar10"]),
         (["--device", "tpu"], ["tpu", "cpu"]),
         (["--device", "cuda:99"], ["cuda:99", "not there"]),
+        (["--amp", "int8"], ["int8", "bf16"]),
+        (["--teacher", "nothing.pt"], ["there is no file nothing.pt"]),
         (["--data", "cifar10"], ["--data-dir"]),
         (["--data", "cifar10", "--data-dir", "/nowhere"], ["/nowhere", "data_batch_1.bin"]),
         (["--resume"], ["there is no file", "checkpoint.pt"]),
@@ -158,13 +196,21 @@ def test_train_refuses_impossible_options_and_leaves_nothing(tmp_path, options, 
     assert not out.exists()
 
 
+def test_an_unknown_recipe_is_refused(tmp_path):
+    Result("train", "cifar11", "--out", tmp_path / "x").fails("'cifar11'", "cifar10_biased", "digits")
+    Result("train", "--out", tmp_path / "x").fails("name a recipe", "digits")
+
+
 def test_train_refuses_to_resume_another_run(run_folder):
     before = (run_folder / "checkpoint.pt").read_bytes()
-    Result(*TINY, "--out", run_folder, "--resume", "--gamma", "0.5").fails("gamma was 0.001, is now 0.5")
+    other = [*TINY, "--out", run_folder, "--resume"]
+    Result(*other, "--set", "gamma=0.5").fails("gamma was constant:0.001, is now constant:0.5")
+    Result(*tiny(2, "--out", run_folder, "--resume")).fails("epochs was 1, is now 2")
+    Result("train", "digits", "--out", run_folder, "--resume").fails("batch_size was 256, is now 32")
     assert (run_folder / "checkpoint.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt.previous", "history.json", "training.png"])
+@pytest.mark.parametrize("name", ["checkpoint.pt.previous", "history.jsonl", "training.png"])
 def test_train_replaces_nothing_that_is_not_its_own(tmp_path, name):
     (tmp_path / name).write_bytes(b"mine")
     Result(*TINY, "--out", tmp_path).fails(f"{name} exists", "choose another --out")
@@ -189,9 +235,8 @@ def test_train_says_what_is_missing_before_it_starts(tmp_path, monkeypatch):
 
 
 def test_a_damaged_or_lost_checkpoint_is_said_in_one_line(tmp_path):
-    two = [*TINY[:2], "2", *TINY[3:], "--out", tmp_path]
+    two = tiny(2, "--out", tmp_path)
     Result(*two).ok()
-    Result(*two[:2], "1", *two[3:], "--resume").fails("has finished 2 epochs; --epochs must be at least")
     checkpoint = tmp_path / "checkpoint.pt"
     data = bytearray(checkpoint.read_bytes())
     data[500] ^= 1
@@ -227,50 +272,53 @@ def test_what_is_no_file_of_ours_is_refused_in_one_line(tmp_path, monkeypatch, c
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch):
-    steps = [*TINY[:2], "3", *TINY[3:], "--out", tmp_path]
     save = train.Trainer.save
 
-    def interrupted(self: train.Trainer, path: Path) -> None:
+    def interrupted(self: train.Trainer) -> None:
         if len(self.history) == stop_at:
             raise KeyboardInterrupt
-        save(self, path)
+        save(self)
 
     with monkeypatch.context() as patched:
         patched.setattr(train.Trainer, "save", interrupted)
         stop_at = 1
-        Result(*steps).fails("interrupted: no epoch was finished, nothing was saved", status=130)
+        Result(*tiny(3, "--out", tmp_path)).fails("interrupted: no checkpoint was due yet", status=130)
         stop_at = 3
-        Result(*steps).fails("interrupted: 2 of 3 epochs are in", "--resume goes on", status=130)
-    text = Result(*steps, "--resume").ok().out
+        lines = "interrupted: 10 of 15 steps (2 whole epochs) are in", "--resume goes on"
+        Result(*tiny(3, "--out", tmp_path)).fails(*lines, status=130)
+    text = Result("train", "--out", tmp_path, "--resume").ok().out
     assert "epoch   3" in text and "epoch   2" not in text
-    Result(*steps[:-1], tmp_path / "whole").ok()
-    resumed, whole = (train.read_checkpoint(p / "checkpoint.pt") for p in (tmp_path, tmp_path / "whole"))
-    assert all(torch.equal(value, whole["model"][name]) for name, value in resumed["model"].items())
+    Result(*tiny(3, "--out", tmp_path / "whole")).ok()
+    resumed, whole = (
+        read_checkpoint(p / "checkpoint.pt")["members"]["model"] for p in (tmp_path, tmp_path / "whole")
+    )
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 
-def test_ctrl_c_reaches_the_running_command(tmp_path):
-    command = [sys.executable, "-m", "bop2nd_fast", *TINY, "--epochs", "100000", "--out", str(tmp_path)]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_running_command(tmp_path, number):
+    command = [sys.executable, "-m", "bop2nd_fast", *map(str, tiny(100000, "--out", tmp_path))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline().startswith("epoch   1")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
-    assert "of 100000 epochs are in" in errors and "--resume goes on" in errors
-    assert train.read_checkpoint(tmp_path / "checkpoint.pt")["history"]
+    assert "of 500000 steps" in errors and "--resume goes on" in errors
+    assert read_checkpoint(tmp_path / "checkpoint.pt")["step"] > 0
 
 
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
     save = train.Trainer.save
 
-    def full(self: train.Trainer, path: Path) -> None:
+    def full(self: train.Trainer) -> None:
         if len(self.history) == 2:
             monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-        save(self, path)
+        save(self)
 
     monkeypatch.setattr(train.Trainer, "save", full)
-    Result(*TINY[:2], "3", *TINY[3:], "--out", tmp_path).fails(str(tmp_path / "checkpoint.pt"), status=1)
+    Result(*tiny(3, "--out", tmp_path)).fails(str(tmp_path / "checkpoint.pt"), status=1)
     monkeypatch.undo()
-    assert len(train.read_checkpoint(tmp_path / "checkpoint.pt")["history"]) == 1
+    assert read_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*"))
 
 
@@ -293,10 +341,10 @@ def shell(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProce
 def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path):
     done = shell("$B info | true", tmp_path)
     assert done.stderr == ""
-    done = shell(f"$B {' '.join(TINY)} --epochs 1000 --out run | head -1", tmp_path)
+    done = shell(f"$B {' '.join(map(str, tiny(1000)))} --out run | head -1", tmp_path)
     assert done.stdout.startswith("epoch   1") and "Traceback" not in done.stderr
     assert "nobody reads the output any more" in done.stderr and "--resume goes on" in done.stderr
-    assert train.read_checkpoint(tmp_path / "run" / "checkpoint.pt")["history"]
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] > 0
 
 
 def test_an_output_that_cannot_be_written_is_said(tmp_path):
@@ -319,7 +367,7 @@ def test_a_lack_of_memory_is_said(tmp_path, monkeypatch):
     def build(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(train.ModelSpec, "build", build)
+    monkeypatch.setattr(recipes.Recipe, "model", build)
     Result(*TINY, "--out", tmp_path / "out").fails("not enough memory")
 
 
@@ -340,16 +388,16 @@ def test_pack_prints_sizes_and_the_packed_file_predicts_the_same(run_folder, pac
     )
     n_bytes = (tmp_path / "m.safetensors").stat().st_size
     assert cli._bytes(n_bytes) in text and "in fp32" in text
-    model, _ = train.model_from_checkpoint(run_folder / "checkpoint.pt")
+    model, _ = model_from_checkpoint(run_folder / "checkpoint.pt")
     images = data.digits().test_images
     packed = inference.load(packed_file)
-    assert torch.equal(train.logits_of(packed, images), train.logits_of(model, images))
+    assert torch.equal(logits_of(packed, images), logits_of(model, images))
 
 
 def test_predict_prints_the_accuracy_of_the_trained_model(run_folder, packed_file):
     text = Result("predict", packed_file, "--data", "digits").ok().out
-    history = json.loads((run_folder / "history.json").read_text())
-    assert f"accuracy {history['epochs'][-1]['test_accuracy']:.2%} on 450 test images" in text
+    (epoch,) = history_in(run_folder)
+    assert f"accuracy {epoch['test_accuracy']:.2%} on 450 test images" in text
     assert text.count("%") == 11  # ten classes and the total
 
 

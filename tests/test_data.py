@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import warnings
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from bop2nd_fast import data
+from bop2nd_fast.data import batches
 
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILES = ("test_batch.bin",)
@@ -109,49 +111,66 @@ def test_cifar10_refuses_an_unknown_label(tmp_path):
 # ---------------------------------------------------------------------------------------------- batches
 
 
-def numbered(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1).expand(n, 3, 4, 4), torch.arange(n)
+def numbered(n: int, n_test: int = 7) -> data.Dataset:
+    """Every image holds its label."""
+
+    def images(count: int) -> torch.Tensor:
+        return torch.arange(count, dtype=torch.float32).view(count, 1, 1, 1).expand(count, 3, 4, 4)
+
+    names = tuple(map(str, range(n)))
+    return data.Dataset("numbered", names, images(n), torch.arange(n), images(n_test), torch.arange(n_test))
+
+
+def labels_of(loader: data.Loader, epoch: int, first: int = 0) -> list[list[int]]:
+    return [labels.tolist() for _, labels in loader.train(epoch, first)]
 
 
 def test_batches_hold_each_example_once_with_its_label():
-    images, labels = numbered(10)
-    batches = data.Batches(images, labels, 3, generator())
+    loader = data.loader(numbered(10), 3, seed=0)
     seen = []
-    for image, label in batches:
+    for image, label in loader.train(1):
         assert image.shape == (3, 3, 4, 4) and torch.equal(image[:, 0, 0, 0].long(), label)
         seen += label.tolist()
-    assert len(batches) == 3 and len(seen) == 9 == len(set(seen))
+    assert loader.steps_per_epoch == 3 and len(seen) == 9 == len(set(seen))
 
 
-def test_batches_reshuffle_and_resume_from_the_generator_state():
-    images, labels = numbered(64)
-    source = generator(5)
-    batches = data.Batches(images, labels, 64, source)
-    (first,) = [label.tolist() for _, label in batches]
-    state = source.get_state()
-    (second,) = [label.tolist() for _, label in batches]
-    assert first != second
-    source.set_state(state)
-    (again,) = [label.tolist() for _, label in batches]
-    assert again == second
+def test_batches_follow_seed_and_epoch_and_can_be_entered_anywhere():
+    loader = data.loader(numbered(64), 8, seed=5)
+    first, second = labels_of(loader, 1), labels_of(loader, 2)
+    assert first != second and labels_of(loader, 2) == second
+    assert labels_of(loader, 2, first=3) == second[3:]
+    assert labels_of(data.loader(numbered(64), 8, seed=6), 1) != first
+
+
+def test_augmented_batches_can_be_entered_anywhere_too():
+    images = torch.rand(12, 3, 8, 8, generator=generator(3))
+    dataset = dataclasses.replace(numbered(12), train_images=images)
+    loader = data.loader(dataset, 4, seed=1, augmentation="crop_flip")
+    whole = [x for x, _ in loader.train(2)]
+    assert torch.equal(torch.stack(whole[1:]), torch.stack([x for x, _ in loader.train(2, first=1)]))
+    assert not torch.equal(whole[0], images[next(iter(loader.train(2)))[1]])
+
+
+def test_processes_share_every_batch():
+    whole = labels_of(data.loader(numbered(16), 4, seed=2), 1)
+    parts = [labels_of(data.loader(numbered(16), 4, seed=2, share=(r, 2)), 1) for r in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in whole]
+    tests = [data.loader(numbered(16), 4, seed=2, share=(r, 2)).test() for r in (0, 1)]
+    assert sorted(i for test in tests for _, labels in test for i in labels.tolist()) == list(range(7))
+    with pytest.raises(ValueError, match="multiple of the 3 processes"):
+        data.loader(numbered(16), 4, seed=2, share=(0, 3))
 
 
 @pytest.mark.parametrize("size", [0, -1, 11])
 def test_batches_refuse_an_impossible_size(size):
     with pytest.raises(ValueError, match="allowed is 1 to 10"):
-        data.Batches(*numbered(10), size, generator())
-
-
-def test_batches_refuse_different_lengths():
-    images, labels = numbered(10)
-    with pytest.raises(ValueError, match="10 images but 9 labels"):
-        data.Batches(images, labels[:9], 2, generator())
+        data.loader(numbered(10), size, seed=0)
 
 
 def test_augmentation_crops_a_padded_image_and_mirrors_half():
-    n, size, pad = 400, 6, 4
+    n, size, pad = 400, 6, batches.PAD
     images = torch.rand(n, 3, size, size, generator=generator(1)) + 1  # zeros can only be padding
-    out = data.augment_crop_flip(images, generator(2), pad=pad)
+    out = batches.crop_flip(images, batches.draw_crop_flip(n, generator(2)))
     assert out.shape == images.shape
     padded = F.pad(images, (pad,) * 4)
     found = set()
@@ -172,13 +191,6 @@ def test_augmentation_crops_a_padded_image_and_mirrors_half():
         found.add(matches[0])
     assert {top for top, _, _ in found} == set(range(9)) == {left for _, left, _ in found}
     assert 0.4 < sum(mirrored for *_, mirrored in found) / len(found) < 0.6
-
-
-def test_augmentation_repeats_with_the_seed():
-    images = torch.rand(8, 3, 32, 32)
-    first = data.augment_crop_flip(images, generator(7))
-    assert torch.equal(first, data.augment_crop_flip(images, generator(7)))
-    assert not torch.equal(first, data.augment_crop_flip(images, generator(8)))
 
 
 # ---------------------------------------------------------------------------------------------- images

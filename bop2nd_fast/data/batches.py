@@ -22,8 +22,8 @@ TEST_BATCH = 500  # images at a time when testing in memory
 
 
 class Loader(Protocol):
-    """What the training loop asks for. All batches of an epoch have the same size: a remainder is left for the
-    next shuffle (batch norm dislikes a batch of one, and equal shapes never recompile)."""
+    """What the training loop asks for. All batches of an epoch have the same size: a remainder is left for
+    the next shuffle (batch norm dislikes a batch of one, and equal shapes never recompile)."""
 
     steps_per_epoch: int
 
@@ -85,12 +85,8 @@ class _InMemory:
         self.batch_size, self.seed, self.augmented = batch_size, seed, augmented
         self.rank, self.world = share
         self.tests = [
-            (images[self.rank :: self.world], labels[self.rank :: self.world])
-            for images, labels in zip(
-                dataset.test_images.to(device).split(TEST_BATCH),
-                dataset.test_labels.to(device).split(TEST_BATCH),
-                strict=True,
-            )
+            (images[self.rank :: self.world].to(device), labels[self.rank :: self.world].to(device))
+            for images, labels in dataset.test_batches(TEST_BATCH)
         ]
         self.steps_per_epoch = len(self.images) // batch_size
 
@@ -146,7 +142,7 @@ def _check_sizes(batch_size: int, n: int) -> None:
 
 
 def draw_crop_flip(n: int, generator: torch.Generator) -> Tensor:
-    """int64 ``[3, n]``: for every image the crop's top and left in the padded image, and whether to mirror."""
+    """int64 ``[3, n]``: of every image the crop's top and left in the padded image, and whether to mirror."""
     corners = torch.randint(0, 2 * PAD + 1, (2, n), generator=generator)
     return torch.cat([corners, torch.randint(0, 2, (1, n), generator=generator)])
 

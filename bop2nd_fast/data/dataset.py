@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,3 +29,7 @@ class Dataset:
     @property
     def image_size(self) -> int:
         return self.train_images.shape[-1]
+
+    def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test images and their labels in order; the last batch may be smaller."""
+        yield from zip(self.test_images.split(batch_size), self.test_labels.split(batch_size), strict=True)
