@@ -1,4 +1,4 @@
-"""The command line: ``bop2nd info | recipes | train | pack | predict | bench``.
+"""The command line: ``bop2nd info | recipes | train | study | pack | predict | bench``.
 
 Mistakes of the user (a missing file, an impossible value) end with one line on standard error and exit
 status 2, and nothing is written; a run that fails by itself (a loss that became NaN, a full disk) ends with
@@ -20,6 +20,7 @@ from rich.table import Column, Table
 
 from . import __version__, backends, cli_train, data, inference
 from .atomic_write import check_target
+from .studies import command as studies_command
 from .system_report import versions
 from .terminal import one_line, out, refuse_existing, shown, user_errors
 from .train_record import TrainingError, model_from_checkpoint
@@ -81,6 +82,7 @@ def info() -> None:
 
 app.command("recipes")(cli_train.recipes_command)
 app.command("train")(cli_train.train_command)
+app.command("study")(studies_command.study)
 
 
 # ---------------------------------------------------------------------------------- pack and predict

@@ -38,7 +38,7 @@ def training(history: Sequence[Epoch], path: str | Path, title: str) -> None:
     loss, accuracy, *layers = figure.subplots(1, len(widths), width_ratios=widths)
     epochs = [entry.epoch for entry in history]
     for axes in (loss, accuracy, *layers):
-        _plain(axes)
+        plain(axes)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -75,7 +75,7 @@ def training(history: Sequence[Epoch], path: str | Path, title: str) -> None:
         _flip_rates(layers[0], history)
         layers[1].set_title("Regime per layer")
         _regimes(layers[1], history)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _flip_rates(axes: Axes, history: Sequence[Epoch]) -> None:
@@ -138,11 +138,11 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], path: str | Path, title: s
     figure.suptitle(title, fontsize=13, fontweight="bold")
     panels = figure.subplots(len(groups), 1, height_ratios=[n + 1 for n in counts], squeeze=False)[:, 0]
     for axes, (name, entries) in zip(panels, groups, strict=True):
-        _plain(axes, grid="x")
+        plain(axes, grid="x")
         _bar_panel(axes, name, entries)
     if note:
         figure.supxlabel(note, fontsize=9, color="#555555")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _bar_panel(axes: Axes, name: str, entries: Sequence[Bar]) -> None:
@@ -166,11 +166,13 @@ def _bar_panel(axes: Axes, name: str, entries: Sequence[Bar]) -> None:
     axes.set_xlim(0, 1.25 * max(bar.upper for bar in entries) * scale)
 
 
-def _plain(axes: Axes, grid: str = "y") -> None:
+def plain(axes: Axes, grid: str = "y") -> None:
+    """No frame but the axes, a light grid along one of them."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x" if grid == "x" else "y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
+    """Write ``figure`` as PNG."""
     atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=150))
