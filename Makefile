@@ -68,7 +68,7 @@ arm-test: install  ## the C++ tests as 64-bit ARM code, emulated (skipped where 
 
 docs: install  ## build the documentation into build/docs; warnings are errors
 	echo "==> documentation"
-	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	$(BIN)/sphinx-build -q -E -W --keep-going -b html docs build/docs
 	echo "    build/docs/index.html"
 
 pictures: install  ## draw the pictures of docs/optimizer.md again (trains for some minutes)

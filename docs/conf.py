@@ -37,9 +37,10 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # an included text starts at the level it has at home
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # signatures carry them
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_inherit_docstrings = False  # what says nothing of its own is not listed
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
 default_role = "code"  # docstrings say `name`, as Markdown does
 python_use_unqualified_type_names = True
