@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import bop2nd_fast as bf
-from bop2nd_fast import data, train
+from bop2nd_fast import data, recipes, train
 from bop2nd_fast.atomic_write import atomic_write
 
 IMAGES = Path(__file__).resolve().parent / "images"
@@ -105,27 +105,14 @@ class Run:
     histogram: np.ndarray[Any, Any]
 
 
-def digits(threshold: float, epochs: int, width: int) -> Run:
+def digits(recipe: recipes.Recipe, threshold: float) -> Run:
     """The recipe of the digits with another threshold (in units of the noise)."""
-    settings = dataclasses.replace(
-        train.RECIPES["digits"][1],
-        epochs=epochs,
-        threshold=threshold * noise(train.RECIPES["digits"][1].gamma),
-    )
-    dataset = data.digits()
-    spec = train.ModelSpec.for_dataset(dataset, width=width)
-    trainer = train.Trainer(spec.build(0), dataset, settings, spec=spec)
+    value = threshold * noise(recipe.courses["gamma"].start)
+    trainer = train.Trainer(recipe.replace(values={"threshold": value}), data.digits())
     last = trainer.run()[-1]
-    counts = sum(trainer.binary_optimizer.signal_histogram().values())
-    assert isinstance(counts, torch.Tensor)
-    candidates = last.flip_rate + last.blocked_rate
-    return Run(
-        threshold,
-        last.test_accuracy,
-        last.flip_rate,
-        last.blocked_rate / max(candidates, 1e-30),
-        counts.numpy(),
-    )
+    counts = sum(trainer.optimizer.signal_histogram().values())
+    assert isinstance(counts, torch.Tensor) and last.flip_rate is not None and last.blocked_share is not None
+    return Run(threshold, last.test_accuracy, last.flip_rate, last.blocked_share, counts.numpy())
 
 
 def draw_regimes(path: Path, runs: list[Run], about: str) -> None:
@@ -192,14 +179,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny runs, to see that everything works")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
-    width, settings = train.RECIPES["digits"]
-    width, epochs = (4, 1) if chosen.quick else (width, settings.epochs)
-    own = settings.threshold / noise(settings.gamma)
+    recipe = recipes.get("digits")
+    if chosen.quick:
+        recipe = recipe.replace(epochs=1, width=4)
+    gamma, sigma = recipe.courses["gamma"].start, recipe.courses["sigma"].start
+    own = recipe.courses["threshold"].start / noise(gamma)
     thresholds = (own,) if chosen.quick else (0.01, 0.1, 0.3, own, 2, 3, 5, 8, 12)
     draw_one_weight(chosen.out / "one_weight.svg", 300 if chosen.quick else 3000)
-    runs = [digits(threshold, epochs, width) for threshold in thresholds]
-    rates = f"gamma {settings.gamma:g}, sigma {settings.sigma:g}"
-    name = f"BinaryNet, width {width}, on scikit-learn's digits, {epochs} epochs, {rates}"
+    runs = [digits(recipe, threshold) for threshold in thresholds]
+    about = f"{recipe.epochs} epochs, gamma {gamma:g}, sigma {sigma:g}"
+    name = f"BinaryNet, width {recipe.options['width']}, on scikit-learn's digits, {about}"
     draw_regimes(chosen.out / "regimes.svg", runs, f"{name}, one seed")
     draw_signal(
         chosen.out / "signal.svg", runs[thresholds.index(own)], f"{name}: all binary weights after training"

@@ -8,7 +8,9 @@ from urllib.parse import unquote
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from bop2nd_fast.cli import app
 from tests import documents
 
 LANGUAGES = documents.SHOWN_ONLY | {"python", "bash"}
@@ -25,6 +27,19 @@ def test_the_programs_of_a_page_run_in_order(
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     documents.run_programs(page)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_first_commands_work(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    for _, words in documents.commands(documents.ROOT / page):
+        if words[0] == "bop2nd":
+            tiny = ["--epochs", "1", "--width", "4"] if words[1] == "train" else []
+            result = CliRunner().invoke(app, [*words[1:], *tiny])
+            assert result.exit_code == 0, (words, result.output)
+            ran.append(words[1])
+    assert {"info", "train", "pack", "predict"} <= set(ran)
 
 
 @pytest.mark.parametrize("page", documents.PAGES, ids=documents.name)
