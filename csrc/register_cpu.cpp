@@ -303,11 +303,12 @@ std::tuple<Tensor, Tensor> binary_conv2d_backward(const Tensor grad_output, cons
 
 // --------------------------------------------------------------------------------------- torch's threads
 
-void torch_parallel_for(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+void torch_parallel_for(void*, int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                        void* context) {
   TORCH_ERROR_CODE_CHECK(::torch_parallel_for(0, n, grain, body, context));
 }
 
-int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+int torch_threads(void*) { return static_cast<int>(torch::stable::get_num_threads()); }
 
 // ------------------------------------------------------------------------------- forced backends in Python
 

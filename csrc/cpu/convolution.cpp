@@ -202,7 +202,7 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
   for (const Rectangle& r : plan.rectangles) group_work += r.n_pixels * r.n_words();
   int64_t blocks = static_cast<int64_t>(plan.blocks.size()), groups = plan.shape.groups;
   *work = group_work * plan.shape.group_blocks() * groups;
-  int64_t n_threads = *work < kSerialWork ? 1 : pool().n_threads();
+  int64_t n_threads = *work < kSerialWork ? 1 : n_threads_of(pool());
   std::vector<Task> tasks;
   for (const Rectangle& r : plan.rectangles) {
     int64_t tile_work = std::min(kTilePixels, r.n_pixels) * r.n_words(), parts = 1;

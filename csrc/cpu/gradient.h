@@ -25,7 +25,7 @@ constexpr int64_t kSerialProducts = 1 << 20;
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 inline int64_t wanted_tasks(const ConvShape& s) {
-  return s.products() < kSerialProducts ? 1 : kTasksPerThread * pool().n_threads();
+  return s.products() < kSerialProducts ? 1 : kTasksPerThread * n_threads_of(pool());
 }
 
 // Parts of one memory of a thread, each on a cache line.

@@ -166,6 +166,53 @@ struct SumTable {
                            const uint32_t* mask, void* to, int64_t* seen, int64_t begin, int64_t end);
 };
 
+// ---- Real numbers, for the runtime (real.inl): fp32, fused multiply-adds where the processor has them.
+
+// Sums of products of some pixels with the weights of one block of outputs:
+//   to[p * to_stride + o] = bias[o] + sum_k x[pixel[p] + k_offset[k]] * w[k * block + o],  k in order.
+struct RealTile {
+  const float* x;
+  const int64_t* pixel;
+  int64_t n_pixels;
+  const int64_t* k_offset;
+  int64_t n_k;
+  const float* w;     // [n_k][RealTable::block], 0 behind the last output
+  const float* bias;  // or null
+  int64_t n_outputs;  // at most RealTable::block
+  float* to;
+  int64_t to_stride;
+};
+
+// The taps of one window over rows of n channels: to[c] = max or sum of x[offset[t] + c]; with weights the
+// sum of x[offset[t] + c] * w[w_offset[t] + c].
+struct RealWindow {
+  const float* x;
+  const int64_t* offset;
+  int64_t n_taps, n;
+  const float* w;
+  const int64_t* w_offset;
+  const float* bias;
+  float* to;
+};
+
+// a + alpha b, a - alpha b, a b, a / b, a > 0 ? a : a b. With alpha 1 every operation is rounded by itself.
+enum class RealOperation : int { kAdd, kSub, kMul, kDiv, kPrelu };
+
+struct RealTable {
+  int64_t block;  // outputs of a block of weights
+  void (*multiply)(const RealTile&);
+  void (*window_max)(const RealWindow&);  // NaN where one of them is
+  void (*window_sum)(const RealWindow&);
+  void (*window_products)(const RealWindow&);
+  // n elements; steps between them are 0 or 1.
+  void (*binary)(RealOperation, int64_t n, const float* a, int64_t a_step, const float* b, int64_t b_step,
+                 float alpha, float* to);
+  // x * scale + shift
+  void (*affine)(int64_t n, const float* x, int64_t x_step, const float* scale, const float* shift,
+                 int64_t channel_step, float* to);
+  void (*clamp)(int64_t n, const float* x, int64_t x_step, float low, float high, float* to);
+};
+
 struct KernelTable {
   // Words [first_word, first_word + n_words) of one tensor (dense: blocks of 32 elements); adds to `counts`.
   void (*step)(const StepTensor&, const StepHyper&, int64_t first_word, int64_t n_words, StepCounts* counts);
@@ -186,6 +233,7 @@ struct KernelTable {
   void (*multiply)(const CountTile&, const MatmulTile&, const Epilogue&);
   const SumTable* sums;
   const TileTable* tiles;  // null where the processor has none
+  const RealTable* reals;
 };
 
 // What the loops are measured against; never part of an operator.

@@ -4,16 +4,20 @@
 namespace bop2nd {
 namespace {
 
-void serial_for(int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
+void serial_for(void*, int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
   body(0, n, context);
 }
-int one_thread() { return 1; }
+int one_thread(void*) { return 1; }
 
 ThreadPool installed = {serial_for, one_thread};
+thread_local const ThreadPool* scoped = nullptr;
 
 }  // namespace
 
 void install_pool(const ThreadPool& pool) { installed = pool; }
-const ThreadPool& pool() { return installed; }
+const ThreadPool& pool() { return scoped ? *scoped : installed; }
+
+PoolScope::PoolScope(const ThreadPool* pool) : before_(scoped) { scoped = pool; }
+PoolScope::~PoolScope() { scoped = before_; }
 
 }  // namespace bop2nd

@@ -245,7 +245,7 @@ void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x
   // A band is so small that it stays in the cache, and with several threads there are some tasks for each:
   // first by cutting outputs, which turns activations again for each part, then by cutting bands, which turns
   // weights.
-  int64_t wanted = serial || pool().n_threads() == 1 ? 1 : kTasksPerThread * pool().n_threads();
+  int64_t wanted = serial || n_threads_of(pool()) == 1 ? 1 : kTasksPerThread * n_threads_of(pool());
   int64_t n_images = std::clamp<int64_t>(kBandBytes / std::max<int64_t>(1, whole.image_bytes()), 1,
                                          std::max<int64_t>(1, ceil_div(s.batch, wanted)));
   int64_t ranges = ceil_div(s.batch, n_images) * s.groups;

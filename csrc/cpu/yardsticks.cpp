@@ -10,7 +10,7 @@
 // 1 if a parallel loop is shared by as many threads as the pool has (so always with one thread): the threads
 // of a probe wait for each other for up to about 0.1 s.
 BOP2ND_EXPORT int bop2nd_openmp(void) {
-  int n_threads = bop2nd::pool().n_threads();
+  int n_threads = bop2nd::n_threads_of(bop2nd::pool());
   std::atomic<int> arrived{0};
   std::atomic<bool> alone{false};
   bop2nd::parallel_ranges(n_threads, 1, [&](int64_t, int64_t) {

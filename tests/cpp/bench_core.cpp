@@ -126,9 +126,10 @@ class SecondThread {
     thread_.join();
   }
   void use(bool both) {
-    install_pool(both ? ThreadPool{halves, [] { return 2; }} : ThreadPool{whole, [] { return 1; }});
+    install_pool(both ? ThreadPool{halves, [](void*) { return 2; }}
+                      : ThreadPool{whole, [](void*) { return 1; }});
   }
-  static void halves(int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
+  static void halves(void*, int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
     SecondThread& second = *me();
     int64_t half = (n + 1) / 2;
     second.body_ = body, second.context_ = context, second.begin_ = half, second.end_ = n;
@@ -140,7 +141,7 @@ class SecondThread {
   }
 
  private:
-  static void whole(int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
+  static void whole(void*, int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
     body(0, n, context);
   }
   static SecondThread*& me() {
@@ -189,7 +190,7 @@ void bench_threads(double seconds) {
     };
     std::vector<Case> cases = {
         {"alone", 1.0, [&] { second.use(false), run(0); }},
-        {"two", 2.0, [&] { second.use(false), SecondThread::halves(2, 1, run_each, &run); }},
+        {"two", 2.0, [&] { second.use(false), SecondThread::halves(nullptr, 2, 1, run_each, &run); }},
         {"one on both", 1.0, [&] { second.use(true), run(0); }}};
     run_interleaved(cases, seconds / 4);
     second.use(false);

@@ -72,13 +72,13 @@ struct Guarded {
 template <class Test>
 void on_every_instruction_set(const Test& test) {
   static const bop2nd::ThreadPool three = {
-      [](int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
+      [](void*, int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
         std::vector<std::thread> threads;
         for (int64_t i = 0; i < 3; ++i)
           threads.emplace_back([=] { body(i * n / 3, (i + 1) * n / 3, context); });
         for (std::thread& thread : threads) thread.join();
       },
-      [] { return 3; }};
+      [](void*) { return 3; }};
   const bop2nd::ThreadPool one = bop2nd::pool();
   for (const bop2nd::ThreadPool& pool : {one, three}) {
     bop2nd::install_pool(pool);

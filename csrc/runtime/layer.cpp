@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layer.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../core/bit_layout.h"
+#include "error.h"
+
+namespace bop2nd::runtime {
+namespace {
+
+constexpr int64_t kInt31 = (int64_t{1} << 31) - 1, kDot = int64_t{1} << 24;
+
+struct Kind {
+  const char* name;
+  LayerKind kind;
+  std::vector<const char*> attributes, tensors;
+};
+
+const std::vector<Kind>& kinds() {
+  static const std::vector<Kind> all = {
+      {"packed_conv2d",
+       LayerKind::kPackedConv2d,
+       {"stride", "padding", "dilation", "groups", "padding_value", "dtype", "emits", "low", "high", "relu",
+        "fp32_bytes"},
+       {"weight", "threshold", "bias", "scale", "shift", "slope", "post_shift", "sign_shift"}},
+      {"packed_linear",
+       LayerKind::kPackedLinear,
+       {"padding_bits", "dtype", "emits", "low", "high", "relu", "fp32_bytes"},
+       {"weight", "threshold", "bias", "scale", "shift", "slope", "post_shift", "sign_shift"}},
+      {"real_conv2d",
+       LayerKind::kRealConv2d,
+       {"stride", "padding", "dilation", "groups", "padding_value", "fp32_bytes"},
+       {"weight", "bias"}},
+      {"real_linear", LayerKind::kRealLinear, {"fp32_bytes"}, {"weight", "bias"}},
+      {"pack", LayerKind::kPack, {"dim", "length", "groups"}, {}},
+      {"regroup", LayerKind::kRegroup, {"length", "groups"}, {}},
+      {"flatten_bits", LayerKind::kFlattenBits, {}, {}},
+      {"pool_bits",
+       LayerKind::kPoolBits,
+       {"kernel_size", "stride", "padding", "dilation", "ceil_mode"},
+       {"decreasing"}},
+      {"max_pool", LayerKind::kMaxPool, {"kernel_size", "stride", "padding", "dilation", "ceil_mode"}, {}},
+      {"constant", LayerKind::kConstant, {}, {"value"}},
+  };
+  return all;
+}
+
+// Pairs are written as lists or tuples.
+Pair pair_of(const Json& value, const char* what, int64_t least) {
+  const Json* list = &value;
+  if (value.is(Json::Kind::kObject)) {
+    value.check_size(1, what);
+    list = &value.at("tuple", what);
+  }
+  const std::vector<Json>& items = list->as_list(what);
+  require(items.size() == 2, what, " is no pair");
+  return {{items[0].as_integer(what, least, kInt31), items[1].as_integer(what, least, kInt31)}};
+}
+
+void read_attribute(Layer& layer, const std::string& name, const Json& value) {
+  const char* what = name.c_str();
+  auto optional_dot = [&](bool& has, int32_t& to) {
+    has = !value.is(Json::Kind::kNull);
+    if (has) to = static_cast<int32_t>(value.as_integer(what, -kDot, kDot));
+  };
+  if (name == "stride") {
+    layer.stride = pair_of(value, what, 1);
+  } else if (name == "padding") {
+    layer.padding = pair_of(value, what, 0);
+  } else if (name == "dilation") {
+    layer.dilation = pair_of(value, what, 1);
+  } else if (name == "kernel_size") {
+    layer.kernel_size = pair_of(value, what, 1);
+  } else if (name == "groups") {
+    layer.groups = value.as_integer(what, 1, kInt31);
+  } else if (name == "padding_value") {
+    bool real = layer.kind == LayerKind::kRealConv2d;
+    layer.padding_value = value.as_integer(what, real ? 0 : -1, real ? 0 : 1);
+  } else if (name == "padding_bits") {
+    layer.padding_bits = value.as_integer(what, 0, kInt31);
+  } else if (name == "length") {
+    layer.length = value.as_integer(what, layer.kind == LayerKind::kRegroup ? 1 : 0, kInt31);
+  } else if (name == "dim") {
+    layer.dim = value.as_integer(what, -1, 1);
+    require(layer.dim != 0, "dim is neither 1 nor -1");
+  } else if (name == "ceil_mode") {
+    layer.ceil_mode = value.as_bool(what);
+  } else if (name == "low") {
+    optional_dot(layer.has_low, layer.low);
+  } else if (name == "high") {
+    optional_dot(layer.has_high, layer.high);
+  } else if (name == "relu") {
+    require(value.is(Json::Kind::kNull) || value.is(Json::Kind::kTrue), "relu is neither null nor true");
+    layer.relu = value.is(Json::Kind::kTrue);
+  } else if (name == "dtype") {
+    require(value.as_text(what) == "float32", "a layer of profile 'bits' has another dtype than float32");
+  } else if (name == "fp32_bytes") {
+    value.as_integer(what, 0, INT64_MAX);
+  } else if (!value.is(Json::Kind::kNull)) {  // emits
+    const std::string& text = value.as_text(what);
+    require(text == "values" || text == "signs" || text == "both", "emits is '", printable(text), "'");
+    layer.emits = text == "values"  ? Layer::Emits::kValues
+                  : text == "signs" ? Layer::Emits::kSigns
+                                    : Layer::Emits::kBoth;
+  }
+}
+
+void check_name(const std::string& name, const char* what) {
+  bool printed = std::all_of(name.begin(), name.end(), [](char c) { return (c & 0xE0) != 0 && c != 0x7F; });
+  require(printed && name.size() <= 1024, what, " has no printable name of at most 256 characters");
+}
+
+// Words that fit their layout.
+Sizes read_layout(const Stored& words, const Json& layout) {
+  layout.check_size(5, "a layout");
+  layout.at("version", "a layout").as_integer("a layout's version", 1, 1);
+  const std::string& dtype = layout.at("dtype", "a layout").as_text("a layout's dtype");
+  require(dtype == "float32" || dtype == "float64" || dtype == "float16" || dtype == "bfloat16",
+          "a layout of unknown dtype");
+  Sizes shape;
+  for (const Json& size : layout.at("shape", "a layout").as_list("a layout's shape"))
+    shape.push_back(size.as_integer("a layout's size", 0, kInt31));
+  require(!shape.empty(), "a layout has no axes");
+  size_t dim = static_cast<size_t>(
+      layout.at("dim", "a layout").as_integer("a layout's dim", 0, static_cast<int64_t>(shape.size()) - 1));
+  int64_t length = layout.at("length", "a layout").as_integer("a layout's length", 0, kInt31);
+  require(length == shape[dim], "a layout's length contradicts its shape");
+  Sizes expected = shape;
+  expected.erase(expected.begin() + static_cast<std::ptrdiff_t>(dim));
+  expected.push_back(words_for(length));
+  require(words.type == Type::kI32 && words.shape == expected, "words do not fit their layout");
+  int64_t row = expected.back(), n = words.count();
+  const uint32_t* values = static_cast<const uint32_t*>(words.data);
+  if (length % kWordBits != 0) {
+    for (int64_t i = row - 1; i < n; i += row)
+      require(values[i] >> (length % kWordBits) == 0, "bits behind the last of ", length, " are set");
+  }
+  return shape;
+}
+
+void check_tensor(const Layer& layer, const char* key, Type type, int64_t n) {
+  const Stored* tensor = layer.tensor(key);
+  require(!tensor || (tensor->type == type && tensor->shape == Sizes{n}), layer.kind_name, ": ", key,
+          " must be ", n, " numbers of its type");
+}
+
+void check_product(const Layer& layer) {
+  bool image = layer.kind == LayerKind::kPackedConv2d || layer.kind == LayerKind::kRealConv2d;
+  require(layer.weight_shape.size() == (image ? 4u : 2u), layer.kind_name, ": its weight has other axes");
+  const Stored& weight = *layer.tensor("weight");
+  // The packed axis is the second one: words lie [O, ..., words].
+  require(weight.shape.back() == words_for(layer.weight_shape[1]) && weight.shape[0] == layer.weight_shape[0],
+          layer.kind_name, ": its weight is packed along another axis");
+  require(weight.count() > 0, layer.kind_name, ": its weight has no elements");
+  int64_t n = layer.weight_shape[0];
+  require(n % layer.groups == 0, layer.kind_name, ": the groups do not divide the outputs");
+  check_tensor(layer, "bias", Type::kF32, n);
+  check_tensor(layer, "threshold", Type::kI32, n);
+  bool tail = layer.emits != Layer::Emits::kPlain, more = layer.has_low || layer.has_high || layer.relu;
+  for (const char* key : {"scale", "shift", "slope", "post_shift", "sign_shift"}) {
+    check_tensor(layer, key, Type::kF32, n);
+    more = more || layer.tensor(key);
+  }
+  require(tail || !more, layer.kind_name, ": a tail belongs to a layer with emits");
+  require(!layer.tensor("threshold") || (!tail && !layer.tensor("bias")), layer.kind_name,
+          ": thresholds stand alone");
+  require(!tail || !layer.tensor("bias"), layer.kind_name, ": a layer with emits has its bias in the shift");
+  require(!(layer.relu && layer.tensor("slope")), layer.kind_name, ": relu and slope exclude each other");
+  require(!layer.tensor("sign_shift") || layer.emits != Layer::Emits::kValues, layer.kind_name,
+          ": sign_shift belongs to a layer that emits signs");
+  int32_t low = layer.has_low ? layer.low : -static_cast<int32_t>(kDot);
+  require(low <= (layer.has_high ? layer.high : kDot), layer.kind_name, ": low is above high");
+  require(layer.padding_bits <= layer.weight_shape[1], layer.kind_name, ": more padding bits than bits");
+}
+
+void check_layer(const Layer& layer) {
+  if (layer.is_product()) return check_product(layer);
+  if (layer.kind == LayerKind::kPack)
+    require(layer.length % layer.groups == 0 && (layer.dim == 1 || layer.groups == 1),
+            "pack: groups do not divide the length, or are asked of rows");
+  if (layer.kind == LayerKind::kRegroup)
+    require(layer.length % layer.groups == 0, "regroup: the groups do not divide the length");
+  if (layer.kind == LayerKind::kPoolBits || layer.kind == LayerKind::kMaxPool) {
+    for (int axis = 0; axis < 2; ++axis)
+      require(2 * layer.padding[axis] <= layer.kernel_size[axis], layer.kind_name,
+              ": the padding is at most half the window");
+  }
+  if (const Stored* decreasing = layer.tensor("decreasing"))
+    require(decreasing->type == Type::kI32 && decreasing->shape.size() == 1,
+            "pool_bits: decreasing is no row");
+  if (layer.kind == LayerKind::kConstant)
+    require(layer.tensor("value") && layer.tensor("value")->type == Type::kF32, "constant: no float32 value");
+}
+
+}  // namespace
+
+const Stored* Layer::tensor(std::string_view key) const {
+  auto at = tensors.find(key);
+  return at == tensors.end() ? nullptr : &at->second;
+}
+
+const float* Layer::floats(std::string_view key) const {
+  const Stored* found = tensor(key);
+  return found ? static_cast<const float*>(found->data) : nullptr;
+}
+
+bool Layer::takes_words() const {
+  return kind == LayerKind::kPackedConv2d || kind == LayerKind::kPackedLinear ||
+         kind == LayerKind::kRegroup || kind == LayerKind::kFlattenBits || kind == LayerKind::kPoolBits;
+}
+
+const char* Layer::operand() const {
+  return kind == LayerKind::kConstant ? nullptr : takes_words() ? "words" : "input";
+}
+
+Layer read_layer(const std::string& name, const Json& described, StoredTensors& left) {
+  check_name(name, "a layer");
+  require(!name.empty() && name.find('.') == std::string::npos,
+          "a layer has an empty name or one with a dot");
+  described.check_size(4, "a layer");
+  const std::string& kind_name = described.at("kind", "a layer").as_text("a layer's kind");
+  auto kind =
+      std::find_if(kinds().begin(), kinds().end(), [&](const Kind& k) { return kind_name == k.name; });
+  require(kind != kinds().end(), "a layer is of unknown kind '", printable(kind_name), "'");
+  Layer layer{};
+  layer.name = name, layer.kind = kind->kind, layer.kind_name = kind->name;
+  const Json& attributes = described.at("attributes", "a layer");
+  attributes.check_size(kind->attributes.size(), "a layer's attributes");
+  for (const char* attribute : kind->attributes)
+    read_attribute(layer, attribute, attributes.at(attribute, "a layer's attributes"));
+  for (const Json& key : described.at("tensors", "a layer").as_list("a layer's tensors")) {
+    const std::string& text = key.as_text("a tensor's name");
+    bool known = std::any_of(kind->tensors.begin(), kind->tensors.end(),
+                             [&](const char* tensor) { return text == tensor; });
+    require(known, kind->name, " has no tensor '", printable(text), "'");
+    auto found = left.find("layers." + name + "." + text);
+    require(found != left.end(), "a tensor of layer '", printable(name), "' is missing, or named twice");
+    layer.tensors.emplace(text, found->second);
+    left.erase(found);
+  }
+  const Json& layouts = described.at("layouts", "a layer").as_object("layouts");
+  for (size_t i = 0; i < layouts.keys.size(); ++i) {
+    const Stored* words = layer.tensor(layouts.keys[i]);
+    require(words && layouts.keys[i] == "weight", "a layout for what is no weight");
+    layer.weight_shape = read_layout(*words, layouts.items[i]);
+    require(layouts.items[i].at("dim", "a layout").integer == 1, "a weight is packed along another axis");
+  }
+  require(!layer.is_product() || !layer.weight_shape.empty(), kind->name, " has no weight with a layout");
+  check_layer(layer);
+  return layer;
+}
+
+}  // namespace bop2nd::runtime
