@@ -25,6 +25,7 @@ namespace {
 #include "yardsticks.inl"
 #include "signed_sums.inl"
 #include "depthwise.inl"
+#include "real.inl"
 
 }  // namespace
 
@@ -42,6 +43,7 @@ InstructionSet neon() {
   t.pack_pixels = pack_pixels<NeonCount>;
   t.multiply = multiply<NeonCount>;
   t.sums = &kSumTable<NeonLanes>;
+  t.reals = &kRealTable<NeonLanes>;
   set.yardsticks.stream = stream<NeonLanes>;
   set.yardsticks.register_loop = register_loop<NeonCount>;
   return set;

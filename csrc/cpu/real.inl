@@ -10,11 +10,14 @@ void multiply_pixels(const RealTile& t, int64_t first) {
   using F = typename V::F;
   const float* pixels[kPixels];
   F sums[kPixels][kVectors];
+#pragma GCC unroll 8  // as below: else the sums would live in memory
   for (int v = 0; v < kVectors; ++v) {
     F start = V::setf(0.0f);
     if (t.bias) start = V::load(t.bias + v * V::kLanes, static_cast<int>(t.n_outputs) - v * V::kLanes);
+#pragma GCC unroll 8
     for (int p = 0; p < kPixels; ++p) sums[p][v] = start;
   }
+#pragma GCC unroll 8
   for (int p = 0; p < kPixels; ++p) pixels[p] = t.x + t.pixel[first + p];
   const float* w = t.w;
   for (int64_t k = 0; k < t.n_k; ++k, w += V::kRealVectors * V::kLanes) {
@@ -29,8 +32,10 @@ void multiply_pixels(const RealTile& t, int64_t first) {
       for (int v = 0; v < kVectors; ++v) sums[p][v] = V::fma(x, weights[v], sums[p][v]);
     }
   }
+#pragma GCC unroll 8
   for (int p = 0; p < kPixels; ++p) {
     float* to = t.to + (first + p) * t.to_stride;
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v)
       V::store(to + v * V::kLanes, sums[p][v], static_cast<int>(t.n_outputs) - v * V::kLanes);
   }

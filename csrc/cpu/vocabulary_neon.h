@@ -11,7 +11,8 @@ namespace bop2nd {
 
 struct NeonLanes {
   static constexpr int kLanes = 4;
-  static constexpr bool kPairs = true;  // see load_pairs
+  static constexpr bool kPairs = true;                     // see load_pairs
+  static constexpr int kRealVectors = 4, kRealPixels = 6;  // see real.inl
   using F = float32x4_t;
   using I = uint32x4_t;
   using M = uint32x4_t;  // all ones or all zeros per lane
@@ -22,6 +23,7 @@ struct NeonLanes {
   BOP2ND_INLINE static F add(F a, F b) { return vaddq_f32(a, b); }
   BOP2ND_INLINE static F sub(F a, F b) { return vsubq_f32(a, b); }
   BOP2ND_INLINE static F mul(F a, F b) { return vmulq_f32(a, b); }
+  BOP2ND_INLINE static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   BOP2ND_INLINE static F sqrt(F a) { return vsqrtq_f32(a); }
   BOP2ND_INLINE static F abs(F a) { return vabsq_f32(a); }
   BOP2ND_INLINE static F flip_sign(F a, M m) { return as_float(veorq_u32(as_int(a), vshlq_n_u32(m, 31))); }
