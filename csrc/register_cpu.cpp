@@ -8,6 +8,7 @@
 #include "cpu/operators.h"
 #include "cpu/parallel.h"
 #include "register_product.h"
+#include "register_signed.h"
 
 #include <atomic>
 
@@ -345,6 +346,9 @@ STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
   BOP2ND_IMPL(m, binary_conv2d_backward, binary_conv2d_backward);
   BOP2ND_IMPL(m, binary_linear_packed, linear_packed<compute>);
   BOP2ND_IMPL(m, binary_conv2d_packed, conv2d_packed<compute>);
+  BOP2ND_IMPL(m, quantize_rows, bop2nd::binding::quantize_rows);
+  BOP2ND_IMPL(m, signed_linear, bop2nd::binding::signed_linear);
+  BOP2ND_IMPL(m, signed_conv2d, bop2nd::binding::signed_conv2d);
 }
 
 BOP2ND_EXPORT void bop2nd_tell(const char* error) { told = error; }

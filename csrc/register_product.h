@@ -84,9 +84,10 @@ inline void check_saved(const Tensor& grad, const Ints& grad_sizes, const Tensor
 using Compute = void (*)(const ConvShape&, const Tensor&, const Tensor&, const MaybeTensor&, const Epilogue&);
 
 // Values and sign words as asked for, the other one empty. `sizes` are those of the values.
-template <Compute compute>
-std::tuple<Tensor, Tensor> packed_result(const ConvShape& s, Ints sizes, const Tensor& x,
-                                         const Tensor& weight, BOP2ND_OUTPUTS) {
+// run(epilogue) fills them.
+template <class Run>
+std::tuple<Tensor, Tensor> asked_outputs(const ConvShape& s, Ints sizes, const Tensor& x, BOP2ND_OUTPUTS,
+                                         const Run& run) {
   constexpr int64_t kWhole = int64_t{1} << 24;  // fp32 holds whole numbers up to here
   int64_t least = low.value_or(-kWhole), most = high.value_or(kWhole);
   BOP2ND_REQUIRE((values || signs) && (signs || !threshold),
@@ -119,9 +120,17 @@ std::tuple<Tensor, Tensor> packed_result(const ConvShape& s, Ints sizes, const T
   to.dtype = real_type<Dtype>(dtype, "dtype");
   to.values = values ? reals.mutable_data_ptr() : nullptr;
   to.signs = signs ? words_of(bits) : nullptr;
-  check_beside(x, weight, "weight");
-  compute(s, compact(x), weight, blocked, to);
+  run(to);
   return {reals, bits};
+}
+
+template <Compute compute>
+std::tuple<Tensor, Tensor> packed_result(const ConvShape& s, const Ints& sizes, const Tensor& x,
+                                         const Tensor& weight, BOP2ND_OUTPUTS) {
+  return asked_outputs(s, sizes, x, BOP2ND_ASKED, [&](const Epilogue& to) {
+    check_beside(x, weight, "weight");
+    compute(s, compact(x), weight, blocked, to);
+  });
 }
 
 template <Compute compute>

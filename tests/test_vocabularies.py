@@ -34,10 +34,13 @@ def compiled(tmp_path, base, check, hidden):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("base, check", [("ScalarLanes", "LanesComplete"), ("ScalarCount", "CountComplete")])
+@pytest.mark.parametrize(
+    "base, check",
+    [("ScalarLanes", "LanesComplete"), ("ScalarCount", "CountComplete"), ("ScalarBytes", "BytesComplete")],
+)
 def test_missing_words_are_named(tmp_path, base, check):
     assert compiled(tmp_path, base, check, "").returncode == 0
-    word = {"ScalarLanes": "not_less", "ScalarCount": "xor_word"}[base]
+    word = {"ScalarLanes": "not_less", "ScalarCount": "xor_word", "ScalarBytes": "whole"}[base]
     lacking = compiled(tmp_path, base, check, f"void {word}() = delete;")
     assert lacking.returncode != 0
     assert f"owes `{word}`" in lacking.stderr

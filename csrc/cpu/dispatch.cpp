@@ -28,8 +28,8 @@ namespace {
 enum Feature : uint32_t {
   kAvx2 = 1u << 0,    // AVX2, F16C, POPCNT, BMI, BMI2 and the operating system saves ymm registers
   kAvx512 = 1u << 1,  // F, BW, VL, DQ and the operating system saves zmm registers
-  kBitalg = 1u << 2,
-  kAmx = 1u << 3,  // AMX-TILE, AMX-INT8, VBMI, GFNI, and the operating system lets this process use tiles
+  kBitalg = 1u << 2,  // BITALG and VNNI
+  kAmx = 1u << 3,     // AMX-TILE, AMX-INT8, VBMI, GFNI, and the operating system lets this process use tiles
   kNeon = 1u << 4,
   kDotProduct = 1u << 5,  // UDOT
 };
@@ -66,7 +66,7 @@ uint32_t detect() {
   constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
   if ((saved & 0xE6) != 0xE6 || !has(b7, kF | kDq | kBw | kVl)) return features;
   features |= kAvx512;
-  if (has(c7, 1u << 12)) features |= kBitalg;
+  if (has(c7, 1u << 11 | 1u << 12)) features |= kBitalg;
   constexpr uint32_t kVbmi = 1u << 1, kGfni = 1u << 8, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
   constexpr uint64_t kTileState = 3u << 17;
   if ((saved & kTileState) == kTileState && has(c7, kVbmi | kGfni) && has(d7, kAmxTile | kAmxInt8) &&
@@ -113,9 +113,10 @@ const Isa kIsas[] = {
     {"scalar", "any CPU", 0, scalar},
     {"avx2", "x86-64 with AVX2, F16C, POPCNT, BMI, BMI2", kAvx2, BOP2ND_IF_X86(avx2)},
     {"avx512", "x86-64 with AVX-512 F, BW, VL, DQ", kAvx512, BOP2ND_IF_X86(avx512)},
-    {"avx512_bitalg", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG", kAvx512 | kBitalg,
+    {"avx512_bitalg", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG, VNNI", kAvx512 | kBitalg,
      BOP2ND_IF_X86(avx512_bitalg)},
-    {"avx512_amx", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG, VBMI, GFNI, AMX-INT8 (granted by the kernel)",
+    {"avx512_amx",
+     "x86-64 with AVX-512 F, BW, VL, DQ, BITALG, VNNI, VBMI, GFNI, AMX-INT8 (granted by the kernel)",
      kAvx512 | kBitalg | kAmx, BOP2ND_IF_X86(avx512_amx)},
     {"neon", "64-bit ARM with NEON", kNeon, BOP2ND_IF_NEON(neon)},
     {"neon_dot", "64-bit ARM with NEON and UDOT (dot product of ARMv8.2)", kNeon | kDotProduct,

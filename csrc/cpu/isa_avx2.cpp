@@ -26,11 +26,15 @@ namespace {
 #include "lookup.inl"
 #include "signed_sums.inl"
 #include "depthwise.inl"
+#include "signed_lookup.inl"
+#include "signed_bytes.inl"
+#include "signed_emit.inl"
 
 }  // namespace
 
 template struct LanesComplete<Avx2Lanes>;
 template struct CountComplete<Avx2Count>;
+template struct BytesComplete<Avx2Bytes>;
 
 InstructionSet avx2() {
   InstructionSet set;
@@ -43,6 +47,7 @@ InstructionSet avx2() {
   t.pack_pixels = pack_pixels_for_lookup<Avx2Lookup>;
   t.multiply = multiply_by_lookup<Avx2Lookup>;
   t.sums = &kSumTable<Avx2Lanes>;
+  t.signed_products = &kSignedTable<Avx2Count, Avx2Bytes>;
   set.yardsticks.stream = stream<Avx2Lanes>;
   set.yardsticks.register_loop = lookup_loop<Avx2Lookup>;
   return set;

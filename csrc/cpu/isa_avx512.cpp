@@ -25,11 +25,15 @@ namespace {
 #include "yardsticks.inl"
 #include "signed_sums.inl"
 #include "depthwise.inl"
+#include "signed_lookup.inl"
+#include "signed_bytes.inl"
+#include "signed_emit.inl"
 
 }  // namespace
 
 template struct LanesComplete<Avx512Lanes>;
 template struct CountComplete<Avx512Count>;
+template struct BytesComplete<Avx512Bytes>;
 
 InstructionSet avx512() {
   InstructionSet set;
@@ -42,6 +46,7 @@ InstructionSet avx512() {
   t.pack_pixels = pack_pixels<Avx512Count>;
   t.multiply = multiply<Avx512Count>;
   t.sums = &kSumTable<Avx512Lanes>;
+  t.signed_products = &kSignedTable<Avx512Count, Avx512Bytes>;
   set.yardsticks.stream = stream<Avx512Lanes>;
   set.yardsticks.register_loop = register_loop<Avx512Count>;
   return set;

@@ -20,7 +20,7 @@ namespace {
 #include "matmul.inl"
 #include "tiles.inl"
 
-const TileTable kAmxTiles = {tile_pixels<AmxTiles>, tile_multiply<AmxTiles>};
+const TileTable kAmxTiles = {tile_pixels<AmxTiles>, tile_multiply<AmxTiles>, tile_order_bytes<AmxTiles>};
 
 }  // namespace
 

@@ -11,7 +11,7 @@
 #include <cstring>
 #include <type_traits>
 
-BOP2ND_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512bitalg,f16c,popcnt,bmi,bmi2")
+BOP2ND_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512bitalg,avx512vnni,f16c,popcnt,bmi,bmi2")
 #include "vocabulary_avx512.h"
 
 namespace bop2nd {
@@ -19,6 +19,9 @@ namespace {
 
 #include "matmul.inl"
 #include "yardsticks.inl"
+#include "signed_lookup.inl"
+#include "signed_bytes.inl"
+#include "signed_emit.inl"
 
 struct BitalgCount : Avx512Count {
   template <int kPlane>
@@ -27,12 +30,20 @@ struct BitalgCount : Avx512Count {
   }
 };
 
+// Four products of bytes and their sum are one instruction.
+struct VnniBytes : Avx512Bytes {
+  static constexpr int kSteps = 1 << 20;
+  BOP2ND_INLINE static void add_products(I& sums, I x, I w) { sums = _mm512_dpbusd_epi32(sums, x, w); }
+  BOP2ND_INLINE static I whole(I sums) { return sums; }
+};
+
 }  // namespace
 
 InstructionSet avx512_bitalg() {
   InstructionSet set = avx512();
   set.kernels.pack_pixels = pack_pixels<BitalgCount>;
   set.kernels.multiply = multiply<BitalgCount>;
+  set.kernels.signed_products = &kSignedTable<Avx512Count, VnniBytes>;
   set.yardsticks.register_loop = register_loop<BitalgCount>;
   return set;
 }

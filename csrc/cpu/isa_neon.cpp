@@ -26,11 +26,15 @@ namespace {
 #include "signed_sums.inl"
 #include "depthwise.inl"
 #include "real.inl"
+#include "signed_lookup.inl"
+#include "signed_bytes.inl"
+#include "signed_emit.inl"
 
 }  // namespace
 
 template struct LanesComplete<NeonLanes>;
 template struct CountComplete<NeonCount>;
+template struct BytesComplete<NeonBytes>;
 
 InstructionSet neon() {
   InstructionSet set;
@@ -44,6 +48,7 @@ InstructionSet neon() {
   t.multiply = multiply<NeonCount>;
   t.sums = &kSumTable<NeonLanes>;
   t.reals = &kRealTable<NeonLanes>;
+  t.signed_products = &kSignedTable<NeonCount, NeonBytes>;
   set.yardsticks.stream = stream<NeonLanes>;
   set.yardsticks.register_loop = register_loop<NeonCount>;
   return set;

@@ -20,11 +20,15 @@ namespace {
 #include "yardsticks.inl"
 #include "signed_sums.inl"
 #include "depthwise.inl"
+#include "signed_lookup.inl"
+#include "signed_bytes.inl"
+#include "signed_emit.inl"
 
 }  // namespace
 
 template struct LanesComplete<ScalarLanes>;
 template struct CountComplete<ScalarCount>;
+template struct BytesComplete<ScalarBytes>;
 
 InstructionSet scalar() {
   InstructionSet set;
@@ -37,6 +41,7 @@ InstructionSet scalar() {
   t.pack_pixels = pack_pixels<ScalarCount>;
   t.multiply = multiply<ScalarCount>;
   t.sums = &kSumTable<ScalarLanes>;
+  t.signed_products = &kSignedTable<ScalarCount, ScalarBytes>;
   set.yardsticks.stream = stream<ScalarLanes>;
   set.yardsticks.register_loop = register_loop<ScalarCount>;
   return set;

@@ -123,11 +123,15 @@ struct TileWork {
   bool ring;      // turn weights again for every 32 pixels, right before they are multiplied
   int8_t* tiles;  // for weights, 2 n_chunks (with `ring` 2 kTileRing); on a cache line
   const Epilogue* to;
+  int32_t* sums;  // not null: dots go there and to no epilogue, tile after tile [16, sum_stride]
+  int64_t sum_stride;
 };
 
 struct TileTable {
   void (*pixels)(const TilePixels&);
   void (*multiply)(const TileWork&);
+  // Bytes in their order, n of them (a multiple of 64), into that of the tiles.
+  void (*order_bytes)(int8_t* bytes, int64_t n);
 };
 
 // ---- Sums of real numbers with signs, for gradients (signed_sums.inl).
@@ -213,6 +217,52 @@ struct RealTable {
   void (*clamp)(int64_t n, const float* x, int64_t x_step, float low, float high, float* to);
 };
 
+// ---- Signs times real numbers and 8-bit integers (signed_lookup.inl, signed_bytes.inl, signed_emit.inl).
+// Sums of one row for the outputs of blocks first .. last - 1 (16 outputs each; where blocks of 64 and 32
+// start, see prepack_weight). Real: table `i` of 16 holds the sums of 4 numbers from 4 i on, and `sums` are
+// floats. 8 row_words tables, all numbers 32-bit.
+struct LookupWork {
+  const uint32_t* tables;
+  const uint32_t* w;  // as prepack_weight lays it
+  int64_t row_words, outputs;
+  int64_t first_block, last_block;
+  uint32_t* sums;  // [16 (last_block - first_block)]
+};
+
+// sums[row][output] of rows of 32 row_words unsigned bytes, for the outputs of such blocks.
+struct ByteWork {
+  const uint8_t* x;
+  int64_t row_bytes, n_rows;  // from row to row
+  const uint32_t* w;
+  int64_t row_words, outputs;
+  int64_t first_block, last_block;
+  int32_t* sums;
+  int64_t sum_stride;
+  int8_t* panel;  // kBytePanelBytes, on a cache line
+};
+constexpr int64_t kBytePanelWords = 8, kBytePanelBytes = kBytePanelWords * 32 * 64;
+
+// Rows of sums, fp32 or int32, and what becomes of them. dot = multiplier * sum + correction[row][output].
+struct SignedRows {
+  const void* sums;  // 64 bytes to spare behind
+  int64_t sum_stride, n_rows;
+  int32_t multiplier;
+  const int32_t* const* correction;  // [n_rows], or null; from output 0 of all on, 64 bytes to spare
+  const float* const* input_scale;   // [n_rows], or null
+  int64_t first_pixel, first_output, n_outputs, all_outputs;
+};
+
+struct SignedTable {
+  void (*look_up_reals)(const LookupWork&);
+  void (*look_up_integers)(const LookupWork&);
+  void (*multiply_bytes)(const ByteWork&);
+  void (*emit_reals)(const SignedRows&, const Epilogue&);
+  void (*emit_integers)(const SignedRows&, const Epilogue&);
+  // A row's largest magnitude; NaN or infinity where it has one.
+  float (*largest)(const float* x, int64_t n);
+  void (*quantize)(const float* x, int64_t n, float scale, int8_t* to);
+};
+
 struct KernelTable {
   // Words [first_word, first_word + n_words) of one tensor (dense: blocks of 32 elements); adds to `counts`.
   void (*step)(const StepTensor&, const StepHyper&, int64_t first_word, int64_t n_words, StepCounts* counts);
@@ -234,6 +284,7 @@ struct KernelTable {
   const SumTable* sums;
   const TileTable* tiles;  // null where the processor has none
   const RealTable* reals;
+  const SignedTable* signed_products;
 };
 
 // What the loops are measured against; never part of an operator.

@@ -264,14 +264,11 @@ BOP2ND_INLINE typename L::F clamp_lanes(typename L::F dot, int32_t low, int32_t 
   return choose<L>(L::greater(dot, most), most, dot);
 }
 
-// Some outputs of a pixel, from `channel` on, whose values lie at `at`: what the epilogue makes of their
-// dots. Returns their sign bits.
-template <class C, class T, bool kMore>
-BOP2ND_INLINE uint32_t compute_lanes(const Epilogue& e, typename C::I dot, int64_t at, int64_t channel,
-                                     int n) {
-  using L = typename C::Lanes;
-  typename L::F x = C::real(dot);
-  if constexpr (kMore) x = clamp_lanes<L>(x, e.low, e.high);
+// What the epilogue makes of real numbers, some outputs of a pixel from `channel` on, whose values lie at
+// `at`. Returns their sign bits; those of the dots are asked for where there are thresholds.
+template <class L, class T, bool kMore, class Below>
+BOP2ND_INLINE uint32_t finish_lanes(const Epilogue& e, typename L::F x, int64_t at, int64_t channel, int n,
+                                    const Below& below) {
   if (e.scale) x = L::mul(x, L::load(e.scale + channel, n));
   if (e.shift) x = L::add(x, L::load(e.shift + channel, n));
   if (e.residual) x = L::add(x, L::load(static_cast<const T*>(e.residual) + at, n));
@@ -282,9 +279,20 @@ BOP2ND_INLINE uint32_t compute_lanes(const Epilogue& e, typename C::I dot, int64
   }
   if (e.values) L::store(static_cast<T*>(e.values) + at, x, n);
   if (!e.signs) return 0;
-  if (e.threshold) return C::less(dot, e.threshold + channel, n);
+  if (e.threshold) return below();
   if (kMore && e.sign_shift) x = L::add(x, L::load(e.sign_shift + channel, n));
   return L::bits(L::less_zero(x));
+}
+
+// The same of exact dots.
+template <class C, class T, bool kMore>
+BOP2ND_INLINE uint32_t compute_lanes(const Epilogue& e, typename C::I dot, int64_t at, int64_t channel,
+                                     int n) {
+  using L = typename C::Lanes;
+  typename L::F x = C::real(dot);
+  if constexpr (kMore) x = clamp_lanes<L>(x, e.low, e.high);
+  return finish_lanes<L, T, kMore>(e, x, at, channel, n,
+                                   [&] { return C::less(dot, e.threshold + channel, n); });
 }
 
 // Everything else: values of type T, or sign words, or both, from scaled, shifted, added values. Takes

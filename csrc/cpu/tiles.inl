@@ -37,6 +37,11 @@ void tile_pixels(const TilePixels& p) {
   }
 }
 
+template <class T>
+void tile_order_bytes(int8_t* bytes, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64) T::order_bytes(bytes + i);
+}
+
 // One word of 16 outputs: 8 rows of a weight tile.
 template <class T>
 BOP2ND_INLINE void tile_word(typename T::Words words, int8_t* rows) {
@@ -104,10 +109,10 @@ struct FetchOutput {
   FetchOutput(const TileWork& work, int64_t t, int64_t rows, int64_t column)
       : pixel(work.out_pixel + t * kTileRows),
         end(pixel + rows * kTileRows),
-        values(static_cast<float*>(work.to->values) + work.first_output + 16 * column),
+        values(work.sums ? nullptr : static_cast<float*>(work.to->values) + work.first_output + 16 * column),
         all_outputs(work.all_outputs),
         at_once((rows * kTileRows - 1) / work.n_chunks + 1) {
-    if (!work.to->values || work.to->dtype != Dtype::kFloat32) end = pixel;
+    if (work.sums || !work.to->values || work.to->dtype != Dtype::kFloat32) end = pixel;
   }
   BOP2ND_INLINE void some() {
     for (int64_t i = 0; i < at_once && pixel < end; ++i, ++pixel)
@@ -172,6 +177,15 @@ void tile_products(const TileColumns& p, int64_t t, int32_t* dots) {
 
 inline void emit_tiles(const TileColumns& p, int64_t t, int64_t rows, int columns, const int32_t* dots) {
   const TileWork& work = p.work;
+  if (work.sums) {
+    for (int i = 0; i < columns; ++i) {
+      for (int64_t row = 0; row < rows * kTileRows; ++row, dots += 16) {
+        int32_t* to = work.sums + (t * kTileRows + row) * work.sum_stride;
+        std::memcpy(to + 16 * (p.column + i - work.first_column), dots, 64);
+      }
+    }
+    return;
+  }
   for (int i = 0; i < columns; ++i) {
     int64_t o = 16 * (p.column + i);
     MatmulTile m{};

@@ -19,11 +19,12 @@ struct AmxTiles : Avx512Tiles {
   BOP2ND_INLINE static void store_pixels(int8_t* to, const uint32_t* x) {
     uint64_t bits;
     std::memcpy(&bits, x, sizeof(bits));
-    Words order = _mm512_setr_epi32(0x18100800, 0x19110901, 0x1A120A02, 0x1B130B03, 0x1C140C04, 0x1D150D05,
-                                    0x1E160E06, 0x1F170F07, 0x38302820, 0x39312921, 0x3A322A22, 0x3B332B23,
-                                    0x3C342C24, 0x3D352D25, 0x3E362E26, 0x3F372F27);
     Words signs = _mm512_or_si512(_mm512_movm_epi8(bits), _mm512_set1_epi8(1));
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi8(order, signs));
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi8(order(), signs));
+  }
+  // 64 bytes, in place.
+  BOP2ND_INLINE static void order_bytes(int8_t* bytes) {
+    _mm512_storeu_si512(bytes, _mm512_permutexvar_epi8(order(), _mm512_loadu_si512(bytes)));
   }
   // One word; bytes outside of `valid` become 0.
   BOP2ND_INLINE static void store_pixel(int8_t* to, uint32_t word, uint32_t valid) {
@@ -57,6 +58,13 @@ struct AmxTiles : Avx512Tiles {
   template <int kSum, int kX, int kW>
   BOP2ND_INLINE static void multiply() {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kX), "i"(kW));
+  }
+
+ private:
+  BOP2ND_INLINE static Words order() {
+    return _mm512_setr_epi32(0x18100800, 0x19110901, 0x1A120A02, 0x1B130B03, 0x1C140C04, 0x1D150D05,
+                             0x1E160E06, 0x1F170F07, 0x38302820, 0x39312921, 0x3A322A22, 0x3B332B23,
+                             0x3C342C24, 0x3D352D25, 0x3E362E26, 0x3F372F27);
   }
 };
 

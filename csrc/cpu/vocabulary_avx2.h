@@ -66,6 +66,12 @@ struct Avx2Lanes : Avx2Transposes {
   BOP2ND_INLINE static I as_int(F a) { return _mm256_castps_si256(a); }
   BOP2ND_INLINE static F as_float(I a) { return _mm256_castsi256_ps(a); }
 
+  BOP2ND_INLINE static I look_up(const uint32_t* table, I index) {
+    I low = _mm256_permutevar8x32_epi32(load_int(table), index);
+    I high = _mm256_permutevar8x32_epi32(load_int(table + 8), index);
+    return as_int(_mm256_blendv_ps(as_float(low), as_float(high), as_float(_mm256_slli_epi32(index, 28))));
+  }
+
   // n <= 0 reads nothing, n >= 8 reads all lanes; lanes not read are 0.
   BOP2ND_INLINE static F load(const float* p, int n) {
     if (n >= kLanes) return _mm256_loadu_ps(p);
@@ -141,6 +147,25 @@ struct Avx2Lanes : Avx2Transposes {
     if (n >= kLanes) return _mm_storeu_si128(static_cast<__m128i*>(p), a);
     if (n > 0) std::memcpy(p, &a, 2 * static_cast<unsigned>(n));
   }
+};
+
+// What signed_bytes.inl takes besides. Pairs of products are at most 510, so that 64 of them fit 16 bits.
+struct Avx2Bytes : Avx2Lanes {
+  static constexpr int kRows = 2, kSteps = 64;
+
+  template <int nibble>
+  BOP2ND_INLINE static I spread_signs(I words) {
+    constexpr int b = nibble / 2 * 0x01010101, first = 1 << (4 * (nibble % 2));
+    constexpr int next = 0x04040404;
+    I bytes = _mm256_shuffle_epi8(words, _mm256_setr_epi32(b, b + next, b + 2 * next, b + 3 * next, b,
+                                                           b + next, b + 2 * next, b + 3 * next));
+    I bit = set1(0x08040201u * static_cast<uint32_t>(first));
+    return bit_or(_mm256_cmpeq_epi8(bit_and(bytes, bit), bit), _mm256_set1_epi8(1));
+  }
+  BOP2ND_INLINE static void add_products(I& sums, I x, I w) {
+    sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(x, w));
+  }
+  BOP2ND_INLINE static I whole(I sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 };
 
 struct Avx2Count {

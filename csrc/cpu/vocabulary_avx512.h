@@ -57,6 +57,10 @@ struct Avx512Lanes : Avx2Transposes {
   BOP2ND_INLINE static I as_int(F a) { return _mm512_castps_si512(a); }
   BOP2ND_INLINE static F as_float(I a) { return _mm512_castsi512_ps(a); }
 
+  BOP2ND_INLINE static I look_up(const uint32_t* table, I index) {
+    return _mm512_permutexvar_epi32(index, load_int(table));
+  }
+
   // n <= 0 reads nothing, n >= 16 reads all lanes; lanes not read are 0.
   BOP2ND_INLINE static F load(const float* p, int n) {
     if (n >= kLanes) return _mm512_loadu_ps(p);
@@ -203,6 +207,25 @@ struct Avx512Count {
     return _mm512_mask_cmplt_epi32_mask(lanes, a, _mm512_maskz_loadu_epi32(lanes, threshold));
   }
   BOP2ND_INLINE static void keep_in_register(I& a) { asm volatile("" : "+v"(a)); }
+};
+
+// What signed_bytes.inl takes besides. Pairs of products are at most 510, so that 64 of them fit 16 bits.
+struct Avx512Bytes : Avx512Lanes {
+  static constexpr int kRows = 4, kSteps = 64;
+
+  template <int nibble>
+  BOP2ND_INLINE static I spread_signs(I words) {
+    constexpr int b = nibble / 2, first = 1 << (4 * (nibble % 2));
+    I bytes = _mm512_shuffle_epi8(words, _mm512_set4_epi32((12 + b) * 0x01010101, (8 + b) * 0x01010101,
+                                                           (4 + b) * 0x01010101, b * 0x01010101));
+    __mmask64 negative = _mm512_test_epi8_mask(
+        bytes, _mm512_set1_epi32(static_cast<int>(0x08040201u * static_cast<uint32_t>(first))));
+    return _mm512_mask_blend_epi8(negative, _mm512_set1_epi8(1), _mm512_set1_epi8(-1));
+  }
+  BOP2ND_INLINE static void add_products(I& sums, I x, I w) {
+    sums = _mm512_add_epi16(sums, _mm512_maddubs_epi16(x, w));
+  }
+  BOP2ND_INLINE static I whole(I sums) { return _mm512_madd_epi16(sums, _mm512_set1_epi16(1)); }
 };
 
 }  // namespace bop2nd

@@ -57,6 +57,13 @@ struct NeonLanes {
   BOP2ND_INLINE static I as_int(F a) { return vreinterpretq_u32_f32(a); }
   BOP2ND_INLINE static F as_float(I a) { return vreinterpretq_f32_u32(a); }
 
+  BOP2ND_INLINE static I look_up(const uint32_t* table, I index) {
+    uint8x16x4_t bytes = vld1q_u8_x4(reinterpret_cast<const uint8_t*>(table));
+    I first = vmulq_n_u32(vandq_u32(index, vdupq_n_u32(15)), 0x04040404u);
+    return vreinterpretq_u32_u8(
+        vqtbl4q_u8(bytes, vreinterpretq_u8_u32(vaddq_u32(first, vdupq_n_u32(0x03020100u)))));
+  }
+
   // n <= 0 reads nothing, n >= 4 reads all lanes; lanes not read are 0.
   BOP2ND_INLINE static F load(const float* p, int n) {
     if (n >= kLanes) return vld1q_f32(p);
@@ -142,6 +149,29 @@ struct NeonLanes {
     uint16_t there[kLanes];
     vst1_u16(there, a);
     if (n > 0) std::memcpy(p, there, 2 * static_cast<unsigned>(n));
+  }
+};
+
+// What signed_bytes.inl takes besides. Signs are bytes of all ones (-1) or 0; pairs of products are at most
+// 510, so that 64 of them fit 16 bits.
+struct NeonBytes : NeonLanes {
+  static constexpr int kRows = 2, kSteps = 64;
+
+  template <int nibble>
+  BOP2ND_INLINE static I spread_signs(I words) {
+    constexpr uint8_t b = nibble / 2, first = 1 << (4 * (nibble % 2));
+    constexpr uint8_t c = b + 4, d = b + 8, e = b + 12;
+    uint8x16_t bytes =
+        vqtbl1q_u8(vreinterpretq_u8_u32(words), uint8x16_t{b, b, b, b, c, c, c, c, d, d, d, d, e, e, e, e});
+    I bit = set1(0x08040201u * first);
+    return vreinterpretq_u32_u8(vtstq_u8(bytes, vreinterpretq_u8_u32(bit)));
+  }
+  BOP2ND_INLINE static void add_products(I& sums, I x, I w) {
+    uint16x8_t positive = vpadalq_u8(vreinterpretq_u16_u32(sums), vreinterpretq_u8_u32(vbicq_u32(x, w)));
+    sums = vreinterpretq_u32_u16(vsubq_u16(positive, vpaddlq_u8(vreinterpretq_u8_u32(vandq_u32(x, w)))));
+  }
+  BOP2ND_INLINE static I whole(I sums) {
+    return vreinterpretq_u32_s32(vpaddlq_s16(vreinterpretq_s16_u32(sums)));
   }
 };
 

@@ -68,6 +68,12 @@ struct ScalarLanes {
   BOP2ND_INLINE static I as_int(F a) { return reinterpret_cast<I>(a); }
   BOP2ND_INLINE static F as_float(I a) { return reinterpret_cast<F>(a); }
 
+  // The table's 16 words at the low 4 bits of every lane.
+  BOP2ND_INLINE static I look_up(const uint32_t* table, I index) {
+    index &= set1(15);
+    return I{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
+  }
+
   // n <= 0 reads nothing, n >= 4 reads all lanes; lanes not read are 0.
   template <class T>
   BOP2ND_INLINE static F load(const T* p, int n) {
@@ -111,6 +117,27 @@ struct ScalarLanes {
         to[column * to_stride + row] = from[row * from_stride + column];
     }
   }
+};
+
+// What signed_bytes.inl takes besides: products of four unsigned bytes of x with four signs, in every lane.
+struct ScalarBytes : ScalarLanes {
+  static constexpr int kRows = 2;         // of x at a time, as many as registers hold sums of
+  static constexpr int kSteps = 1 << 20;  // add_products before sums have to be made whole
+
+  // Four bytes, +1 or -1, of four bits of every lane.
+  template <int nibble>
+  BOP2ND_INLINE static I spread_signs(I words) {
+    I bits = words >> (4 * nibble);
+    auto byte = [bits](int i) { return ((0u - (bits >> i & set1(1))) | set1(1)) & set1(0xFF); };
+    return byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24;
+  }
+  BOP2ND_INLINE static void add_products(I& sums, I x, I w) {
+    for (int i = 0; i < 32; i += 8) {
+      I negative = w >> (i + 7) & set1(1);  // of +1 and -1
+      sums += ((x >> i & set1(255)) ^ (0u - negative)) + negative;
+    }
+  }
+  BOP2ND_INLINE static I whole(I sums) { return sums; }  // as 32-bit numbers
 };
 
 struct ScalarCount {

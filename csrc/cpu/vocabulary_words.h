@@ -65,6 +65,7 @@ BOP2ND_WORD(equal, V::equal(BOP2ND_I, BOP2ND_I))
 BOP2ND_WORD(select, V::select(BOP2ND_M, BOP2ND_I, BOP2ND_I))
 BOP2ND_WORD(as_int, V::as_int(BOP2ND_A))
 BOP2ND_WORD(as_float, V::as_float(BOP2ND_I))
+BOP2ND_WORD(look_up, V::look_up(BOP2ND_P, BOP2ND_I))
 BOP2ND_WORD(load, (V::load(std::declval<const float*>(), 1), V::load(std::declval<const BFloat16*>(), 1),
                    V::load(std::declval<const Float16*>(), 1)))
 BOP2ND_WORD(store, (V::store(BOP2ND_R, BOP2ND_A, 1), V::store(std::declval<BFloat16*>(), BOP2ND_A, 1),
@@ -106,6 +107,7 @@ struct LanesComplete {
   BOP2ND_OWES("lanes", select);
   BOP2ND_OWES("lanes", as_int);
   BOP2ND_OWES("lanes", as_float);
+  BOP2ND_OWES("lanes", look_up);
   BOP2ND_OWES("lanes", load);
   BOP2ND_OWES("lanes", store);
   BOP2ND_OWES("lanes", store_low16);
@@ -170,6 +172,20 @@ struct CountComplete {
   BOP2ND_OWES_IF(V::kCountsBytes, "counting", add_to);
   BOP2ND_OWES_IF(V::kCountsBytes, "counting", twice);
   BOP2ND_OWES_IF(V::kCountsBytes, "counting", widen);
+};
+
+// ---- Bytes: four unsigned bytes of x in every lane times four signs. A vocabulary's signs may have any form
+// that its own add_products reads, in 4 bytes a lane; its sums, before they are whole, any width.
+BOP2ND_WORD(spread_signs, V::template spread_signs<3>(BOP2ND_I))
+BOP2ND_WORD(add_products, V::add_products(std::declval<typename V::I&>(), BOP2ND_I, BOP2ND_I))
+BOP2ND_WORD(whole, V::whole(BOP2ND_I))
+
+template <class V>
+struct BytesComplete {
+  static_assert(V::kRows > 0 && V::kSteps >= 64, "kRows: rows at a time; kSteps: before sums are made whole");
+  BOP2ND_OWES("bytes", spread_signs);
+  BOP2ND_OWES("bytes", add_products);
+  BOP2ND_OWES("bytes", whole);
 };
 
 #undef BOP2ND_B

@@ -64,6 +64,12 @@ struct EmulatedTiles : Avx512Tiles {
     }
   }
 
+  static void order_bytes(int8_t* bytes) {
+    int8_t from[64];
+    std::memcpy(from, bytes, 64);
+    for (int i = 0; i < 64; ++i) bytes[i] = from[i / 32 * 32 + 8 * (i % 4) + i % 32 / 4];
+  }
+
   static void configure() { registers().configured = true; }
   static void release() { registers().configured = false; }
   template <int kTile>
@@ -93,7 +99,8 @@ struct EmulatedTiles : Avx512Tiles {
   }
 };
 
-const TileTable kEmulatedTiles = {tile_pixels<EmulatedTiles>, tile_multiply<EmulatedTiles>};
+const TileTable kEmulatedTiles = {tile_pixels<EmulatedTiles>, tile_multiply<EmulatedTiles>,
+                                  tile_order_bytes<EmulatedTiles>};
 
 }  // namespace
 }  // namespace bop2nd

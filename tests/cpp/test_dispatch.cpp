@@ -12,6 +12,10 @@ void check_complete(const bop2nd::InstructionSet& set, const char* name) {
   bool sums = s.signed_sums && s.add_sums && s.transpose_bits && s.transpose && s.load_reals &&
               s.store_reals && s.depthwise_weights && s.depthwise_inputs;
   CHECK(sums, "a loop of the sums of %s is missing", name);
+  const bop2nd::SignedTable* products = t.signed_products;
+  CHECK(products && products->look_up_reals && products->look_up_integers && products->multiply_bytes &&
+            products->emit_reals && products->emit_integers && products->largest && products->quantize,
+        "a loop of the signed products of %s is missing", name);
   CHECK(!t.tiles || (t.tiles->pixels && t.tiles->multiply), "a loop of the tiles of %s is missing", name);
   CHECK(set.yardsticks.stream && set.yardsticks.register_loop(2) > 0, "a yardstick of %s is missing", name);
 }

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// What becomes of sums of real numbers and of 8-bit integers: the epilogue on rows of them. And int8 rows of
+// real ones.
+//
+// Include inside a target region and an anonymous namespace within bop2nd, after signed_bytes.inl.
+
+template <class L>
+BOP2ND_INLINE typename L::F clamp_reals(typename L::F x, const Epilogue& e) {
+  if (e.low != INT32_MIN) {
+    typename L::F least = L::setf(static_cast<float>(e.low));
+    x = choose<L>(L::greater(least, x), least, x);
+  }
+  if (e.high == INT32_MAX) return x;
+  typename L::F most = L::setf(static_cast<float>(e.high));
+  return choose<L>(L::greater(x, most), most, x);
+}
+
+template <class C, class T, bool kReal>
+void emit_signed_rows(const SignedRows& rows, Epilogue e) {
+  using L = typename C::Lanes;
+  const uint32_t* sums = static_cast<const uint32_t*>(rows.sums);
+  typename C::I multiplier = C::set1(static_cast<uint32_t>(rows.multiplier));
+  for (int64_t r = 0; r < rows.n_rows; ++r, sums += rows.sum_stride) {
+    int64_t pixel = rows.first_pixel + r;
+    const int32_t* correction = rows.correction ? rows.correction[r] + rows.first_output : nullptr;
+    const float* input_scale = rows.input_scale ? rows.input_scale[r] : nullptr;
+    typename L::F factor = L::setf(input_scale ? *input_scale : 1.0f);
+    for (int64_t o = 0; o < rows.n_outputs; o += 16) {
+      uint32_t bits = 0;
+      int left = static_cast<int>(std::min<int64_t>(16, rows.n_outputs - o));
+      for (int lane = 0; lane < left; lane += C::kLanes) {
+        int64_t channel = rows.first_output + o + lane, at = pixel * rows.all_outputs + channel;
+        typename C::I dot = C::load(sums + o + lane);
+        typename L::F x;
+        if constexpr (kReal) {
+          x = L::add(L::as_float(dot), L::setf(0.0f));  // no sum is -0
+        } else {
+          if (rows.multiplier != 1) dot = L::mul_int(dot, multiplier);
+          if (correction)
+            dot = C::add(dot, C::load(reinterpret_cast<const uint32_t*>(correction) + o + lane));
+          x = C::real(dot);
+        }
+        x = clamp_reals<L>(x, e);
+        if (input_scale) x = L::mul(x, factor);
+        auto below = [&] { return C::less(dot, e.threshold + channel, left - lane); };
+        bits |= finish_lanes<L, T, true>(e, x, at, channel, left - lane, below) << lane;
+      }
+      if (e.signs) store_signs(e, pixel, rows.first_output + o, left, rows.all_outputs, bits);
+    }
+  }
+}
+
+template <class C, bool kReal>
+void emit_signed(const SignedRows& rows, const Epilogue& e) {
+  if (e.dtype == Dtype::kBFloat16) return emit_signed_rows<C, BFloat16, kReal>(rows, e);
+  if (e.dtype == Dtype::kFloat16) return emit_signed_rows<C, Float16, kReal>(rows, e);
+  emit_signed_rows<C, float, kReal>(rows, e);
+}
+
+// Infinity and NaN are larger than any number as bits.
+inline float largest_of(const float* x, int64_t n) {
+  uint32_t most = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bits &= 0x7FFFFFFFu;
+    most = bits > most ? bits : most;
+  }
+  float result;
+  std::memcpy(&result, &most, 4);
+  return result;
+}
+
+// clamp(round(x / scale), -127, 127), halves to even: adding 1.5 * 2^23 leaves no bits below 1.
+inline void quantize_row(const float* x, int64_t n, float scale, int8_t* to) {
+  if (scale == 0.0f) {
+    std::memset(to, 0, static_cast<size_t>(n));
+    return;
+  }
+  constexpr float kWhole = 12582912.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    float q = x[i] / scale;
+    q = q > 127.0f ? 127.0f : q < -127.0f ? -127.0f : q;
+    float whole = (q + kWhole) - kWhole;
+    to[i] = static_cast<int8_t>(static_cast<int32_t>(whole));
+  }
+}
+
+template <class C, class B>
+constexpr SignedTable kSignedTable = {look_up_rows<typename C::Lanes, RealSums>,
+                                      look_up_rows<typename C::Lanes, IntegerSums>,
+                                      multiply_bytes<B>,
+                                      emit_signed<C, true>,
+                                      emit_signed<C, false>,
+                                      largest_of,
+                                      quantize_row};
