@@ -70,7 +70,7 @@ def info() -> None:
     out.print(about)
     table = Table(title="Backends", title_justify="left")
     for column in ("backend", "devices", "state", "needs, or why not"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("backend", "state"))
     for status in backends.report():
         state = (
             "[bold green]in use[/]" if status.active else "available" if status.available else "[dim]no[/]"
@@ -106,6 +106,8 @@ def pack(
             raise ValueError(f"{output} is the checkpoint itself; choose another --output")
         if not force:
             refuse_existing(output, instead="choose another --output, or replace it with --force")
+        if _first_bytes(checkpoint)[8:9] == b"{":
+            raise ValueError(f"{checkpoint} is a packed model already: give it to `bop2nd predict`")
         model, record = model_from_checkpoint(checkpoint)
         images = record["dataset"]
         example = torch.zeros(1, images["in_channels"], images["image_size"], images["image_size"])
@@ -139,6 +141,8 @@ def predict(
             raise ValueError("--data-dir belongs to --data, not to --images")
         if data_name is not None and background is not None:
             raise ValueError("--background belongs to --images, not to --data")
+        if _first_bytes(model).startswith(b"PK"):
+            raise ValueError(f"{model} is a checkpoint: pack it first, `bop2nd pack {model}`")
         packed = inference.load(model)
         if data_name is not None:
             size = packed.inputs[0].shape[-1] if data_name == "imagenet" else None
@@ -153,6 +157,14 @@ def predict(
             for i, row in enumerate(_logits(packed, pixels, path).softmax(1)):
                 table.add_row(shown(path), str(i), str(int(row.argmax())), f"{float(row.max()):.3f}")
         out.print(table)
+
+
+def _first_bytes(path: Path) -> bytes:
+    """Enough to tell a checkpoint (a zip file) from a packed model; nothing of what is no file."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(9)
 
 
 def _logits(packed: inference.PackedModel, images: torch.Tensor, source: object) -> torch.Tensor:

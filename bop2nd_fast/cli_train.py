@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
 import warnings
@@ -12,7 +13,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich import box
+from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from torch import nn
@@ -25,24 +27,60 @@ from .terminal import err, fail, out, refuse_existing, shown, user_errors
 from .train_record import Epoch, Progress, TrainingError, model_from_checkpoint, read_checkpoint, recorded
 from .train_replicas import join_processes
 
+LISTED = ("name", "network", "data", "optimizer", "epochs", "batch")  # of a recipe
 PICTURE, TENSORBOARD = "training.png", "tensorboard"
 
 
-def recipes_command() -> None:
-    """List the recipes: the papers' runs, and what a reader wants beside them."""
-    table = Table(title="Recipes", title_justify="left")
-    for column in ("name", "network", "data", "optimizer", "epochs", "batch", "hyperparameters"):
-        table.add_column(column, overflow="fold")
-    for name in recipes.NAMES:
-        it = recipes.get(name)
-        correction = it.preset.bias_correction
-        optimizer = it.optimizer + (f" ({correction})" if correction not in (None, "none") else "")
-        courses = ", ".join(f"{key} {_short(text_of(course))}" for key, course in it.courses.items())
-        options = "".join(f" {key}={value}" for key, value in it.options.items())
-        sizes = (str(it.epochs), str(it.batch_size))
-        table.add_row(name, it.network + options, it.dataset, optimizer, *sizes, courses)
+def recipes_command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One recipe, with all it sets.")
+    ] = None,
+) -> None:
+    """List the recipes (the papers' runs, and what a reader wants beside them), or show one."""
+    if name is not None:
+        with user_errors(ValueError):
+            _show(recipe_called(name))
+        return
+    wide = out.width >= 78  # on a narrow terminal nothing is cut off
+    columns = LISTED if wide else ("name", "epochs")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="right" if column in ("epochs", "batch") else "left")
+    for each in recipes.NAMES:
+        it = recipes.get(each)
+        cells = (each, it.network, it.dataset, it.optimizer, str(it.epochs), str(it.batch_size))
+        table.add_row(*(cell for cell, column in zip(cells, LISTED, strict=True) if column in columns))
     out.print(table)
-    out.print("Start one with [bold]bop2nd train NAME --out FOLDER[/]; --set and --schedule change it.")
+    out.print("[bold]bop2nd recipes NAME[/] shows what one sets, [bold]bop2nd train NAME[/] starts it.")
+
+
+def _show(it: Recipe) -> None:
+    table = Table(title=shown(it.name), title_justify="left", show_header=False, box=box.SIMPLE)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    correction = it.preset.bias_correction
+    table.add_row("network", " ".join([it.network, *(f"{k}={v}" for k, v in it.options.items())]))
+    table.add_row("data", f"{it.dataset}, augmentation {it.augmentation}")
+    table.add_row("optimizer", it.optimizer + (f", bias_correction={correction}" if correction else ""))
+    for key, course in it.courses.items():
+        table.add_row(key, _short(text_of(course)))
+    table.add_row("epochs", str(it.epochs))
+    table.add_row("batch size", str(it.batch_size))
+    out.print(table, highlight=False)
+    out.print(f"[bold]bop2nd train {shown(it.name)}[/] starts it; --set and --schedule change it.")
+
+
+def recipe_called(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ValueError: there is none; the message says which one may have been meant.
+    """
+    close = difflib.get_close_matches(name, recipes.NAMES, n=1)
+    if name not in recipes.NAMES and close:
+        known = ", ".join(recipes.NAMES)
+        raise ValueError(f"there is no recipe {name!r}; did you mean {close[0]!r}? There are {known}")
+    return recipes.get(name)
 
 
 def _short(text: str) -> str:
@@ -98,11 +136,11 @@ def train_command(
         checkpoint = out_dir / train.CHECKPOINT
         run: dict[str, Any] = {"seed": 0, "amp": None}
         if name is not None:
-            recipe = recipes.get(name)
+            recipe = recipe_called(name)
         elif resume:
             recipe, run = recorded(checkpoint)
         else:
-            raise ValueError(f"name a recipe: {', '.join(recipes.NAMES)}")
+            raise ValueError("name a recipe, as in `bop2nd train digits`; `bop2nd recipes` lists them")
         recipe = _changed(recipe, set_ or [], schedule or []).replace(
             dataset=data_name,
             epochs=epochs,
@@ -266,13 +304,16 @@ def run_with_progress(trainer: train.Trainer, tensorboard: Any = None) -> list[E
 
     Of several processes the first one speaks. ``tensorboard``: a writer, or None.
     """
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(bar_width=12),
-        TextColumn("loss {task.fields[loss]}  acc {task.fields[accuracy]}  flips {task.fields[flip_rate]}"),
-        TextColumn("{task.fields[rate]} steps/s"),
-        TimeRemainingColumn(compact=True),
-    )
+    columns: list[ProgressColumn] = [TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}")]
+    if out.width >= 78:  # a narrow terminal gets what fits
+        columns += [
+            BarColumn(bar_width=12),
+            TextColumn("acc {task.fields[accuracy]}  flips {task.fields[flip_rate]}"),
+            TextColumn("{task.fields[rate]} steps/s"),
+        ]
+    columns.append(TimeRemainingColumn(compact=True))
+    if trainer.step >= trainer.n_steps:
+        return trainer.history  # resumed at its end
     with Bar(*columns, console=out, disable=not trainer.replicas.first) as bar:
         blank: dict[str, Any] = {"epoch": "-", "loss": "-", "accuracy": "-", "flip_rate": "-", "rate": "-"}
         task = bar.add_task("training", total=trainer.n_steps, completed=trainer.step, **blank)

@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import bop2nd_fast as bf
-from bop2nd_fast import backends, cli, data, inference, recipes, train
+from bop2nd_fast import backends, cli, cli_train, data, inference, recipes, train
 from bop2nd_fast.train_record import logits_of, model_from_checkpoint, read_checkpoint
 
 TINY = ["train", "digits", "--epochs", "1", "--width", "2", "--batch-size", "256", "--seed", "3"]
@@ -149,9 +149,32 @@ def test_options_change_the_recipe(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_recipes_are_listed():
-    text = Result("recipes").ok().out.replace("\n", "")
-    assert all(name[:6] in text for name in recipes.NAMES)
+@pytest.mark.parametrize("width", [80, 40])
+def test_recipes_are_listed_whole_in_any_width(width, monkeypatch):
+    monkeypatch.setattr(cli_train.out, "_width", width)
+    lines = Result("recipes").ok().out.splitlines()
+    assert {line.split()[0] for line in lines} >= set(recipes.NAMES)
+    assert max(map(len, lines)) <= width
+
+
+def test_one_recipe_is_shown_with_all_it_sets():
+    text = Result("recipes", "cifar10_unbiased").ok().out
+    assert "linear:0.01:1e-05" in text and "bias_correction=reference" in text and "500" in text
+    Result("recipes", "digts").fails("no recipe 'digts'", "did you mean 'digits'")
+
+
+def test_a_checkpoint_and_a_packed_model_are_told_apart(tmp_path):
+    Result(*TINY, "--out", tmp_path / "run").ok()
+    packed, checkpoint = tmp_path / "model.safetensors", tmp_path / "run" / "checkpoint.pt"
+    Result("predict", checkpoint, "--data", "digits").fails("is a checkpoint", "bop2nd pack")
+    Result("pack", checkpoint, "-o", packed).ok()
+    Result("pack", packed, "-o", tmp_path / "again.safetensors").fails("packed model already", "predict")
+
+
+def test_a_run_that_is_finished_is_resumed_to_nothing(tmp_path):
+    first = Result(*TINY, "--out", tmp_path).ok().out
+    again = Result("train", "--resume", "--out", tmp_path).ok().out
+    assert again.splitlines()[-1] == first.splitlines()[-1] and "epoch" not in again
 
 
 @pytest.mark.parametrize(

@@ -167,19 +167,22 @@ def print_report(rows: list[LayerReport]) -> None:
     cells = [(r.name, f"{r.numel:,}", f"{r.flip_rate:.1e}", f"{r.blocked_share:.1%}", r.regime) for r in rows]
     try:
         from rich import box
-        from rich.console import Console
+        from rich.console import Console, JustifyMethod
         from rich.table import Table
     except ImportError:
         widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
         for row in [header, *cells]:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     else:
-        table = Table(box=box.SIMPLE_HEAD)
-        for i, title in enumerate(header):
-            table.add_column(title, no_wrap=i > 0, justify="right" if 0 < i < 4 else "left")
+        console = Console()
+        shown = range(len(header)) if console.width >= 60 else (0, 2, 4)  # nothing is cut off
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+        for i in shown:
+            justify: JustifyMethod = "right" if 0 < i < 4 else "left"
+            table.add_column(header[i], no_wrap=i > 0, overflow="fold", justify=justify)
         for row in cells:
-            table.add_row(*row)
-        Console().print(table)
+            table.add_row(*(row[i] for i in shown))
+        console.print(table)
     for advice, regime in {r.advice: r.regime for r in rows if r.advice}.items():
         print(f"{regime}: {advice}")
 
