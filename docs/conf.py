@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sphinx.util import logging
+
 import bop2nd_fast
 
 DOCS = Path(__file__).resolve().parent
@@ -53,6 +55,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
+highlight_language = "none"  # of blocks that name no language
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
@@ -103,9 +106,20 @@ def with_site_links(text: str, home: Path, page: Path) -> str:
     return "".join(b if b.startswith("```") else LINK.sub(replace, b) for b in blocks)
 
 
+def recipes_table() -> str:
+    """Every recipe, for the place where a page says ``<!-- recipes -->``."""
+    rows = ["| recipe | network | data | optimizer | epochs | batch |", "|---|---|---|---|--:|--:|"]
+    for name in bop2nd_fast.recipes.NAMES:
+        it = bop2nd_fast.recipes.get(name)
+        cells = (f"`{name}`", it.network, it.dataset, it.optimizer, str(it.epochs), str(it.batch_size))
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def on_source(app: Any, name: str, source: list[str]) -> None:
     page = DOCS / f"{name}.md"
     source[0] = with_site_links(source[0], page.parent, page)
+    source[0] = source[0].replace("<!-- recipes -->", recipes_table())
 
 
 def on_include(app: Any, path: Path, parent: str, source: list[str]) -> None:
@@ -128,6 +142,15 @@ def make_result_pages() -> None:
 make_result_pages()
 
 
+def on_finish(app: Any, exception: Exception | None) -> None:
+    """No page may need a network to look right."""
+    fetched = re.compile(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*"')
+    for page in Path(app.outdir).rglob("*.html"):
+        if found := fetched.search(page.read_text()):
+            logging.getLogger(__name__).warning("%s fetches from a network: %s", page.name, found[0])
+
+
 def setup(app: Any) -> None:
+    app.connect("build-finished", on_finish)
     app.connect("source-read", on_source)
     app.connect("include-read", on_include)

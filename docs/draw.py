@@ -1,7 +1,8 @@
-"""The pictures of docs/optimizer.md, from runs that this file makes: `make pictures` (a few minutes).
+"""The pictures of docs/optimizer.md and docs/recipes.md, from runs of this file: `make pictures`, minutes.
 
 ``one_weight.svg``: one weight and its moments over time, at three thresholds. ``regimes.svg``: the digits'
 recipe trained at many thresholds. ``signal.svg``: how |m| / sqrt(v) is distributed in that network.
+``training.png``: what `bop2nd train digits` draws.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import bop2nd_fast as bf
-from bop2nd_fast import data, recipes, train
+from bop2nd_fast import data, plots, recipes, train
 from bop2nd_fast.atomic_write import atomic_write
 
 IMAGES = Path(__file__).resolve().parent / "images"
@@ -105,11 +106,14 @@ class Run:
     histogram: np.ndarray[Any, Any]
 
 
-def digits(recipe: recipes.Recipe, threshold: float) -> Run:
+def digits(recipe: recipes.Recipe, threshold: float, picture: Path | None = None) -> Run:
     """The recipe of the digits with another threshold (in units of the noise)."""
     value = threshold * noise(recipe.courses["gamma"].start)
     trainer = train.Trainer(recipe.replace(values={"threshold": value}), data.digits())
-    last = trainer.run()[-1]
+    history = trainer.run()
+    last = history[-1]
+    if picture is not None:
+        plots.training(history, picture, "bop2nd train digits")
     counts = sum(trainer.optimizer.signal_histogram().values())
     assert isinstance(counts, torch.Tensor) and last.flip_rate is not None and last.blocked_share is not None
     return Run(threshold, last.test_accuracy, last.flip_rate, last.blocked_share, counts.numpy())
@@ -186,7 +190,8 @@ def main() -> None:
     own = recipe.courses["threshold"].start / noise(gamma)
     thresholds = (own,) if chosen.quick else (0.01, 0.1, 0.3, own, 2, 3, 5, 8, 12)
     draw_one_weight(chosen.out / "one_weight.svg", 300 if chosen.quick else 3000)
-    runs = [digits(recipe, threshold) for threshold in thresholds]
+    training = {own: chosen.out / "training.png"}
+    runs = [digits(recipe, threshold, training.get(threshold)) for threshold in thresholds]
     about = f"{recipe.epochs} epochs, gamma {gamma:g}, sigma {sigma:g}"
     name = f"BinaryNet, width {recipe.options['width']}, on scikit-learn's digits, {about}"
     draw_regimes(chosen.out / "regimes.svg", runs, f"{name}, one seed")

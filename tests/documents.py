@@ -199,6 +199,8 @@ def _complaint_python(words: list[str]) -> str | None:
         return None
     if words[0] == "-m":
         module, rest = words[1], words[2:]
+        if module == "bop2nd_fast":
+            return _complaint_bop2nd(rest)
         if module.split(".")[0] in FOREIGN_MODULES:
             return _missing([word for word in rest if word.endswith(".py")])
         base = ROOT / module.replace(".", "/")
