@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -46,6 +47,18 @@ assert dict(os.environ) == before, "importing wrote to the environment"
 assert not torch.cuda.is_initialized(), "importing started CUDA"
 for name in ("sklearn", "matplotlib", "typer", "rich"):
     assert name not in sys.modules, f"importing bop2nd_fast imports {name}"
+"""
+
+INSTALLED = """
+import pathlib, sys
+import bop2nd_fast as bf, torch
+assert pathlib.Path(bf.__file__).is_relative_to(sys.prefix), bf.__file__
+model = bf.models.BinaryNet(width=4, image_size=10)
+x = torch.randn(2, 3, 10, 10)
+model(x).sum().backward()
+packed = bf.inference.convert(model.eval(), x)
+assert torch.equal(packed(x), model(x))
+assert bf.backends.active("cpu") in bf.backends.INSTRUCTION_SETS
 """
 
 WITHOUT_CLI_EXTRA = """
@@ -164,3 +177,11 @@ def test_a_wheel_holds_the_kernels_inside_the_package_only(tmp_path):
     assert "bop2nd_fast/py.typed" in names
     for package in ("data", "inference", "models", "nn", "ops", "optim"):
         assert f"bop2nd_fast/{package}/__init__.py" in names
+    # In an environment of its own, with the packages that the wheel needs and no checkout.
+    venv.create(tmp_path / "environment", symlinks=True)
+    site = next((tmp_path / "environment").glob("lib/python*/site-packages"))
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "others.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
+    command = [str(tmp_path / "environment/bin/python"), "-I", "-c", INSTALLED]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
