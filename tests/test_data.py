@@ -151,6 +151,18 @@ def test_augmented_batches_can_be_entered_anywhere_too():
     assert not torch.equal(whole[0], images[next(iter(loader.train(2)))[1]])
 
 
+def test_flips_alone_mirror_about_half_of_the_images():
+    images = torch.rand(400, 3, 4, 4, generator=generator(3))
+    out = batches.crop_flip(images, batches.draw_crop_flip(400, generator(4), crop=False))
+    same, mirrored = ((out == x).flatten(1).all(1) for x in (images, images.flip(-1)))
+    assert bool((same ^ mirrored).all()) and 150 < int(mirrored.sum()) < 250
+    dataset = dataclasses.replace(numbered(400), train_images=images)
+    batch, labels = next(data.loader(dataset, 8, seed=1, augmentation="flip").train(1))
+    again = next(data.loader(dataset, 8, seed=1, augmentation="none").train(1))
+    assert torch.equal(labels, again[1]) and not torch.equal(batch, again[0])
+    assert torch.equal(batch.sort(3).values, again[0].sort(3).values)
+
+
 def test_processes_share_every_batch():
     whole = labels_of(data.loader(numbered(16), 4, seed=2), 1)
     parts = [labels_of(data.loader(numbered(16), 4, seed=2, share=(r, 2)), 1) for r in (0, 1)]

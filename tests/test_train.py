@@ -333,7 +333,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     ("change", "message"),
     [
         ({"batch_size": 129}, "allowed is 1 to 128"),
-        ({"augmentation": "resized_crop"}, "allowed is none or crop_flip"),
+        ({"augmentation": "resized_crop"}, "allowed is none or flip or crop_flip"),
         ({"settings": {"amp": "int8"}}, "allowed are bf16, fp16"),
         ({"settings": {"report_every": 0}}, "report_every is 0"),
         ({"dataset": "cifar10"}, "is for cifar10, this data set is digits"),

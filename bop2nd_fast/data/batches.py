@@ -49,7 +49,7 @@ def loader(
     Args:
         batch_size: of all processes together.
         seed: of order and augmentation.
-        augmentation: ``none`` or ``crop_flip`` for images in memory, ``resized_crop`` for folders.
+        augmentation: ``none``, ``flip`` or ``crop_flip`` for images in memory, ``resized_crop`` for folders.
         share: (rank, number of processes): each gets every so-manieth image of a batch.
         workers: processes that decode the pictures of a folder; batches do not depend on it.
 
@@ -58,14 +58,14 @@ def loader(
     """
     if batch_size % share[1]:
         raise ValueError(f"batch_size is {batch_size}, it must be a multiple of the {share[1]} processes")
-    allowed = ("resized_crop",) if isinstance(dataset, ImageFolder) else ("none", "crop_flip")
+    allowed = ("resized_crop",) if isinstance(dataset, ImageFolder) else ("none", "flip", "crop_flip")
     if augmentation not in allowed:
         raise ValueError(
             f"{dataset.name} cannot be augmented by {augmentation!r}; allowed is {' or '.join(allowed)}"
         )
     if isinstance(dataset, ImageFolder):
         return _Folder(dataset, batch_size, seed, torch.device(device), share, workers)
-    return _InMemory(dataset, batch_size, seed, augmentation == "crop_flip", torch.device(device), share)
+    return _InMemory(dataset, batch_size, seed, augmentation, torch.device(device), share)
 
 
 class _InMemory:
@@ -76,13 +76,13 @@ class _InMemory:
         dataset: Dataset,
         batch_size: int,
         seed: int,
-        augmented: bool,
+        augmentation: str,
         device: torch.device,
         share: tuple[int, int],
     ) -> None:
         _check_sizes(batch_size, len(dataset.train_images))
         self.images, self.labels = dataset.train_images.to(device), dataset.train_labels.to(device)
-        self.batch_size, self.seed, self.augmented = batch_size, seed, augmented
+        self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
         self.rank, self.world = share
         self.tests = [
             (images[self.rank :: self.world].to(device), labels[self.rank :: self.world].to(device))
@@ -95,7 +95,9 @@ class _InMemory:
         generator = generator_of(self.seed, epoch)
         order = torch.randperm(n, generator=generator).to(device)
         # Drawn for a whole epoch: one transfer, and a step waits for nothing.
-        draws = draw_crop_flip(n, generator).to(device) if self.augmented else None
+        draws = None
+        if self.augmentation != "none":
+            draws = draw_crop_flip(n, generator, crop=self.augmentation == "crop_flip").to(device)
         for step in range(first, self.steps_per_epoch):
             chosen = slice(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
             index = order[chosen]
@@ -141,9 +143,14 @@ def _check_sizes(batch_size: int, n: int) -> None:
         raise ValueError(f"batch_size is {batch_size}, allowed is 1 to {n}")
 
 
-def draw_crop_flip(n: int, generator: torch.Generator) -> Tensor:
-    """int64 ``[3, n]``: of every image the crop's top and left in the padded image, and whether to mirror."""
-    corners = torch.randint(0, 2 * PAD + 1, (2, n), generator=generator)
+def draw_crop_flip(n: int, generator: torch.Generator, crop: bool = True) -> Tensor:
+    """int64 ``[3, n]``: of every image the crop's top and left in the padded image, and whether to mirror.
+
+    Without ``crop`` every crop is the image itself.
+    """
+    corners = torch.full((2, n), PAD)
+    if crop:
+        corners = torch.randint(0, 2 * PAD + 1, (2, n), generator=generator)
     return torch.cat([corners, torch.randint(0, 2, (1, n), generator=generator)])
 
 

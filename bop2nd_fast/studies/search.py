@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..optim.courses import Constant, Course, Linear
 from ..recipes import Recipe
 
-BASE = "cifar10_biased"
+BASE = "cifar10_short"
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,21 @@ class Range:
 
 
 SPACE = {
-    "gamma": Range(1e-4, 1e-2),
+    "gamma": Range(3e-4, 3e-2),
     "gamma_end": Range(1e-3, 1.0),  # as a share of gamma
     "sigma": Range(1e-4, 1e-1),
-    "threshold": Range(0.2, 5.0),  # in units of sqrt(gamma / 2)
+    "threshold": Range(0.1, 3.0),  # in units of sqrt(gamma / 2)
     "threshold_end": Range(0.2, 50.0),  # in units of sqrt(gamma / 2) at the end of the run
     "lr": Range(1e-3, 5e-2),
     "lr_end": Range(1e-3, 1.0),  # as a share of lr
 }
-# Where the search starts: the point from which the first trainings here went.
+# Where the search starts: about where cifar10_short is.
 FIRST: dict[str, float] = {
-    "gamma": 1e-3,
-    "gamma_end": 1e-2,
+    "gamma": 3e-3,
+    "gamma_end": 3.3e-3,
     "sigma": 1e-3,
-    "threshold": 1.34,
-    "threshold_end": 13.4,
+    "threshold": 0.52,
+    "threshold_end": 9.0,
     "lr": 0.01,
     "lr_end": 0.01,
 }
