@@ -167,7 +167,7 @@ def train_command(
         _make_folder(out_dir)
         log = _tensorboard(out_dir, trainer.step) if tensorboard and trainer.replicas.first else None
     try:
-        with user_errors(*kinds, status=1), _signals(trainer):
+        with _run_errors(), _signals(trainer):
             run_with_progress(trainer, log)
             if trainer.replicas.first:
                 title = f"{recipe.name}: {recipe.network} on {dataset.name}, {_size(trainer.model)}"
@@ -265,6 +265,14 @@ def _restore(trainer: train.Trainer) -> None:
 
 
 # ------------------------------------------------------------------------------------- the run itself
+
+
+@contextmanager
+def _run_errors() -> Iterator[None]:
+    """What ends a run: a picture that cannot be read is the user's (2), a loss that is NaN or a full disk is
+    not (1)."""
+    with user_errors(OSError, TrainingError, CheckpointError, status=1), user_errors(ValueError):
+        yield
 
 
 @contextmanager

@@ -18,18 +18,31 @@ class XNORNet(nn.Sequential):
         in_channels: channels of the input.
         width: channels of the first convolution (96 in the paper); the others scale with it.
         padding_value: what padded taps of the binary convolutions count as: 0, +1 or -1.
+        image_size: height and width of the input, at least 57; the sixth convolution covers what is left of
+            it (6x6 of 224).
 
-    Shapes: ``[N, in_channels, 224, 224] -> [N, num_classes]``.
+    Shapes: ``[N, in_channels, image_size, image_size] -> [N, num_classes]``.
 
     Raises:
-        ValueError: ``width`` is not a positive multiple of 3 (AlexNet's widths are 8/3, 4, 128/3 of it).
+        ValueError: ``width`` is not a positive multiple of 3 (AlexNet's widths are 8/3, 4, 128/3 of it); an
+            image too small for three poolings.
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, width: int = 96, padding_value: int = 0
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        width: int = 96,
+        padding_value: int = 0,
+        image_size: int = 224,
     ) -> None:
         if width < 3 or width % 3:
             raise ValueError(f"width must be a positive multiple of 3, got {width}")
+        side = (image_size - 1) // 4 + 1
+        for _ in range(3):
+            side = (side - 3) // 2 + 1
+        if side < 1:
+            raise ValueError(f"image_size {image_size} is too small: it must be at least 57")
         middle, wide, dense = width * 8 // 3, width * 4, width * 128 // 3
 
         def block(inputs: int, outputs: int, kernel: int, padding: int) -> list[nn.Module]:
@@ -50,7 +63,7 @@ class XNORNet(nn.Sequential):
             *block(wide, wide, 3, 1),
             *block(wide, middle, 3, 1),
             pool(),
-            *block(middle, dense, 6, 0),
+            *block(middle, dense, side, 0),
             *block(dense, dense, 1, 0),
             nn.BatchNorm2d(dense),
             nn.ReLU(),
