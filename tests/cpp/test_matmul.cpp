@@ -148,10 +148,10 @@ void check_all_different(const char* isa, int64_t rows, int64_t features) {
     CHECK(out[i] == static_cast<float>(-features), "%s %ld features", isa, (long)features);
 }
 
-// From 4 pixels on AVX2 looks up: gathered are offsets of tables, here of the one for two pixels of only
-// ones.
-void check_lookups_run() {
-  const KernelTable* table = table_of(id_of("avx2"));
+// From 4 pixels on AVX2 and NEON with UDOT look up: gathered are offsets of tables, here of the one for two
+// pixels of only ones, in units of 8 bytes or in bytes.
+void check_lookups_run(const char* isa, uint32_t offsets) {
+  const KernelTable* table = table_of(id_of(isa));
   if (!table) return;
   std::vector<uint32_t> image(4, ~0u);
   int64_t first_word[4] = {0, 1, 2, 3};
@@ -161,14 +161,15 @@ void check_lookups_run() {
       std::vector<uint32_t> steps(4 * 4 * (2 + 1) + 16, 0);
       table->pack_pixels({image.data(), first_word, n, &run_offset, 1, 1, 2, lane_bits, steps.data()});
       bool looked_up = n == 4 && lane_bits < 32;
-      CHECK((steps[0] == 0x01FE01FEu) == looked_up, "%ld pixels, lanes of %d bits: %x", (long)n, lane_bits,
-            steps[0]);
+      CHECK((steps[0] == offsets) == looked_up, "%s, %ld pixels, lanes of %d bits: %x", isa, (long)n,
+            lane_bits, steps[0]);
     }
   }
 }
 
 int main() {
-  check_lookups_run();
+  check_lookups_run("avx2", 0x01FE01FEu);
+  check_lookups_run("neon_dot", 0x0FF00FF0u);
   on_every_instruction_set([](const char* isa) {
     for (int64_t features : {0, 1, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1031, 4096}) {
       for (int64_t rows : {1, 2, 3, 5, 70}) {
