@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich import box
 from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -25,7 +24,7 @@ from .optim.courses import FORMS, parse, text_of
 from .recipes import Recipe
 from .terminal import err, fail, out, refuse_existing, shown, user_errors
 from .train_record import Epoch, Progress, TrainingError, model_from_checkpoint, read_checkpoint, recorded
-from .train_replicas import join_processes
+from .train_replicas import checked_device, join_processes
 
 LISTED = ("name", "network", "data", "optimizer", "epochs", "batch")  # of a recipe
 PICTURE, TENSORBOARD = "training.png", "tensorboard"
@@ -132,7 +131,7 @@ def train_command(
     with user_errors(*kinds):
         from . import plots  # what is missing is said before the training, not after it
 
-        target = join_processes(_device(device))
+        target = join_processes(checked_device(device))
         checkpoint = out_dir / train.CHECKPOINT
         run: dict[str, Any] = {"seed": 0, "amp": None}
         if name is not None:
@@ -220,16 +219,6 @@ def _changed(recipe: Recipe, values: Sequence[str], schedules: Sequence[str]) ->
         name, value = _pair("--schedule", text)
         courses[name] = parse(value)
     return recipe.replace(schedules=courses, bias_correction=correction)
-
-
-def _device(name: str) -> str:
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or not (index.isdigit() or name == kind):
-        raise ValueError(f"unknown device {name!r}; allowed are cpu, cuda, cuda:0, cuda:1, ...")
-    n_gpus = torch.cuda.device_count()
-    if kind == "cuda" and int(index or 0) >= n_gpus:
-        raise ValueError(f"device {name!r} is not there: torch sees {n_gpus} CUDA devices")
-    return name
 
 
 def _teacher(path: Path | None) -> nn.Module | None:

@@ -13,6 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 from .optim import broadcast_parameters
 
 
+def checked_device(name: str) -> str:
+    """``name`` if this machine has such a device, else ValueError."""
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (index.isdigit() or name == kind):
+        raise ValueError(f"unknown device {name!r}; allowed are cpu, cuda, cuda:0, cuda:1, ...")
+    n_gpus = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= n_gpus:
+        raise ValueError(f"device {name!r} is not there: torch sees {n_gpus} CUDA devices")
+    return name
+
+
 def join_processes(device: str) -> torch.device:
     """Under ``torchrun``: join its process group (NCCL for ``cuda``, gloo for ``cpu``); returns this
     process's device. Without it: just the device."""

@@ -295,6 +295,7 @@ def test_report_draws_the_same_from_the_results_alone(finished, tmp_path):
     assert status == 0 and report.TABLE in text
     assert (tmp_path / report.TABLE).read_bytes() == (finished / report.TABLE).read_bytes()
     assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy.png", "blocked.png"}
+    assert "of optimizers, not of norms" in refused("norms", "--report", "--out", tmp_path)
 
 
 def test_a_search_prunes_by_validation_images(tmp_path):
@@ -356,6 +357,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path):
     assert "cifar100" in refused("norms", "--data", "cifar", "--out", out)
     assert "--data-dir" in refused("norms", "--data", "cifar10", "--out", out)
     assert "results.jsonl does not exist" in refused("norms", "--report", "--out", out)
+    assert "unknown device 'gpu'" in refused(*STUDY, "--device", "gpu", "--out", out)
     assert not out.exists()
     (tmp_path / "mine.txt").write_text("")
     assert "holds no study" in refused(*STUDY, "--out", tmp_path)

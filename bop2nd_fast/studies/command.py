@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..terminal import fail, out, shown, user_errors
+from ..train_replicas import checked_device
 from .definitions import STUDIES, StudyError
 
 if TYPE_CHECKING:
@@ -41,13 +42,19 @@ def study(
     """Run a study, or go on with it: the same command on any machine that sees --out takes part in it."""
     with user_errors(StudyError, ValueError, OSError, ModuleNotFoundError):
         from . import records, report, start
+        from .trials import JOURNAL, Trials
 
         if report_only:
             folder = COMMITTED / name if out_dir is None else out_dir
+            if (folder / JOURNAL).exists():  # a study that is still running: with what is there by now
+                records.collect(Trials(folder))
+            if (found := records.read(folder / records.RESULTS)[0]["study"]) != name:
+                raise StudyError(f"{folder} holds results of {found}, not of {name}")
             report.write(folder)
             out.print(f"wrote {shown(folder / report.TABLE)}", highlight=False)
             return
         folder = Path("out/studies") / name if out_dir is None else out_dir
+        checked_device(device)
         settings = start.settings_of(
             name,
             data_name,
