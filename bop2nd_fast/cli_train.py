@@ -163,6 +163,7 @@ def train_command(
         )
         if resume:
             _restore(trainer)
+        trainer.replicas.total([0.0])  # everybody has looked before anybody writes
         _make_folder(out_dir)
         log = _tensorboard(out_dir, trainer.step) if tensorboard and trainer.replicas.first else None
     try:
@@ -179,6 +180,7 @@ def train_command(
         trainer.report()
         accuracy = trainer.history[-1].test_accuracy
         out.print(f"test accuracy [bold]{accuracy:.2%}[/]; wrote {shown(out_dir)}/", highlight=False)
+    trainer.replicas.leave()
 
 
 # ------------------------------------------------------------------------------ what was asked for

@@ -103,7 +103,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
         forward: Callable[[Tensor], Tensor] = self.replicas.wrap(self.model)
         self._forward = torch.compile(forward, dynamic=False) if compile else forward
-        self.step, self._interrupted = 0, False
+        self.step, self._interrupted, self._agreed = 0, False, False
         self._epoch = _EpochSoFar(self.device)
         self.history: list[Epoch] = []
         self._last: list[LayerReport] = []
@@ -150,7 +150,7 @@ class Trainer:
                     if not at_end:
                         self._save_if_due()
             yield self._end_epoch(epoch + 1)
-            if self._interrupted and self.step < self.n_steps:
+            if self._stopping and self.step < self.n_steps:
                 raise KeyboardInterrupt
 
     def report(self) -> list[LayerReport]:
@@ -168,8 +168,14 @@ class Trainer:
             TensorBoardLogger(writer)(self.optimizer, now.step)
 
     def interrupt(self) -> None:
-        """Ask the loop to write a checkpoint and raise KeyboardInterrupt; for signal handlers."""
+        """Ask the loop to write a checkpoint and raise KeyboardInterrupt, after the step that is being taken
+        or, of several processes, at the next report. For signal handlers."""
         self._interrupted = True
+
+    @property
+    def _stopping(self) -> bool:
+        """One process stops at once; several at the same step, on which they agree when they report."""
+        return self._interrupted if self.replicas.alone else self._agreed
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One training step; returns fp64 ``[2]``: loss, number of correct predictions."""
@@ -197,7 +203,7 @@ class Trainer:
 
     def _report(self, epoch: int) -> Progress:
         so_far = self._epoch
-        self._interrupted, window = so_far.read(self.replicas, self._interrupted)
+        self._agreed, window = so_far.read(self.replicas, self._interrupted)
         batch = self.recipe.batch_size
         if not math.isfinite(window.loss):
             raise TrainingError(f"the loss became {window.loss} within the steps up to {self.step}")
@@ -253,9 +259,9 @@ class Trainer:
         atomic_write(self.out / HISTORY, lambda file: file.write(lines.encode()))
 
     def _save_if_due(self) -> None:
-        if self._interrupted or time.monotonic() - self._saved_at > self.checkpoint_every:
+        if self._stopping or time.monotonic() - self._saved_at > self.checkpoint_every:
             self.save()
-        if self._interrupted:
+        if self._stopping:
             raise KeyboardInterrupt
 
     @classmethod

@@ -72,3 +72,9 @@ class Replicas:
         """``total / count``, each summed over the processes."""
         total, n = self.total([total, float(count)])
         return total / n
+
+    def leave(self) -> None:
+        """End the process group, once all have come here: nobody leaves while others may still talk to it."""
+        if not self.alone:
+            dist.barrier()
+            dist.destroy_process_group()

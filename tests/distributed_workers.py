@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 import bop2nd_fast as bf
 from bop2nd_fast.optim import Bop2ndOrder, ReplicaMismatchError, broadcast_parameters, check_replicas
 from bop2nd_fast.optim.distributed import local_tensor
+from bop2nd_fast.train import Trainer
 
 from .distributed_processes import WireBytes
 
@@ -403,3 +404,34 @@ def full_state_dict(rank: int, world_size: int, from_rank0: bool) -> None:
     alone = shard(nn.Sequential(bf.nn.BinaryLinear(40, 6)))
     set_model_state_dict(alone, {"0.weight": signs_of(0)} if state else {}, options=options)
     assert torch.equal(dense(alone[0].weight), signs_of(0).unpack())
+
+
+# ----------------------------------------------------------------------------------------- the training loop
+
+
+def training_loop(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+    """A whole run, and one that the last process asks to stop in the middle of an epoch, resumed."""
+    digits = bf.data.digits()
+    recipe = bf.recipes.get("digits").replace(epochs=2, width=4, batch_size=128)
+
+    def trainer(out: str | None) -> Trainer:
+        return Trainer(recipe, digits, seed=3, out=out, report_every=3)
+
+    whole = trainer(None)
+    whole.run()
+    check_replicas(whole.model, buffers=True)
+    stopped = trainer(folder)
+    with pytest.raises(KeyboardInterrupt):
+        for record in stopped.records():
+            if record.step == 13 and rank == world_size - 1:
+                stopped.interrupt()
+    resumed = trainer(folder)
+    assert resumed.restore() == 16  # asked for after the report at 13, agreed on at the next one
+    resumed.run()
+    check_replicas(resumed.model, buffers=True)
+    check_replicas(resumed.optimizer)
+    return {
+        "bits": [_bits(it.model) for it in (whole, resumed)],
+        "history": [[(e.test_accuracy, e.layers) for e in it.history] for it in (whole, resumed)],
+        "losses": [[e.loss for e in it.history] for it in (whole, resumed)],
+    }

@@ -94,31 +94,53 @@ def test_a_packed_state_dict_of_the_whole_model_goes_into_blocks(from_rank0):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_example_under_torchrun(tmp_path, mode):
-    """An epoch on two processes; when sharded, the next one on a single process, from the checkpoint."""
+def test_the_training_loop_agrees_and_resumes_in_the_middle_of_an_epoch(tmp_path):
+    results = run(workers.training_loop, 2, str(tmp_path / "run"))
+    for result in results:
+        assert all(torch.equal(a, b) for a, b in zip(*result["bits"], strict=True))
+        assert result["history"][0] == result["history"][1] == results[0]["history"][0]
+        assert result["losses"][1] == pytest.approx(result["losses"][0], rel=1e-12)
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 2
 
-    def torchrun(processes: int, epochs: int) -> list[str]:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", processes, ROOT / "examples" / "train_distributed.py"]
-        command += ["--mode", mode, "--epochs", epochs]
-        command += ["--data", "synthetic", "--width", 8, "--checkpoints", tmp_path / "run"]
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            [str(word) for word in command],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return re.findall(r"epoch (\d+): loss [\d.]+, test accuracy [\d.]+%", done.stdout)
 
-    assert torchrun(2, 1) == ["1"]
-    if mode == "fsdp":
-        assert torchrun(1, 2) == ["2"]
-    written = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert written == [f"step_{epoch:010d}" for epoch in ((1, 2) if mode == "fsdp" else (1,))]
+def torchrun(processes: int, *command: object) -> str:
+    """What the processes print."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [str(word) for word in (*words, *command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.distributed
+def test_bop2nd_train_under_torchrun(tmp_path):
+    options = ["--epochs", 2, "--width", 4, "--batch-size", 128, "--out", tmp_path / "run"]
+    text = torchrun(2, "-m", "bop2nd_fast", "train", "digits", *options)
+    assert re.findall(r"^epoch   (\d)  loss", text, re.MULTILINE) == ["1", "2"]  # one process speaks
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        "checkpoint.pt", "checkpoint.pt.previous", "history.jsonl", "training.png"
+    ]  # fmt: skip
+
+
+@pytest.mark.distributed
+def test_the_example_of_shards_goes_on_with_another_number_of_processes(tmp_path):
+    def epochs(processes: int, until: int) -> list[str]:
+        options = ["--epochs", until, "--width", 4, "--batch-size", 256, "--checkpoints", tmp_path / "run"]
+        text = torchrun(processes, ROOT / "examples" / "train_sharded.py", *options)
+        return re.findall(r"epoch (\d+): loss [\d.]+, test accuracy [\d.]+%", text)
+
+    assert epochs(2, 1) == ["1"]
+    assert epochs(1, 2) == ["2"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "step_0000000001",
+        "step_0000000002",
+    ]
 
 
 # ------------------------------------------------------------------ what they build on, in one process
