@@ -8,7 +8,16 @@ NEEDED = ("typer", "rich")  # the extra [cli]
 
 
 def main() -> int:
-    """Run the command line; returns the exit status. Says which package is missing instead of a traceback."""
+    """Run the command line; returns the exit status. One line instead of a traceback where a package is
+    missing, output cannot be written, or Ctrl-C was pressed outside of what a command handles itself."""
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        print("bop2nd: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run() -> int:
     try:
         from .cli import app
     except ModuleNotFoundError as error:

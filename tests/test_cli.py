@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import bop2nd_fast as bf
-from bop2nd_fast import backends, cli, cli_train, data, inference, recipes, train
+from bop2nd_fast import __main__, backends, cli, cli_train, data, inference, recipes, train
 from bop2nd_fast.train_record import logits_of, model_from_checkpoint, read_checkpoint
 
 TINY = ["train", "digits", "--epochs", "1", "--width", "2", "--batch-size", "256", "--seed", "3"]
@@ -147,6 +147,15 @@ def test_options_change_the_recipe(tmp_path):
     assert plain["options"] == {"width": 2, "padding_value": -1}
     assert history_in(tmp_path)[0]["hyperparameters"]["gamma"] == pytest.approx(0.001)
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert __main__.main() == 130
+    assert capsys.readouterr().err == "bop2nd: interrupted\n"
 
 
 @pytest.mark.parametrize("width", [80, 40])
