@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..nn import BinaryConv2d
+from .layers import layers_of
 
 
 class XNORNet(nn.Sequential):
@@ -20,6 +20,7 @@ class XNORNet(nn.Sequential):
         padding_value: what padded taps of the binary convolutions count as: 0, +1 or -1.
         image_size: height and width of the input, at least 57; the sixth convolution covers what is left of
             it (6x6 of 224).
+        weights: ``"binary"``, or ``"latent"`` for real-valued weights whose signs multiply (``nn.latent``).
 
     Shapes: ``[N, in_channels, image_size, image_size] -> [N, num_classes]``.
 
@@ -35,7 +36,9 @@ class XNORNet(nn.Sequential):
         width: int = 96,
         padding_value: int = 0,
         image_size: int = 224,
+        weights: str = "binary",
     ) -> None:
+        convolution, _ = layers_of(weights)
         if width < 3 or width % 3:
             raise ValueError(f"width must be a positive multiple of 3, got {width}")
         side = (image_size - 1) // 4 + 1
@@ -46,7 +49,7 @@ class XNORNet(nn.Sequential):
         middle, wide, dense = width * 8 // 3, width * 4, width * 128 // 3
 
         def block(inputs: int, outputs: int, kernel: int, padding: int) -> list[nn.Module]:
-            conv = BinaryConv2d(inputs, outputs, kernel, padding=padding, padding_value=padding_value)
+            conv = convolution(inputs, outputs, kernel, padding=padding, padding_value=padding_value)
             return [nn.BatchNorm2d(inputs), conv]
 
         def pool() -> nn.Module:

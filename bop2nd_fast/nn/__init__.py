@@ -1,7 +1,9 @@
 """Layers with packed binary weights, the quantizers of their inputs, and what stands between them."""
 
 from .activations import RPReLU
+from .latent import LatentConv2d, LatentLinear, binarized, latent_weights
 from .layers import BinaryConv1d, BinaryConv2d, BinaryLinear
+from .norms import LayerNorm2d
 from .pooling import MaxPool2d
 from .quantizers import QUANTIZERS, ApproxSign, Quantizer, RSign, SteSign, SwishSign
 
@@ -11,10 +13,15 @@ __all__ = [
     "BinaryConv1d",
     "BinaryConv2d",
     "BinaryLinear",
+    "LatentConv2d",
+    "LatentLinear",
+    "LayerNorm2d",
     "MaxPool2d",
     "Quantizer",
     "RPReLU",
     "RSign",
     "SteSign",
     "SwishSign",
+    "binarized",
+    "latent_weights",
 ]

@@ -16,8 +16,8 @@ from ..ops.product import geometry_of
 from .quantizers import Quantizer, positive_integer, quantizer
 
 
-def _random_signs(*shape: int, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
-    """A fair coin for every weight, packed along axis 1."""
+def _random_signs(*shape: int, device: torch.device | str | None, dtype: torch.dtype | None) -> Any:
+    """A parameter with a fair coin for every weight, packed along axis 1."""
     values = torch.randint(0, 2, shape, device=device).to(dtype or torch.get_default_dtype())
     return nn.Parameter(pack(values.mul_(2).sub_(1), dim=1))
 
@@ -40,6 +40,7 @@ class BinaryLinear(nn.Module):
 
     weight: BinaryTensor
     input_quantizer: Quantizer | None
+    _new_weight = staticmethod(_random_signs)
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class BinaryLinear(nn.Module):
         geometry_of(1, (1, 1), in_features, out_features, (1, 1))
         self.in_features, self.out_features = in_features, out_features
         self.register_module("input_quantizer", quantizer(input_quantizer))
-        self.weight = _random_signs(out_features, in_features, device=device, dtype=dtype)  # type: ignore[assignment]
+        self.weight = self._new_weight(out_features, in_features, device=device, dtype=dtype)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -98,6 +99,7 @@ class _Convolution(nn.Module):
 
     weight: BinaryTensor
     input_quantizer: Quantizer | None
+    _new_weight = staticmethod(_random_signs)
 
     def __init__(
         self,
@@ -139,7 +141,7 @@ class _Convolution(nn.Module):
         if input_quantizer is None and self.padding_value != 0:
             raise ValueError("real-valued inputs are padded with 0: padding_value must be 0")
         shape = (out_channels, in_channels // groups, *self.kernel_size)
-        self.weight = _random_signs(*shape, device=device, dtype=dtype)  # type: ignore[assignment]
+        self.weight = self._new_weight(*shape, device=device, dtype=dtype)
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
 
     def forward(self, input: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from .bop import Bop, Bop2ndOrder
 from .distributed import ReplicaMismatchError, broadcast_parameters, check_replicas
 from .flip_tracker import FlipTracker, TrackedFlips
 from .in_backward import StepInBackward, step_in_backward
+from .latent import LatentAdam, from_latent
 from .loggers import JsonLinesLogger, TensorBoardLogger
 from .mixed import MixedOptimizer
 from .schedules import Knob, linear, schedule
@@ -18,6 +19,7 @@ __all__ = [
     "FlipTracker",
     "JsonLinesLogger",
     "Knob",
+    "LatentAdam",
     "LayerReport",
     "MixedOptimizer",
     "ReplicaMismatchError",
@@ -27,6 +29,7 @@ __all__ = [
     "broadcast_parameters",
     "check_replicas",
     "courses",
+    "from_latent",
     "linear",
     "presets",
     "schedule",

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .bop import Bop, Bop2ndOrder
 from .courses import Constant, Courses, Linear, Staircase
+from .latent import LatentAdam, latent_groups
 from .mixed import MixedOptimizer
 
 
@@ -65,12 +66,12 @@ class Preset:
         """
         if steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
-        binary, real = (partial(make, capturable) for make in (self._make_binary, self._make_real))
         optimizer: Optimizer
         if self.optimizer == "Adam":
-            optimizer = real([(name, p) for name, p in model.named_parameters() if p.requires_grad])
+            optimizer = self._make_latent(model, capturable)
         else:
-            optimizer = MixedOptimizer(model, binary=binary, real=real)
+            makers = (partial(make, capturable) for make in (self._make_binary, self._make_real))
+            optimizer = MixedOptimizer(model, *makers)
         made = [
             course.scheduler(optimizer, name, steps_per_epoch, self.epochs)
             for name, course in self.courses.items()
@@ -85,14 +86,23 @@ class Preset:
         return Bop2ndOrder(named, **start, bias_correction=correction, capturable=capturable)
 
     def _make_real(self, capturable: bool, named: list[tuple[str, Tensor]]) -> torch.optim.Adam:
-        adam = partial(torch.optim.Adam, lr=self.courses["lr"].start, fused=True, capturable=capturable)
+        lr = self.courses["lr"].start
+        return torch.optim.Adam(self._real_groups(named), lr=lr, fused=True, capturable=capturable)
+
+    def _make_latent(self, model: nn.Module, capturable: bool) -> LatentAdam:
+        groups = []
+        for group in latent_groups(model):
+            groups += [group] if "clip" in group else self._real_groups(group["params"])
+        return LatentAdam(groups, lr=self.courses["lr"].start, fused=True, capturable=capturable)
+
+    def _real_groups(self, named: list[tuple[str, Tensor]]) -> list[dict[str, Any]]:
         kernels = [entry for entry in named if entry[1].dim() >= 2]
         if not self.kernel_l2 or not kernels:
-            return adam(named)
+            return [{"params": named}]
         rest = [entry for entry in named if entry[1].dim() < 2]
         # Adam adds weight_decay * w to the gradient; that of the penalty l2 * w^2 is 2 * l2 * w.
         groups: list[dict[str, Any]] = [{"params": kernels, "weight_decay": 2 * self.kernel_l2}]
-        return adam(groups + ([{"params": rest}] if rest else []))
+        return groups + ([{"params": rest}] if rest else [])
 
 
 _PAIR = {"biased": "none", "unbiased": "reference"}
