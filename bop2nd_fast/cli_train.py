@@ -119,6 +119,7 @@ def train_command(
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the network through torch.compile.")
     ] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Replay each step as a CUDA graph.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures of a folder.")] = 0,
     out_dir: Annotated[
         Path, typer.Option("--out", help="Where checkpoint.pt, history.jsonl and training.png go.")
@@ -158,6 +159,7 @@ def train_command(
             out=out_dir,
             amp=run["amp"] if amp is None else amp,
             compile=compile,
+            graph=graph,
             teacher=_teacher(teacher),
             workers=workers,
         )

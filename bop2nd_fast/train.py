@@ -29,6 +29,7 @@ from .atomic_write import atomic_write
 from .optim import MixedOptimizer, TensorBoardLogger
 from .optim.telemetry import LayerReport, joined, print_report
 from .recipes import Recipe
+from .train_graph import CapturedStep, Step
 from .train_record import Epoch, Progress, Record, TrainingError, evaluate, recorded
 from .train_replicas import Replicas
 
@@ -50,6 +51,7 @@ class Trainer:
         out: folder of ``checkpoint.pt`` and ``history.jsonl``; None writes nothing.
         amp: None, ``bf16`` or ``fp16`` (with a GradScaler): autocast of forward passes.
         compile: run the network through ``torch.compile``.
+        graph: replay each step as a CUDA graph (one process on a CUDA device, without ``fp16``).
         teacher: a network whose output distribution is learnt instead of the labels (distribution loss:
             the cross-entropy between both softmaxes).
         workers: processes that decode pictures of a folder; results do not depend on it.
@@ -70,6 +72,7 @@ class Trainer:
         out: str | Path | None = None,
         amp: str | None = None,
         compile: bool = False,
+        graph: bool = False,
         teacher: nn.Module | None = None,
         workers: int = 0,
         report_every: int = 10,
@@ -81,6 +84,8 @@ class Trainer:
             raise ValueError(f"recipe {recipe.name} is for {recipe.dataset}, this data set is {dataset.name}")
         if report_every < 1:
             raise ValueError(f"report_every is {report_every}, it must be at least 1")
+        if graph and (torch.device(device).type != "cuda" or amp == "fp16" or not Replicas().alone):
+            raise ValueError("graph needs one process on a CUDA device, and an amp other than fp16")
         self.recipe, self.dataset, self.seed = recipe, dataset, operator.index(seed)
         self.device, self.amp = torch.device(device), amp
         self.out = None if out is None else Path(out)
@@ -99,10 +104,11 @@ class Trainer:
         self.n_steps = recipe.epochs * self.steps_per_epoch
         self.model = recipe.model(dataset, self.seed).to(self.device)
         self.teacher = None if teacher is None else teacher.to(self.device).eval()
-        self.optimizer, self.schedulers = recipe.preset.build(self.model, self.steps_per_epoch)
+        self.optimizer, self.schedulers = recipe.preset.build(self.model, self.steps_per_epoch, graph)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
         forward: Callable[[Tensor], Tensor] = self.replicas.wrap(self.model)
         self._forward = torch.compile(forward, dynamic=False) if compile else forward
+        self._learn: Step = CapturedStep(self._eager, self.optimizer) if graph else self._eager
         self.step, self._interrupted, self._agreed = 0, False, False
         self._epoch = _EpochSoFar(self.device)
         self.history: list[Epoch] = []
@@ -179,6 +185,12 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One training step; returns fp64 ``[2]``: loss, number of correct predictions."""
+        result = self._learn(images, labels)
+        for scheduler in self.schedulers:
+            scheduler.step()
+        return result
+
+    def _eager(self, images: Tensor, labels: Tensor) -> Tensor:
         with self._autocast():
             logits = self._forward(images)
         logits = logits.float()
@@ -187,8 +199,6 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for scheduler in self.schedulers:
-            scheduler.step()
         correct = (logits.detach().argmax(1) == labels).sum()
         return torch.stack([loss.detach().double(), correct.double()])
 

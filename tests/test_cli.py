@@ -216,6 +216,7 @@ def test_a_run_that_is_finished_is_resumed_to_nothing(tmp_path):
         (["--device", "tpu"], ["tpu", "cpu"]),
         (["--device", "cuda:99"], ["cuda:99", "not there"]),
         (["--amp", "int8"], ["int8", "bf16"]),
+        (["--graph"], ["graph", "CUDA"]),
         (["--teacher", "nothing.pt"], ["there is no file nothing.pt"]),
         (["--data", "cifar10"], ["--data-dir"]),
         (["--data", "cifar10", "--data-dir", "/nowhere"], ["/nowhere", "data_batch_1.bin"]),
