@@ -6,12 +6,12 @@ file(STRINGS ${PROJECT_SOURCE_DIR}/bop2nd_fast/__init__.py version_line REGEX "^
 string(REGEX MATCH "[0-9]+[.][0-9]+[.][0-9]+" BOP2ND_VERSION "${version_line}")
 
 file(GLOB runtime_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/runtime/*.cpp)
-add_library(bop2nd_runtime_objects OBJECT ${runtime_sources} ${core_sources})
+add_library(bop2nd_runtime_objects OBJECT ${runtime_sources})
 target_compile_definitions(bop2nd_runtime_objects PRIVATE BOP2ND_VERSION="${BOP2ND_VERSION}")
 target_compile_options(bop2nd_runtime_objects PRIVATE -fvisibility=hidden -fvisibility-inlines-hidden)
 
-add_library(bop2nd_runtime SHARED $<TARGET_OBJECTS:bop2nd_runtime_objects>)
-add_library(bop2nd_runtime_static STATIC $<TARGET_OBJECTS:bop2nd_runtime_objects>)
+add_library(bop2nd_runtime SHARED $<TARGET_OBJECTS:bop2nd_runtime_objects> $<TARGET_OBJECTS:bop2nd_core>)
+add_library(bop2nd_runtime_static STATIC $<TARGET_OBJECTS:bop2nd_runtime_objects> $<TARGET_OBJECTS:bop2nd_core>)
 set_target_properties(bop2nd_runtime PROPERTIES VERSION ${BOP2ND_VERSION} SOVERSION 0 EXPORT_NAME runtime)
 set_target_properties(bop2nd_runtime_static PROPERTIES OUTPUT_NAME bop2nd_runtime EXPORT_NAME runtime_static)
 set(version_script ${PROJECT_SOURCE_DIR}/cmake/bop2nd_runtime.map)

@@ -26,7 +26,7 @@ namespace bop2nd {
 namespace {
 
 enum Feature : uint32_t {
-  kAvx2 = 1u << 0,    // AVX2, F16C, POPCNT, BMI, BMI2 and the operating system saves ymm registers
+  kAvx2 = 1u << 0,    // AVX2, FMA, F16C, POPCNT, BMI, BMI2 and the operating system saves ymm registers
   kAvx512 = 1u << 1,  // F, BW, VL, DQ and the operating system saves zmm registers
   kBitalg = 1u << 2,  // BITALG and VNNI
   kAmx = 1u << 3,     // AMX-TILE, AMX-INT8, VBMI, GFNI, and the operating system lets this process use tiles
@@ -56,8 +56,9 @@ bool tiles_granted() {
 uint32_t detect() {
   uint32_t a, b, c, d, b7, c7, d7;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-  constexpr uint32_t kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29, kPopcnt = 1u << 23;
-  if (!has(c, kOsxsave | kAvx | kF16c | kPopcnt)) return 0;
+  constexpr uint32_t kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29, kPopcnt = 1u << 23,
+                     kFma = 1u << 12;
+  if (!has(c, kOsxsave | kAvx | kFma | kF16c | kPopcnt)) return 0;
   if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return 0;
   uint64_t saved = saved_registers();
   constexpr uint32_t kBmi = 1u << 3, kAvx2Bit = 1u << 5, kBmi2 = 1u << 8;
@@ -111,7 +112,7 @@ struct Isa {
 // tests read it from here.
 const Isa kIsas[] = {
     {"scalar", "any CPU", 0, scalar},
-    {"avx2", "x86-64 with AVX2, F16C, POPCNT, BMI, BMI2", kAvx2, BOP2ND_IF_X86(avx2)},
+    {"avx2", "x86-64 with AVX2, FMA, F16C, POPCNT, BMI, BMI2", kAvx2, BOP2ND_IF_X86(avx2)},
     {"avx512", "x86-64 with AVX-512 F, BW, VL, DQ", kAvx512, BOP2ND_IF_X86(avx512)},
     {"avx512_bitalg", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG, VNNI", kAvx512 | kBitalg,
      BOP2ND_IF_X86(avx512_bitalg)},

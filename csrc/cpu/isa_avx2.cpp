@@ -12,7 +12,7 @@
 #include <cstring>
 #include <type_traits>
 
-BOP2ND_TARGET_BEGIN("avx2,f16c,popcnt,bmi,bmi2")
+BOP2ND_TARGET_BEGIN("avx2,fma,f16c,popcnt,bmi,bmi2")
 #include "vocabulary_avx2.h"
 #include "../core/bop_rule.h"
 
@@ -29,6 +29,7 @@ namespace {
 #include "signed_lookup.inl"
 #include "signed_bytes.inl"
 #include "signed_emit.inl"
+#include "real.inl"
 
 }  // namespace
 
@@ -48,6 +49,7 @@ InstructionSet avx2() {
   t.multiply = multiply_by_lookup<Avx2Lookup>;
   t.sums = &kSumTable<Avx2Lanes>;
   t.signed_products = &kSignedTable<Avx2Count, Avx2Bytes>;
+  t.reals = &kRealTable<Avx2Lanes>;
   set.yardsticks.stream = stream<Avx2Lanes>;
   set.yardsticks.register_loop = lookup_loop<Avx2Lookup>;
   return set;

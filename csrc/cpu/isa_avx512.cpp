@@ -28,6 +28,7 @@ namespace {
 #include "signed_lookup.inl"
 #include "signed_bytes.inl"
 #include "signed_emit.inl"
+#include "real.inl"
 
 }  // namespace
 
@@ -47,6 +48,7 @@ InstructionSet avx512() {
   t.multiply = multiply<Avx512Count>;
   t.sums = &kSumTable<Avx512Lanes>;
   t.signed_products = &kSignedTable<Avx512Count, Avx512Bytes>;
+  t.reals = &kRealTable<Avx512Lanes>;
   set.yardsticks.stream = stream<Avx512Lanes>;
   set.yardsticks.register_loop = register_loop<Avx512Count>;
   return set;

@@ -23,6 +23,7 @@ namespace {
 #include "signed_lookup.inl"
 #include "signed_bytes.inl"
 #include "signed_emit.inl"
+#include "real.inl"
 
 }  // namespace
 
@@ -42,6 +43,7 @@ InstructionSet scalar() {
   t.multiply = multiply<ScalarCount>;
   t.sums = &kSumTable<ScalarLanes>;
   t.signed_products = &kSignedTable<ScalarCount, ScalarBytes>;
+  t.reals = &kRealTable<ScalarLanes>;
   set.yardsticks.stream = stream<ScalarLanes>;
   set.yardsticks.register_loop = register_loop<ScalarCount>;
   return set;

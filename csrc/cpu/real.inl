@@ -64,37 +64,52 @@ void multiply_reals(const RealTile& t) {
 }
 
 template <class V, class Step>
-BOP2ND_INLINE void over_window(const RealWindow& t, float start, const Step& step) {
+BOP2ND_INLINE void over_window(const RealWindow& t, float start) {
   for (int64_t c = 0; c < t.n; c += V::kLanes) {
     int n = t.n - c < V::kLanes ? static_cast<int>(t.n - c) : V::kLanes;
     typename V::F sum = t.bias ? V::load(t.bias + c, n) : V::setf(start);
     for (int64_t tap = 0; tap < t.n_taps; ++tap)
-      sum = step(sum, V::load(t.x + t.offset[tap] + c, n), tap, c, n);
+      sum = Step::take(t, sum, V::load(t.x + t.offset[tap] + c, n), tap, c, n);
     V::store(t.to + c, sum, n);
   }
 }
 
 template <class V>
-void window_max(const RealWindow& t) {
+struct MaxStep {
   using F = typename V::F;
-  over_window<V>(t, -__builtin_inff(), [](F most, F x, int64_t, int64_t, int) {
+  BOP2ND_INLINE static F take(const RealWindow&, F most, F x, int64_t, int64_t, int) {
     F larger = V::as_float(V::select(V::greater(x, most), V::as_int(x), V::as_int(most)));
-    return V::as_float(V::select(V::at_most(x, x), V::as_int(larger), V::as_int(x)));
-  });
+    return V::as_float(V::select(V::at_most(x, x), V::as_int(larger), V::as_int(x)));  // NaN stays
+  }
+};
+
+template <class V>
+struct SumStep {
+  using F = typename V::F;
+  BOP2ND_INLINE static F take(const RealWindow&, F sum, F x, int64_t, int64_t, int) { return V::add(sum, x); }
+};
+
+template <class V>
+struct ProductStep {
+  using F = typename V::F;
+  BOP2ND_INLINE static F take(const RealWindow& t, F sum, F x, int64_t tap, int64_t c, int n) {
+    return V::fma(x, V::load(t.w + t.w_offset[tap] + c, n), sum);
+  }
+};
+
+template <class V>
+void window_max(const RealWindow& t) {
+  over_window<V, MaxStep<V>>(t, -__builtin_inff());
 }
 
 template <class V>
 void window_sum(const RealWindow& t) {
-  using F = typename V::F;
-  over_window<V>(t, 0.0f, [](F sum, F x, int64_t, int64_t, int) { return V::add(sum, x); });
+  over_window<V, SumStep<V>>(t, 0.0f);
 }
 
 template <class V>
 void window_products(const RealWindow& t) {
-  using F = typename V::F;
-  over_window<V>(t, 0.0f, [&t](F sum, F x, int64_t tap, int64_t c, int n) {
-    return V::fma(x, V::load(t.w + t.w_offset[tap] + c, n), sum);
-  });
+  over_window<V, ProductStep<V>>(t, 0.0f);
 }
 
 // The compiler makes vectors of these: steps are 0 or 1, and known inside of each loop.

@@ -22,6 +22,8 @@ struct Avx512Lanes : Avx2Transposes {
   BOP2ND_INLINE static F add(F a, F b) { return _mm512_add_ps(a, b); }
   BOP2ND_INLINE static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   BOP2ND_INLINE static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static constexpr int kRealVectors = 4, kRealPixels = 6;
+  BOP2ND_INLINE static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   BOP2ND_INLINE static F sqrt(F a) { return _mm512_sqrt_ps(a); }
   BOP2ND_INLINE static F abs(F a) { return _mm512_abs_ps(a); }
   BOP2ND_INLINE static F flip_sign(F a, M m) { return _mm512_mask_xor_ps(a, m, a, _mm512_set1_ps(-0.0f)); }

@@ -22,6 +22,10 @@ struct ScalarLanes {
   BOP2ND_INLINE static F add(F a, F b) { return a + b; }
   BOP2ND_INLINE static F sub(F a, F b) { return a - b; }
   BOP2ND_INLINE static F mul(F a, F b) { return a * b; }
+  static constexpr int kRealVectors = 2, kRealPixels = 4;  // of real.inl
+  BOP2ND_INLINE static F fma(F a, F b, F c) {
+    return a * b + c;
+  }  // a fused one where there is an instruction
   BOP2ND_INLINE static F sqrt(F a) {
     return F{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]), __builtin_sqrtf(a[3])};
   }

@@ -41,6 +41,7 @@ BOP2ND_WORD(setf, V::setf(1.0f))
 BOP2ND_WORD(add, V::add(BOP2ND_A, BOP2ND_A))
 BOP2ND_WORD(sub, V::sub(BOP2ND_A, BOP2ND_A))
 BOP2ND_WORD(mul, V::mul(BOP2ND_A, BOP2ND_A))
+BOP2ND_WORD(fma, V::fma(BOP2ND_A, BOP2ND_A, BOP2ND_A))
 BOP2ND_WORD(sqrt, V::sqrt(BOP2ND_A))
 BOP2ND_WORD(abs, V::abs(BOP2ND_A))
 BOP2ND_WORD(less_zero, V::less_zero(BOP2ND_A))
@@ -83,6 +84,7 @@ struct LanesComplete {
   BOP2ND_OWES("lanes", add);
   BOP2ND_OWES("lanes", sub);
   BOP2ND_OWES("lanes", mul);
+  BOP2ND_OWES("lanes", fma);
   BOP2ND_OWES("lanes", sqrt);
   BOP2ND_OWES("lanes", abs);
   BOP2ND_OWES("lanes", less_zero);

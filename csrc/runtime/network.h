@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "aligned.h"
 #include "graph.h"
 #include "thread_pool.h"
 
@@ -48,13 +49,17 @@ class Network {
   const Limits& limits() const { return limits_; }
   const std::vector<OutputSpec>& outputs() const { return outputs_; }
   std::string describe() const;
+  Prepared& prepared() const { return prepared_; }
 
  private:
+  Network(std::unique_ptr<MappedFile> file, const void* bytes, size_t n, const Limits& limits);
+
   std::unique_ptr<MappedFile> file_;
   std::vector<std::vector<uint64_t>> copies_;
   Limits limits_;
   Graph graph_;
   std::vector<OutputSpec> outputs_;
+  mutable Prepared prepared_;
 
   void look_at_outputs();
 };
@@ -64,7 +69,7 @@ struct StepTime {
   double seconds, products;
 };
 
-// Runs a network, one call at a time.
+// Runs a network, one call at a time. With 0 threads on the pool that csrc/cpu has installed.
 class Context {
  public:
   Context(std::shared_ptr<const Network> network, int n_threads);
@@ -75,7 +80,7 @@ class Context {
 
  private:
   std::shared_ptr<const Network> network_;
-  WorkerPool pool_;
+  std::unique_ptr<WorkerPool> pool_;          // null: what csrc/cpu has installed
   std::vector<std::unique_ptr<Plan>> plans_;  // of the last sets of input shapes, the latest first
 
   Plan& plan_for(const std::vector<Array>& inputs);

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -28,19 +29,24 @@ class WorkerPool {
  private:
   using Body = void (*)(int64_t, int64_t, void*);
 
+  // What threads wait on.
+  struct Shared {
+    std::mutex mutex;
+    std::condition_variable start, end;
+    uint64_t round = 0;
+    int working = 0;
+    bool leaving = false;
+    int64_t n = 0, n_parts = 0;
+    Body body = nullptr;
+    void* context = nullptr;
+    std::exception_ptr thrown;
+    std::vector<std::thread> threads;
+  };
+
   ThreadPool pool_;
   pid_t process_;
   int n_threads_;
-  std::vector<std::thread> threads_;
-  std::mutex mutex_;
-  std::condition_variable start_, end_;
-  uint64_t round_ = 0;
-  int working_ = 0;
-  bool leaving_ = false;
-  int64_t n_ = 0, n_parts_ = 0;
-  Body body_ = nullptr;
-  void* context_ = nullptr;
-  std::exception_ptr thrown_;
+  std::unique_ptr<Shared> shared_;
 
   void run(int64_t n, int64_t grain, Body body, void* context);
   void work(int64_t part);

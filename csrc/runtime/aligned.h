@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory on cache lines, not initialized; and weights prepared once for all contexts of a network.
+#pragma once
+
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <tuple>
+#include <utility>
+
+namespace bop2nd::runtime {
+
+template <class T>
+class Aligned {
+ public:
+  Aligned() = default;
+  explicit Aligned(size_t n) : n_(n) {
+    if (n == 0) return;
+    size_t bytes;
+    if (__builtin_mul_overflow(n, sizeof(T), &bytes) || bytes > SIZE_MAX - 64) throw std::bad_alloc();
+    data_.reset(static_cast<T*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+    if (!data_) throw std::bad_alloc();
+  }
+  T* data() const { return data_.get(); }
+  size_t size() const { return n_; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  size_t n_ = 0;
+};
+
+using Words = Aligned<uint32_t>;
+
+class Prepared {
+ public:
+  // By the memory they come from, and by numbers that say how they are laid.
+  using Key = std::tuple<const void*, int64_t, int64_t, int64_t>;
+
+  template <class Make>
+  std::shared_ptr<const Words> get(const Key& key, const Make& make) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto found = made_.find(key);
+    if (found == made_.end()) found = made_.emplace(key, std::make_shared<const Words>(make())).first;
+    return found->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<Key, std::shared_ptr<const Words>> made_;
+};
+
+}  // namespace bop2nd::runtime

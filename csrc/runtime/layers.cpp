@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// Layers of words: products on the loops of csrc/cpu, to the bit what torch gives.
+#include <algorithm>
+
+#include "../core/bit_layout.h"
+#include "../core/conv_shape.h"
+#include "../cpu/operators.h"
+#include "windows.h"
+
+namespace bop2nd::runtime {
+namespace {
+
+const uint32_t* weight_words(const Layer& layer) {
+  return static_cast<const uint32_t*>(layer.tensor("weight")->data);
+}
+
+std::shared_ptr<const Words> blocked_weight(Planner& p, const Layer& layer) {
+  const Stored& weight = *layer.tensor("weight");
+  int64_t outputs = layer.weight_shape[0], row_words = weight.count() / outputs;
+  return p.prepared().get({weight.data, 0, layer.groups, 0}, [&] {
+    int64_t n_blocks = (outputs / layer.groups + 15) / 16;
+    Words made(static_cast<size_t>(layer.groups * n_blocks * 16 * row_words));
+    prepack_weight(weight_words(layer), outputs, layer.groups, row_words, made.data());
+    return made;
+  });
+}
+
+// -1 times the padding bits for every output: they are no products.
+std::shared_ptr<const Words> minus_padding(Planner& p, const Layer& layer) {
+  size_t n = static_cast<size_t>(layer.weight_shape[0]);
+  return p.prepared().get({layer.tensor("weight")->data, 2, layer.padding_bits, 0}, [&] {
+    Words made(n);
+    std::fill_n(reinterpret_cast<float*>(made.data()), n, -static_cast<float>(layer.padding_bits));
+    return made;
+  });
+}
+
+Epilogue epilogue_of(const Layer& layer, const float* padding) {
+  Epilogue to;
+  if (const Stored* threshold = layer.tensor("threshold"))
+    to.threshold = static_cast<const int32_t*>(threshold->data);
+  if (layer.emits == Layer::Emits::kPlain) {
+    // Dots are whole numbers below 2^24: less the padding exact, then the bias.
+    to.shift = padding ? padding : layer.floats("bias");
+    to.post_shift = padding ? layer.floats("bias") : nullptr;
+    return to;
+  }
+  to.scale = layer.floats("scale"), to.shift = layer.floats("shift"), to.slope = layer.floats("slope");
+  to.post_shift = layer.floats("post_shift"), to.sign_shift = layer.floats("sign_shift");
+  if (layer.has_low) to.low = layer.low;
+  if (layer.has_high) to.high = layer.high;
+  to.relu = layer.relu;
+  return to;
+}
+
+Value plan_product(Planner& p, const Layer& layer, const Step& step, const ConvShape& shape, const Tensor& x,
+                   Sizes values_shape, Sizes signs_shape, bool image) {
+  bool has_residual = step.arguments.size() > 1 && p.value(step.arguments[1]).kind != Value::Kind::kNull;
+  Tensor residual;
+  if (has_residual) {
+    p.check(layer.may_have_residual(), "it takes no residual");
+    residual = p.real(step.arguments[1]);
+    p.check(residual.shape == values_shape, "the residual does not have the values' shape");
+    residual = image ? p.nearest_channels(residual) : p.dense(residual);
+  }
+  std::shared_ptr<const Words> blocked = blocked_weight(p, layer), padding;
+  if (layer.padding_bits > 0 && layer.emits == Layer::Emits::kPlain && !layer.tensor("threshold"))
+    padding = minus_padding(p, layer);
+  Epilogue epilogue = epilogue_of(layer, padding ? reinterpret_cast<const float*>(padding->data()) : nullptr);
+  Tensor values, signs;
+  std::vector<Tensor> reads{x}, writes;
+  if (has_residual) reads.push_back(residual);
+  if (layer.gives_values()) writes.push_back(values = p.make(Type::kF32, values_shape, image));
+  if (layer.gives_signs()) writes.push_back(signs = p.make(Type::kI32, signs_shape));
+  bool gives_values = layer.gives_values(), gives_signs = layer.gives_signs();
+  p.emit(reads, writes, static_cast<double>(shape.products()), [=](const Memory& memory) {
+    Epilogue to = epilogue;
+    (void)padding;  // kept for the epilogue
+    if (gives_values) to.values = memory.at(values);
+    if (gives_signs) to.signs = memory.at<uint32_t>(signs);
+    if (has_residual) to.residual = memory.at(residual);
+    binary_conv(shape, memory.at<uint32_t>(x), blocked->data(), to);
+  });
+  if (gives_values && gives_signs) {
+    Value both;
+    both.kind = Value::Kind::kList;
+    both.items = {Value::of(values), Value::of(signs)};
+    return both;
+  }
+  return Value::of(gives_values ? values : signs);
+}
+
+Value plan_conv(Planner& p, const Layer& layer, const Step& step) {
+  Tensor x = p.dense(p.words(step.arguments[0]));
+  const Sizes& w = layer.weight_shape;
+  p.check(x.rank() == 4 && x.shape[3] == layer.groups * words_for(w[1]),
+          "it takes words [N, H, W, words] of its channels");
+  ConvShape shape = checked({x.shape[0],
+                             x.shape[1],
+                             x.shape[2],
+                             w[1] * layer.groups,
+                             layer.groups,
+                             w[0],
+                             {w[2], w[3]},
+                             {layer.stride[0], layer.stride[1]},
+                             {layer.padding[0], layer.padding[1]},
+                             {layer.dilation[0], layer.dilation[1]},
+                             static_cast<int>(layer.padding_value)});
+  // What the loops themselves take: an image with its border, lists of taps for every kind of pixel.
+  p.make(Type::kI32,
+         {x.shape[0], x.shape[1] + 2 * layer.padding[0], x.shape[2] + 2 * layer.padding[1], x.shape[3]});
+  int64_t rows = shape.out_size(0), columns = shape.out_size(1);
+  return plan_product(p, layer, step, shape, x, {x.shape[0], w[0], rows, columns},
+                      {x.shape[0], rows, columns, words_for(w[0])}, true);
+}
+
+Value plan_dense(Planner& p, const Layer& layer, const Step& step) {
+  Tensor x = p.dense(p.words(step.arguments[0]));
+  const Sizes& w = layer.weight_shape;
+  p.check(x.rank() >= 1 && x.shape.back() == words_for(w[1]), "the words of a row do not fit its features");
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < x.rank(); ++i) rows *= x.shape[i];
+  ConvShape shape = checked({rows, 1, 1, w[1], 1, w[0], {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
+  Sizes values = x.shape, signs = x.shape;
+  values.back() = w[0], signs.back() = words_for(w[0]);
+  return plan_product(p, layer, step, shape, x, values, signs, false);
+}
+
+// Some neighbouring axes seen as one, where they lie so.
+struct Joined {
+  int64_t size = 1, stride = 1;
+  bool uniform = true;
+
+  Joined(const Tensor& t, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      if (t.shape[i] == 1) continue;
+      if (size > 1 && stride != t.shape[i] * t.strides[i]) uniform = false;
+      size *= t.shape[i], stride = t.strides[i];
+    }
+  }
+};
+
+Value plan_pack(Planner& p, const Layer& layer, const Step& step) {
+  Tensor x = p.real(step.arguments[0]);
+  size_t axis = layer.dim == 1 ? 1 : x.rank() - 1;
+  p.check(layer.dim == 1 ? x.rank() == 4 : x.rank() >= 1, "it takes images [N, C, H, W], or rows");
+  p.check(x.shape[axis] == layer.length, "the packed axis has another length");
+  auto walkable = [&](const Tensor& t) {
+    Joined outer(t, 0, axis), inner(t, axis + 1, t.rank());
+    bool rows = t.strides[axis] == 1 || t.shape[axis] == 1;
+    return outer.uniform && inner.uniform && (rows || inner.stride == 1);
+  };
+  if (!walkable(x)) x = layer.dim == 1 ? p.nearest_channels(x) : p.dense(x);
+  Joined outer(x, 0, axis), inner(x, axis + 1, x.rank());
+  PackShape shape{};
+  shape.dtype = Dtype::kFloat32;
+  shape.n_outer = outer.size, shape.outer_stride = outer.stride;
+  shape.n_groups = layer.groups, shape.length = layer.length / layer.groups;
+  shape.length_stride = x.strides[axis], shape.group_stride = shape.length * x.strides[axis];
+  if (shape.length == 1) shape.length_stride = 1;
+  shape.n_inner = inner.size, shape.inner_stride = inner.stride;
+  Sizes words = x.shape;
+  words.erase(words.begin() + static_cast<std::ptrdiff_t>(axis));
+  words.push_back(layer.groups * words_for(shape.length));
+  Tensor to = p.make(Type::kI32, words);
+  bool empty = to.count() == 0;
+  p.emit({x}, {to}, 0, [=](const Memory& memory) {
+    if (!empty) pack(shape, memory.at(x), memory.at<uint32_t>(to), nullptr);
+  });
+  return Value::of(to);
+}
+
+Value plan_regroup(Planner& p, const Layer& layer, const Step& step) {
+  Tensor x = p.dense(p.words(step.arguments[0]));
+  int64_t from_words = words_for(layer.length), length = layer.length / layer.groups,
+          words = words_for(length);
+  p.check(x.rank() >= 1 && x.shape.back() == from_words, "the words do not fit the channels");
+  Sizes shape = x.shape;
+  shape.back() = layer.groups * words;
+  Tensor to = p.make(Type::kI32, shape);
+  int64_t rows = x.count() / from_words, groups = layer.groups;
+  p.emit({x}, {to}, static_cast<double>(rows * layer.length), [=](const Memory& memory) {
+    const uint32_t* from = memory.at<uint32_t>(x);
+    uint32_t* out = memory.at<uint32_t>(to);
+    for (int64_t row = 0; row < rows; ++row, from += from_words) {
+      for (int64_t g = 0; g < groups; ++g, out += words) {
+        for (int64_t w = 0; w < words; ++w) {
+          int64_t first = g * length + w * kWordBits,
+                  n = std::min<int64_t>(kWordBits, length - w * kWordBits);
+          int64_t word = first / kWordBits, shift = first % kWordBits;
+          uint32_t bits = from[word] >> shift;
+          if (shift > 0 && word + 1 < from_words) bits |= from[word + 1] << (kWordBits - shift);
+          out[w] = bits & low_bits(static_cast<int>(n));
+        }
+      }
+    }
+  });
+  return Value::of(to);
+}
+
+Value plan_flatten_bits(Planner& p, const Step& step) {
+  Tensor x = p.dense(p.words(step.arguments[0]));
+  p.check(x.rank() >= 1, "it takes words [N, ...]");
+  int64_t n = 1;
+  for (size_t i = 1; i < x.rank(); ++i) n *= x.shape[i];
+  x.shape = {x.shape[0], n}, x.strides = {n, 1};
+  return Value::of(x);
+}
+
+RealWeight real_weight(const Layer& layer) { return {{}, weight_words(layer), layer.weight_shape}; }
+
+Value plan_real(Planner& p, const Layer& layer, const Step& step) {
+  Tensor x = p.real(step.arguments[0]), bias{Type::kF32, {layer.weight_shape[0]}, {1}, {}, 0};
+  bias.place.fixed = layer.floats("bias");
+  const Tensor* added = bias.place.fixed ? &bias : nullptr;
+  if (layer.kind == LayerKind::kRealLinear)
+    return Value::of(plan_real_linear(p, x, real_weight(layer), added));
+  Geometry g{{{layer.weight_shape[2], layer.weight_shape[3]}},
+             layer.stride,
+             layer.padding,
+             layer.dilation,
+             layer.groups,
+             false};
+  return Value::of(plan_real_conv(p, x, real_weight(layer), added, g));
+}
+
+}  // namespace
+
+Value plan_layer(Planner& p, const Layer& layer, const Step& step) {
+  switch (layer.kind) {
+    case LayerKind::kPackedConv2d:
+      return plan_conv(p, layer, step);
+    case LayerKind::kPackedLinear:
+      return plan_dense(p, layer, step);
+    case LayerKind::kRealConv2d:
+    case LayerKind::kRealLinear:
+      return plan_real(p, layer, step);
+    case LayerKind::kPack:
+      return plan_pack(p, layer, step);
+    case LayerKind::kRegroup:
+      return plan_regroup(p, layer, step);
+    case LayerKind::kFlattenBits:
+      return plan_flatten_bits(p, step);
+    case LayerKind::kPoolBits:
+      return plan_pool_bits(p, layer, p.words(step.arguments[0]));
+    case LayerKind::kMaxPool: {
+      Geometry g{layer.kernel_size, layer.stride, layer.padding, layer.dilation, 1, layer.ceil_mode};
+      return Value::of(plan_windows(p, p.real(step.arguments[0]), g, Reduction::kMax, {}));
+    }
+    case LayerKind::kConstant:
+      break;
+  }
+  const Stored& value = *layer.tensor("value");
+  Tensor tensor{Type::kF32, value.shape, Sizes(value.shape.size(), 1), {}, 0};
+  for (size_t i = value.shape.size(); i-- > 1;)
+    tensor.strides[i - 1] = tensor.strides[i] * std::max<int64_t>(1, value.shape[i]);
+  tensor.place.fixed = value.data;
+  return Value::of(tensor);
+}
+
+}  // namespace bop2nd::runtime

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+// Elementwise operators: every operation rounded by itself (except with alpha other than 1 nothing is fused).
+#include <cmath>
+#include <limits>
+
+#include "../cpu/dispatch.h"
+#include "operators.h"
+#include "plan.h"
+
+namespace bop2nd::runtime {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+using Offsets = std::array<int64_t, Walk::kOperands>;
+
+// Images stay as their operands lie.
+bool wants_channels_last(const Sizes& shape, const Tensor& a, const Tensor* b) {
+  auto lies = [&](const Tensor& t) { return t.shape == shape && t.channels_last() && !t.row_major(); };
+  return shape.size() == 4 && (lies(a) || (b && lies(*b)));
+}
+
+// Runs of a result from up to two operands: element steps other than 0 and 1 are gathered first.
+template <class Run>
+void over_runs(const Walk& walk, const float* a, const float* b, float* to, const Run& run) {
+  constexpr int64_t kPart = 256;
+  int64_t steps[2] = {walk.inner_strides[1], walk.inner_strides[2]};
+  bool plain = steps[0] >= 0 && steps[0] <= 1 && steps[1] >= 0 && steps[1] <= 1;
+  walk.run([&](const Offsets& at) {
+    const float* from[2] = {a + at[1], b ? b + at[2] : nullptr};
+    if (plain) return run(walk.inner, from[0], steps[0], from[1], steps[1], to + at[0]);
+    float gathered[2][kPart];
+    for (int64_t first = 0; first < walk.inner; first += kPart) {
+      int64_t n = walk.inner - first < kPart ? walk.inner - first : kPart;
+      for (int k = 0; k < 2; ++k) {
+        for (int64_t i = 0; from[k] && i < n; ++i) gathered[k][i] = from[k][(first + i) * steps[k]];
+      }
+      run(n, gathered[0], 1, b ? gathered[1] : nullptr, 1, to + at[0] + first);
+    }
+  });
+}
+
+Value binary(Planner& p, RealOperation operation, const Tensor& a, const Tensor& b, float alpha) {
+  Sizes shape = broadcast(p, a.shape, b.shape);
+  Tensor to = p.make(Type::kF32, shape, wants_channels_last(shape, a, &b));
+  Walk walk(to, {&a, &b, nullptr});
+  p.emit({a, b}, {to}, 0, [=](const Memory& memory) {
+    const RealTable& table = real_table();
+    over_runs(walk, memory.at(a), memory.at(b), memory.at(to),
+              [&](int64_t n, const float* x, int64_t x_step, const float* y, int64_t y_step, float* out) {
+                table.binary(operation, n, x, x_step, y, y_step, alpha, out);
+              });
+  });
+  return Value::of(to);
+}
+
+Value with_number(Planner& p, RealOperation operation, const Tensor& a, float b, float alpha) {
+  Tensor to = p.make(Type::kF32, a.shape, wants_channels_last(a.shape, a, nullptr));
+  Walk walk(to, {&a, nullptr, nullptr});
+  p.emit({a}, {to}, 0, [=](const Memory& memory) {
+    const RealTable& table = real_table();
+    over_runs(walk, memory.at(a), nullptr, memory.at(to),
+              [&](int64_t n, const float* x, int64_t step, const float*, int64_t, float* out) {
+                table.binary(operation, n, x, step, &b, 0, alpha, out);
+              });
+  });
+  return Value::of(to);
+}
+
+template <RealOperation operation, bool has_alpha>
+Value arithmetic(Planner& p, const Step& s) {
+  Tensor a = p.real(s.arguments[0]);
+  float alpha = has_alpha ? static_cast<float>(p.number(s.arguments[2])) : 1.0f;
+  if (p.is_number(s.arguments[1]))
+    return with_number(p, operation, a, static_cast<float>(p.number(s.arguments[1])), alpha);
+  return binary(p, operation, a, p.real(s.arguments[1]), alpha);
+}
+
+Value negative(Planner& p, const Step& s) {
+  return with_number(p, RealOperation::kMul, p.real(s.arguments[0]), -1.0f, 1.0f);
+}
+
+Value clamped(Planner& p, const Tensor& a, float low, float high) {
+  Tensor to = p.make(Type::kF32, a.shape, wants_channels_last(a.shape, a, nullptr));
+  Walk walk(to, {&a, nullptr, nullptr});
+  p.emit({a}, {to}, 0, [=](const Memory& memory) {
+    const RealTable& table = real_table();
+    over_runs(walk, memory.at(a), nullptr, memory.at(to),
+              [&](int64_t n, const float* x, int64_t step, const float*, int64_t, float* out) {
+                table.clamp(n, x, step, low, high, out);
+              });
+  });
+  return Value::of(to);
+}
+
+Value relu(Planner& p, const Step& s) { return clamped(p, p.real(s.arguments[0]), 0.0f, kInfinity); }
+
+Value clamp(Planner& p, const Step& s) {
+  auto bound = [&](size_t i, float none) {
+    bool given = p.value(s.arguments[i]).kind != Value::Kind::kNull;
+    return given ? static_cast<float>(p.number(s.arguments[i])) : none;
+  };
+  return clamped(p, p.real(s.arguments[0]), bound(1, -kInfinity), bound(2, kInfinity));
+}
+
+Value leaky_relu(Planner& p, const Step& s) {
+  return with_number(p, RealOperation::kPrelu, p.real(s.arguments[0]),
+                     static_cast<float>(p.number(s.arguments[1])), 1.0f);
+}
+
+// [C] as [C, 1, 1]: along axis 1 of `like`.
+Tensor along_channels(const Planner& p, Tensor row, const Tensor& like) {
+  int64_t channels = like.rank() > 1 ? like.shape[1] : 1;
+  p.check(row.rank() == 1 && row.shape[0] == channels, "a row does not have an element for every channel");
+  for (size_t i = 2; i < like.rank(); ++i) row.shape.push_back(1), row.strides.push_back(0);
+  return row;
+}
+
+Value prelu(Planner& p, const Step& s) {
+  Tensor a = p.real(s.arguments[0]), weight = p.real(s.arguments[1]);
+  p.check(weight.rank() == 1, "the weight is no row");
+  if (weight.shape[0] != 1) weight = along_channels(p, weight, a);
+  return binary(p, RealOperation::kPrelu, a, weight, 1.0f);
+}
+
+Value batch_norm(Planner& p, const Step& s) {
+  Tensor x = p.real(s.arguments[0]);
+  p.check(x.rank() >= 2 && !p.truth(s.arguments[5]), "it takes [N, C, ...] and does not train");
+  int64_t n = x.shape[1];
+  double eps = p.number(s.arguments[7]);
+  Tensor rows[4];  // weight, bias, mean, variance; the first two may be missing
+  bool given[4];
+  std::vector<Tensor> reads;
+  for (size_t i = 0; i < 4; ++i) {
+    given[i] = p.value(s.arguments[i + 1]).kind != Value::Kind::kNull;
+    p.check(given[i] || i < 2, "statistics are missing");
+    if (!given[i]) continue;
+    rows[i] = p.real(s.arguments[i + 1]);
+    p.check(rows[i].rank() == 1 && rows[i].shape[0] == n, "a row does not have an element for every channel");
+    reads.push_back(rows[i]);
+  }
+  Tensor scale = p.make(Type::kF32, {n}), shift = p.make(Type::kF32, {n});
+  std::array<Tensor, 4> held{rows[0], rows[1], rows[2], rows[3]};
+  std::array<bool, 4> there{given[0], given[1], given[2], given[3]};
+  p.emit(reads, {scale, shift}, 0, [=](const Memory& memory) {
+    auto element = [&](size_t row, int64_t i) {
+      return there[row] ? memory.at(held[row])[i * held[row].strides[0]] : row == 0 ? 1.0f : 0.0f;
+    };
+    for (int64_t i = 0; i < n; ++i) {
+      double factor =
+          static_cast<double>(element(0, i)) / std::sqrt(static_cast<double>(element(3, i)) + eps);
+      memory.at(scale)[i] = static_cast<float>(factor);
+      memory.at(shift)[i] = static_cast<float>(element(1, i) - element(2, i) * factor);
+    }
+  });
+  Tensor to = p.make(Type::kF32, x.shape, wants_channels_last(x.shape, x, nullptr));
+  Tensor a = along_channels(p, scale, x), b = along_channels(p, shift, x);
+  Walk walk(to, {&x, &a, &b});
+  p.emit({x, scale, shift}, {to}, 0, [=](const Memory& memory) {
+    const RealTable& table = real_table();
+    const float *from = memory.at(x), *factors = memory.at(a), *terms = memory.at(b);
+    float* out = memory.at(to);
+    walk.run([&](const Offsets& at) {
+      table.affine(walk.inner, from + at[1], walk.inner_strides[1], factors + at[2], terms + at[3],
+                   walk.inner_strides[2], out + at[0]);
+    });
+  });
+  return Value::of(to);
+}
+
+}  // namespace
+
+const std::vector<Operator>& elementwise_operators() {
+  static const std::vector<Operator> all = {
+      {"aten.add.Tensor", {"self", "other", "alpha"}, 0, arithmetic<RealOperation::kAdd, true>},
+      {"aten.sub.Tensor", {"self", "other", "alpha"}, 0, arithmetic<RealOperation::kSub, true>},
+      {"aten.mul.Tensor", {"self", "other"}, 0, arithmetic<RealOperation::kMul, false>},
+      {"aten.div.Tensor", {"self", "other"}, 0, arithmetic<RealOperation::kDiv, false>},
+      {"aten.neg.default", {"self"}, 0, negative},
+      {"aten.relu.default", {"self"}, 0, relu},
+      {"aten.leaky_relu.default", {"self", "negative_slope"}, 0, leaky_relu},
+      {"aten.prelu.default", {"self", "weight"}, 0, prelu},
+      {"aten.hardtanh.default", {"self", "min_val", "max_val"}, 0, clamp},
+      {"aten.clamp.default", {"self", "min", "max"}, 0, clamp},
+      {"aten.batch_norm.default",
+       {"input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps",
+        "cudnn_enabled"},
+       0,
+       batch_norm},
+  };
+  return all;
+}
+
+}  // namespace bop2nd::runtime

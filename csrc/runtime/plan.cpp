@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <map>
+
+#include "operators.h"
+
+namespace bop2nd::runtime {
+namespace {
+
+constexpr size_t kLine = 64;
+
+int64_t product(const Sizes& sizes) {
+  int64_t n = 1;
+  for (int64_t size : sizes) n *= size;
+  return n;
+}
+
+Sizes row_major_strides(const Sizes& shape) {
+  Sizes strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, shape[i]);
+  return strides;
+}
+
+// Whether the axes, named from the nearest on, lie without gaps.
+bool without_gaps(const Tensor& t, const std::vector<size_t>& nearest_first) {
+  int64_t expected = 1;
+  for (size_t axis : nearest_first) {
+    if (t.shape[axis] != 1 && t.strides[axis] != expected) return false;
+    expected *= t.shape[axis];
+  }
+  return true;
+}
+
+}  // namespace
+
+int64_t Tensor::count() const { return product(shape); }
+
+bool Tensor::row_major() const {
+  std::vector<size_t> axes;
+  for (size_t i = rank(); i-- > 0;) axes.push_back(i);
+  return without_gaps(*this, axes);
+}
+
+bool Tensor::channels_last() const { return rank() == 4 && without_gaps(*this, {1, 3, 2, 0}); }
+
+Value Value::of(Tensor tensor) {
+  Value value;
+  value.kind = Kind::kTensor, value.tensor = std::move(tensor);
+  return value;
+}
+
+Value Value::of(int64_t integer) {
+  Value value;
+  value.kind = Kind::kInteger, value.integer = integer;
+  return value;
+}
+
+Value Value::of(double real) {
+  Value value;
+  value.kind = Kind::kReal, value.real = real;
+  return value;
+}
+
+// ---------------------------------------------------------------------------------------------- a plan
+
+bool Plan::fits(const std::vector<Array>& inputs) const {
+  if (inputs.size() != input_shapes.size()) return false;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].shape != input_shapes[i] || inputs[i].strides != input_strides[i]) return false;
+  }
+  return true;
+}
+
+const std::vector<Array>& Plan::run(const std::vector<Array>& inputs, std::vector<StepTime>* times) {
+  if (arena_.size() < arena_bytes) arena_ = Aligned<uint8_t>(arena_bytes);
+  Memory memory{arena_.data(), offsets.data(), inputs.data()};
+  for (const Operation& operation : operations) {
+    if (!times) {
+      operation.run(memory);
+      continue;
+    }
+    auto start = std::chrono::steady_clock::now();
+    operation.run(memory);
+    std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    times->push_back({operation.name, operation.kind, took.count(), operation.products});
+  }
+  for (size_t i = 0; i < results_.size(); ++i) {
+    if (results_[i].type != Type::kI64) results_[i].data = memory.at<uint8_t>(output_tensors_[i]);
+  }
+  return results_;
+}
+
+// ---------------------------------------------------------------------------------------------- planning
+
+Planner::Planner(const Network& network, const std::vector<Array>& inputs)
+    : network_(network), plan_(std::make_unique<Plan>()) {
+  const Limits& limits = network.limits();
+  allowed_ = limits.run_bytes;
+  for (const Array& input : inputs) {
+    uint64_t bytes = limits.bytes_per_input_byte * 4 * static_cast<uint64_t>(product(input.shape));
+    allowed_ = allowed_ + bytes < allowed_ ? UINT64_MAX : allowed_ + bytes;
+    plan_->input_shapes.push_back(input.shape), plan_->input_strides.push_back(input.strides);
+  }
+}
+
+void Planner::refuse(const std::string& what) const {
+  fail(Status::kArgument, "step '", printable(name_), "' (", kind_, "): ", what);
+}
+
+std::unique_ptr<Plan> Planner::plan() {
+  const Graph& graph = network_.graph();
+  for (const Constant& constant : graph.constants) {
+    Tensor tensor{
+        constant.tensor.type, constant.tensor.shape, row_major_strides(constant.tensor.shape), {}, 0};
+    tensor.place.fixed = constant.tensor.data;
+    values_.push_back(Value::of(std::move(tensor)));
+  }
+  size_t n_inputs = 0;
+  for (const Step& step : graph.steps) {
+    name_ = step.name.c_str();
+    if (step.kind == Step::Kind::kInput) {
+      kind_ = "input";
+      size_t i = n_inputs++;
+      Tensor tensor{graph.inputs[i].type, plan_->input_shapes[i], plan_->input_strides[i], {}, 0};
+      if (tensor.strides.empty()) tensor.strides = row_major_strides(tensor.shape);
+      tensor.place.kind = Place::Kind::kInput, tensor.place.index = i;
+      values_.push_back(Value::of(std::move(tensor)));
+    } else if (step.kind == Step::Kind::kLayer) {
+      const Layer& layer = graph.layers[step.layer];
+      kind_ = layer.kind_name;
+      values_.push_back(plan_layer(*this, layer, step));
+    } else {
+      kind_ = step.op->name;
+      values_.push_back(step.op->plan(*this, step));
+    }
+  }
+  name_ = kind_ = "output";
+  collect(value(graph.output), "", 0);
+  place_buffers();
+  return std::move(plan_);
+}
+
+// Tensors and sizes of the result in order. Tensors are copied into rows without gaps.
+void Planner::collect(const Value& value, const std::string& name, int depth) {
+  check(depth <= 64 && plan_->outputs.size() < 4096, "the result is nested too deeply or has too many parts");
+  if (value.kind == Value::Kind::kList) {
+    for (size_t i = 0; i < value.items.size(); ++i) {
+      std::string key = value.keys.empty() ? std::to_string(i) : value.keys[i];
+      collect(value.items[i], name.empty() ? key : name + "." + key, depth + 1);
+    }
+    return;
+  }
+  bool is_tensor = value.kind == Value::Kind::kTensor;
+  if (!is_tensor && !(value.kind == Value::Kind::kInteger && value.real != 0)) return;
+  Tensor tensor;
+  if (is_tensor) {
+    tensor = value.tensor;
+    bool own = tensor.place.kind == Place::Kind::kArena && tensor.row_major();
+    if (!own) {
+      Tensor from = tensor;
+      tensor = make(from.type, from.shape);
+      Walk walk(tensor, {&from, nullptr, nullptr});
+      emit({from}, {tensor}, 0, [=](const Memory& memory) { copy_elements(memory, walk, from, tensor); });
+    }
+    kept_.push_back(tensor.place.index);
+  }
+  plan_->output_integers_.push_back(value.integer);
+  plan_->output_tensors_.push_back(tensor);
+  Type type = is_tensor ? tensor.type : Type::kI64;
+  plan_->outputs.push_back({name.empty() ? "output" : name, type, tensor.shape});
+}
+
+// Best fit among what is free, in the order in which buffers come into use.
+void Planner::place_buffers() {
+  plan_->offsets.assign(buffers_.size(), 0);
+  size_t n_operations = plan_->operations.size();
+  for (size_t i : kept_) buffers_[i].last = n_operations;
+  std::vector<std::vector<size_t>> ends(n_operations + 1);
+  std::multimap<size_t, size_t> by_size;  // free: bytes -> offset
+  std::map<size_t, size_t> by_offset;     // free: offset -> bytes
+  auto forget = [&](std::map<size_t, size_t>::iterator at) {
+    for (auto [a, b] = by_size.equal_range(at->second); a != b; ++a) {
+      if (a->second == at->first) {
+        by_size.erase(a);
+        break;
+      }
+    }
+    by_offset.erase(at);
+  };
+  auto release = [&](size_t offset, size_t bytes) {
+    auto after = by_offset.lower_bound(offset);
+    if (after != by_offset.end() && after->first == offset + bytes) bytes += after->second, forget(after);
+    after = by_offset.lower_bound(offset);
+    if (after != by_offset.begin()) {
+      auto before = std::prev(after);
+      if (before->first + before->second == offset)
+        offset = before->first, bytes += before->second, forget(before);
+    }
+    by_offset.emplace(offset, bytes), by_size.emplace(bytes, offset);
+  };
+  size_t next = 0, top = 0;
+  for (size_t operation = 0; operation < n_operations; ++operation) {
+    for (; next < buffers_.size() && buffers_[next].first <= operation; ++next) {
+      Buffer& buffer = buffers_[next];
+      auto found = by_size.lower_bound(buffer.bytes);
+      size_t at = top;
+      if (found != by_size.end()) {
+        at = found->second;
+        size_t left = found->first - buffer.bytes;
+        by_offset.erase(at), by_size.erase(found);
+        if (left > 0) by_offset.emplace(at + buffer.bytes, left), by_size.emplace(left, at + buffer.bytes);
+      } else {
+        top += buffer.bytes;
+      }
+      plan_->offsets[next] = at;
+      ends[std::max(operation, std::min(buffer.last, n_operations))].push_back(next);
+    }
+    for (size_t i : ends[operation]) release(plan_->offsets[i], buffers_[i].bytes);
+    if (top > allowed_)
+      fail(Status::kLimit, "step '", printable(plan_->operations[operation].name),
+           "' would bring the memory of this run to ", top, " bytes, ", allowed_, " are allowed");
+  }
+  plan_->arena_bytes = top;
+  plan_->results_.resize(plan_->outputs.size());
+  for (size_t i = 0; i < plan_->results_.size(); ++i) {
+    Array& result = plan_->results_[i];
+    result.type = plan_->outputs[i].type, result.shape = plan_->outputs[i].shape;
+    if (result.type == Type::kI64) result.data = &plan_->output_integers_[i];
+  }
+}
+
+Tensor Planner::make(Type type, Sizes shape, bool channels_last) {
+  int64_t n_bytes = bytes_of(type);
+  bool fits = shape.size() <= 16;
+  for (int64_t size : shape)
+    fits = fits && size >= 0 && size < (int64_t{1} << 48) &&
+           !__builtin_mul_overflow(n_bytes, std::max<int64_t>(1, size), &n_bytes) &&
+           n_bytes < (int64_t{1} << 56);
+  if (!fits || static_cast<uint64_t>(n_bytes) > allowed_)
+    fail(Status::kLimit, "step '", printable(name_), "' would make a tensor of more than the ", allowed_,
+         " bytes that are allowed");
+  Tensor tensor{type, shape, row_major_strides(shape), {}, 0};
+  if (channels_last) tensor.strides = {shape[1] * shape[2] * shape[3], 1, shape[1] * shape[3], shape[1]};
+  tensor.place.kind = Place::Kind::kArena, tensor.place.index = buffers_.size();
+  size_t bytes = (static_cast<size_t>(n_bytes) + kLine - 1) / kLine * kLine;
+  buffers_.push_back({bytes + kLine, plan_->operations.size(), plan_->operations.size()});
+  return tensor;
+}
+
+void Planner::emit(std::vector<Tensor> reads, std::vector<Tensor> writes, double products,
+                   std::function<void(const Memory&)> run) {
+  double work = products;
+  for (auto* tensors : {&reads, &writes}) {
+    for (const Tensor& tensor : *tensors) {
+      if (tensor.place.kind != Place::Kind::kArena) continue;
+      buffers_[tensor.place.index].last = plan_->operations.size();
+      if (tensors == &writes) work += static_cast<double>(tensor.count());
+    }
+  }
+  products_ += work;
+  if (products_ > static_cast<double>(network_.limits().run_products))
+    fail(Status::kLimit, "step '", printable(name_), "' would bring the work of this run above the ",
+         network_.limits().run_products, " operations that are allowed");
+  plan_->operations.push_back({name_, kind_, products, std::move(run)});
+}
+
+Tensor Planner::dense(const Tensor& from) {
+  if (from.row_major()) return from;
+  Tensor to = make(from.type, from.shape);
+  Walk walk(to, {&from, nullptr, nullptr});
+  emit({from}, {to}, 0, [=](const Memory& memory) { copy_elements(memory, walk, from, to); });
+  return to;
+}
+
+Tensor Planner::nearest_channels(const Tensor& from) {
+  if (from.channels_last()) return from;
+  Tensor to = make(from.type, from.shape, true);
+  Walk walk(to, {&from, nullptr, nullptr});
+  emit({from}, {to}, 0, [=](const Memory& memory) { copy_elements(memory, walk, from, to); });
+  return to;
+}
+
+// --------------------------------------------------------------------------------------------- arguments
+
+Value Planner::value(const Argument& argument) const {
+  using Kind = Argument::Kind;
+  if (argument.is(Kind::kReference)) {
+    Value found = values_[static_cast<size_t>(argument.integer)];
+    if (found.kind == Value::Kind::kInteger) found.real = 1;  // a computed size, of which a result tells
+    return found;
+  }
+  Value value;
+  value.integer = argument.integer, value.real = argument.is(Kind::kReal) ? argument.real : 0;
+  value.text = argument.text;
+  switch (argument.kind) {
+    case Kind::kBool:
+      value.kind = Value::Kind::kBool;
+      break;
+    case Kind::kInteger:
+      value.kind = Value::Kind::kInteger;
+      break;
+    case Kind::kReal:
+      value.kind = Value::Kind::kReal;
+      break;
+    case Kind::kList:
+    case Kind::kTuple:
+      value.kind = Value::Kind::kList;
+      for (const Argument& item : argument.items) value.items.push_back(this->value(item));
+      break;
+    case Kind::kDict:
+      value.kind = Value::Kind::kList;
+      for (size_t i = 0; i + 1 < argument.items.size(); i += 2) {
+        const Argument& key = argument.items[i];
+        value.keys.push_back(key.is(Kind::kText) ? key.text : std::to_string(key.integer));
+        value.items.push_back(this->value(argument.items[i + 1]));
+      }
+      break;
+    default:
+      value.kind = argument.is(Kind::kNull) ? Value::Kind::kNull : Value::Kind::kText;
+  }
+  return value;
+}
+
+Tensor Planner::real(const Argument& argument) const {
+  Value found = value(argument);
+  check(found.kind == Value::Kind::kTensor && found.tensor.type == Type::kF32,
+        "an operand is no float32 tensor");
+  return found.tensor;
+}
+
+Tensor Planner::words(const Argument& argument) const {
+  Value found = value(argument);
+  check(found.kind == Value::Kind::kTensor && found.tensor.type == Type::kI32,
+        "an operand is no tensor of words");
+  return found.tensor;
+}
+
+int64_t Planner::integer(const Argument& argument) const {
+  Value found = value(argument);
+  check(found.kind == Value::Kind::kInteger, "an argument is no integer");
+  return found.integer;
+}
+
+bool Planner::is_number(const Argument& argument) const {
+  Value found = value(argument);
+  return found.kind == Value::Kind::kInteger || found.kind == Value::Kind::kReal;
+}
+
+double Planner::number(const Argument& argument) const {
+  Value found = value(argument);
+  check(found.kind == Value::Kind::kInteger || found.kind == Value::Kind::kReal, "an argument is no number");
+  return found.kind == Value::Kind::kInteger ? static_cast<double>(found.integer) : found.real;
+}
+
+bool Planner::truth(const Argument& argument) const {
+  Value found = value(argument);
+  check(found.kind == Value::Kind::kBool, "an argument is neither true nor false");
+  return found.integer != 0;
+}
+
+Sizes Planner::integers(const Argument& argument) const {
+  Value found = value(argument);
+  if (found.kind == Value::Kind::kInteger) return {found.integer};
+  check(found.kind == Value::Kind::kList, "an argument is no list of integers");
+  Sizes sizes;
+  for (const Value& item : found.items) {
+    check(item.kind == Value::Kind::kInteger, "an argument is no list of integers");
+    sizes.push_back(item.integer);
+  }
+  return sizes;
+}
+
+Pair Planner::pair(const Argument& argument, int64_t least) const {
+  Sizes sizes = integers(argument);
+  check(sizes.size() == 1 || sizes.size() == 2, "an argument is no pair of integers");
+  for (int64_t size : sizes) check(size >= least && size < (int64_t{1} << 31), "a size is out of range");
+  return {{sizes[0], sizes.back()}};
+}
+
+}  // namespace bop2nd::runtime
