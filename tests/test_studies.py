@@ -35,6 +35,7 @@ from bop2nd_fast.studies.definitions import Arm, StudyError
 from bop2nd_fast.studies.trials import Trials, create, differences
 from bop2nd_fast.studies.worker import Place, held_out, run_trial, work
 from bop2nd_fast.train import Trainer
+from bop2nd_fast.train_record import model_from_checkpoint
 
 ROOT = Path(__file__).parents[1]
 STAMP = {
@@ -325,6 +326,28 @@ def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tmp_path):
     assert work(tmp_path / "s", None, "cpu", 1) == 1
     trials = Trials(tmp_path / "s")
     assert trials.counts() == {"complete": 1, "failed": 1} and "loss became" in trials.errors()[0]
+
+
+def test_lines_with_a_teacher_learn_its_outputs(tmp_path, monkeypatch):
+    recipe = recipes.get("digits").replace(epochs=1, width=2)
+    Trainer(recipe, data.digits(), seed=5, out=tmp_path / "teacher").run()
+    lines = [Arm("alone", recipe), Arm("taught", recipe, teacher=True)]
+    monkeypatch.setitem(definitions.STUDIES, "norms", definitions.Study("norms", "T", lambda: lines))
+    out, teacher = tmp_path / "s", tmp_path / "teacher" / "checkpoint.pt"
+    given = ("norms", "--data", "digits", "--seeds", 1, "--epochs", 1, "--out", out)
+    assert "taught needs a teacher" in refused(*given)
+    assert "nothing in norms has a teacher" in refused(*given, "--only", "alone", "--teacher", teacher)
+    assert "no file" in refused(*given, "--teacher", tmp_path / "nothing.pt") and not out.exists()
+    made = start.settings_of("norms", "digits", None, seeds=1, epochs=1, teacher=teacher)
+    start.open_study(out, made)
+    with pytest.raises(StudyError, match="another teacher"):
+        work(out, None, "cpu", 1)
+    assert work(out, None, "cpu", 1, teacher) == 0
+    alone, taught = (run.last["loss"] for run in summary.runs_of(records.read(out / records.RESULTS)))
+    network, _ = model_from_checkpoint(teacher)
+    by_hand = Trainer(recipe, data.digits(), seed=0, teacher=network)
+    assert alone != taught
+    assert taught == pytest.approx(by_hand.run()[-1].loss, rel=1e-3)
 
 
 def test_other_images_are_refused(small):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..terminal import fail, out, shown, user_errors
+from ..train_record import TrainingError
 from ..train_replicas import checked_device
 from .definitions import STUDIES, StudyError
 
@@ -29,6 +30,10 @@ def study(
     only: Annotated[
         list[str] | None, typer.Option(help="Lines whose names contain this; may be given several times.")
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="checkpoint.pt of the network whose outputs lines learn."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; they divide torch's threads.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     out_dir: Annotated[
@@ -40,7 +45,7 @@ def study(
     ] = False,
 ) -> None:
     """Run a study, or go on with it: the same command on any machine that sees --out takes part in it."""
-    with user_errors(StudyError, ValueError, OSError, ModuleNotFoundError):
+    with user_errors(StudyError, TrainingError, ValueError, OSError, ModuleNotFoundError):
         from . import records, report, start
         from .trials import JOURNAL, Trials
 
@@ -65,13 +70,14 @@ def study(
             batch_size=batch_size,
             n_trials=trials,
             only=only or (),
+            teacher=teacher,
         )
         opened = start.open_study(folder, settings)
     _say(opened)
     statuses: list[int] = []
     if not opened.finished():
         try:
-            statuses = start.run_workers(opened, workers, data_dir, device)
+            statuses = start.run_workers(opened, workers, data_dir, device, teacher)
         except KeyboardInterrupt:
             fail(f"interrupted: {_counts(opened)}; the same command goes on from there", 130)
         _say(opened)

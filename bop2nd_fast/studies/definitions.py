@@ -7,6 +7,7 @@ the threshold is in the order of the noise of ``m / sqrt(v)``, which is ``sqrt(g
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Mapping
@@ -25,19 +26,25 @@ class StudyError(RuntimeError):
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of a study's table: a recipe, and where it stands on the study's grid (for heat maps)."""
+    """One line of a study's table: a recipe, and where it stands on the study's grid (for heat maps).
+
+    ``teacher``: it learns the outputs of the study's teacher instead of the labels.
+    """
 
     name: str
     recipe: Recipe
     axes: dict[str, Any] = field(default_factory=dict)
+    teacher: bool = False
 
     def to_plain(self) -> dict[str, Any]:
-        return {"name": self.name, "recipe": json.loads(self.recipe.to_json()), "axes": self.axes}
+        recipe = json.loads(self.recipe.to_json())
+        return {"name": self.name, "recipe": recipe, "axes": self.axes, "teacher": self.teacher}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Arm:
         """Raises ValueError if the recipe is another version's."""
-        return cls(plain["name"], Recipe.from_json(json.dumps(plain["recipe"])), dict(plain["axes"]))
+        recipe = Recipe.from_json(json.dumps(plain["recipe"]))
+        return cls(plain["name"], recipe, dict(plain["axes"]), plain["teacher"])
 
 
 @dataclass(frozen=True)
@@ -197,4 +204,4 @@ def arms_of(
         "batch_size": batch_size,
         "augmentation": "none" if dataset in ("digits", "mnist", "fashion_mnist") else None,
     }
-    return [Arm(arm.name, arm.recipe.replace(**changes), arm.axes) for arm in arms]
+    return [dataclasses.replace(arm, recipe=arm.recipe.replace(**changes)) for arm in arms]

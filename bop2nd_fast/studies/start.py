@@ -14,7 +14,7 @@ from .. import data
 from . import records, search
 from .definitions import StudyError, arms_of
 from .trials import JOURNAL, Trials, create, differences
-from .worker import held_out
+from .worker import held_out, teacher_of
 
 
 def settings_of(
@@ -28,6 +28,7 @@ def settings_of(
     batch_size: int | None = None,
     n_trials: int = 60,
     only: Sequence[str] = (),
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Everything that decides what a study computes, as plain data; a resumed study must have the same.
 
@@ -40,6 +41,10 @@ def settings_of(
     for what, count in (("seeds", seeds), ("trials", n_trials)):
         if count < 1:
             raise ValueError(f"{what} is {count}, it must be at least 1")
+    taught = [arm.name for arm in arms if arm.teacher]
+    if bool(taught) != (teacher is not None):
+        wanted = f"{taught[0]} needs a teacher" if taught else f"nothing in {name} has a teacher"
+        raise StudyError(f"{wanted}; --only chooses lines, --teacher the checkpoint they learn from")
     dataset = data.get(data_name, data_dir)
     if is_search:
         held_out(dataset)
@@ -53,6 +58,7 @@ def settings_of(
         "split": "validation" if is_search else "test",
         "seeds": 1 if is_search else seeds,
         "trials": n_trials if is_search else len(arms) * seeds,
+        "teacher_sha256": None if teacher is None else teacher_of(teacher, dataset)[1],
         "arms": [arm.to_plain() for arm in arms],
     }
 
@@ -88,7 +94,9 @@ def _parameters(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def run_workers(trials: Trials, workers: int, data_dir: Path | None, device: str) -> list[int]:
+def run_workers(
+    trials: Trials, workers: int, data_dir: Path | None, device: str, teacher: Path | None = None
+) -> list[int]:
     """Start ``workers`` processes, torch's threads divided among them, and wait; returns their exit statuses.
 
     Raises:
@@ -97,7 +105,8 @@ def run_workers(trials: Trials, workers: int, data_dir: Path | None, device: str
     threads = max(1, (os.cpu_count() or 1) // workers)
     command = [sys.executable, "-m", "bop2nd_fast.studies.worker", str(trials.folder)]
     command += ["--device", device, "--threads", str(threads)]
-    command += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    for option, path in (("--data-dir", data_dir), ("--teacher", teacher)):
+        command += [] if path is None else [option, str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     started = [subprocess.Popen(command, env=environment) for _ in range(workers)]
     before = signal.signal(signal.SIGTERM, _interrupt)

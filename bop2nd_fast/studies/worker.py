@@ -1,34 +1,39 @@
 """A worker: a process that takes trials of a study until none is left.
 
-    python -m bop2nd_fast.studies.worker FOLDER [--data-dir DIR] [--device cpu] [--threads N]
+    python -m bop2nd_fast.studies.worker FOLDER [--data-dir DIR] [--teacher FILE] [--device cpu] [--threads N]
 
 Start as many as there is room for, on any machine that sees the folder. A worker that is killed loses at most
 what its trial did since the last checkpoint; another goes on with that trial. It prints a line for each
-epoch, and ends with 0, or with 1 if trials failed (a loss that became NaN) or it was interrupted.
+epoch, and ends with 0, with 1 if trials failed (a loss that became NaN) or it was interrupted, with 2 if it
+could not start.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
 from optuna.trial import TrialState
+from torch import nn
 
 from .. import data
+from ..binary_tensor import BinaryTensor
 from ..checkpoint import CheckpointError
 from ..recipes import Recipe
 from ..stamp import stamp
 from ..train import CHECKPOINT, Epoch, Trainer, TrainingError
+from ..train_record import model_from_checkpoint
 from . import records, search
 from .definitions import StudyError
 from .trials import STATES, Trials
@@ -38,11 +43,12 @@ VALIDATION_SHARE = 0.1  # of the training images; what a search judges by
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a worker computes."""
+    """Where a worker computes, and the teacher of the trials that have one."""
 
     device: str
     threads: int
     stamp: dict[str, Any]
+    teacher: nn.Module | None = None
 
 
 class _Pruned(Exception):
@@ -64,6 +70,24 @@ def load_data(settings: dict[str, Any], data_dir: Path | None) -> data.Dataset |
             f"the study began with other images of {dataset.name}: SHA-256 {begun[:12]}, now {found[:12]}"
         )
     return held_out(dataset) if settings["split"] == "validation" else dataset
+
+
+def teacher_of(path: Path, dataset: data.Dataset | data.ImageFolder) -> tuple[nn.Module, str]:
+    """The trained network in a checkpoint, and the SHA-256 of its weights and buffers.
+
+    Raises:
+        StudyError: it knows other classes than the data set has.
+        TrainingError, FileNotFoundError: it is no checkpoint.
+    """
+    model, plain = model_from_checkpoint(path)
+    if (n := len(plain["dataset"]["classes"])) != len(dataset.classes):
+        raise StudyError(f"the teacher {path} knows {n} classes, {dataset.name} has {len(dataset.classes)}")
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        raw = value.words if isinstance(value, BinaryTensor) else value
+        digest.update(f"{name} {list(value.shape)}\n".encode())
+        digest.update(raw.detach().contiguous().numpy().data)
+    return model, digest.hexdigest()
 
 
 def held_out(dataset: data.Dataset | data.ImageFolder) -> data.Dataset:
@@ -102,7 +126,8 @@ def run_trial(
     """
     arm, seed, recipe, point = _recipe_of(trials, trial)
     folder = trials.folder_of(trial.number)
-    trainer = Trainer(recipe, dataset, seed=seed, device=place.device, out=folder)
+    teacher = place.teacher if trials.arms[arm].teacher else None
+    trainer = Trainer(recipe, dataset, seed=seed, device=place.device, out=folder, teacher=teacher)
     about = {
         "study": trials.settings["study"],
         "trial": trial.number,
@@ -167,12 +192,21 @@ def _signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def work(folder: Path, data_dir: Path | None, device: str, threads: int) -> int:
-    """Take trials until none is left; returns how many of them failed."""
+def work(
+    folder: Path, data_dir: Path | None, device: str, threads: int, teacher_file: Path | None = None
+) -> int:
+    """Take trials until none is left; returns how many of them failed.
+
+    Raises:
+        StudyError: another data set or teacher than the study began with.
+    """
     torch.set_num_threads(threads)
     trials = Trials(folder)
     dataset = load_data(trials.settings, data_dir)
-    place, failed = Place(device, threads, stamp()), 0
+    teacher, found = (None, None) if teacher_file is None else teacher_of(teacher_file, dataset)
+    if found != trials.settings["teacher_sha256"]:
+        raise StudyError(f"the study began with another teacher than {teacher_file}")
+    place, failed = Place(device, threads, stamp(), teacher), 0
     while True:
         with trials.take() as trial:
             if trial is None:
@@ -185,12 +219,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Take trials of a study until none is left.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--teacher", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
-    with suppress(KeyboardInterrupt):
-        return int(work(given.folder, given.data_dir, given.device, given.threads) > 0)
-    return 1
+    try:
+        return int(work(given.folder, given.data_dir, given.device, given.threads, given.teacher) > 0)
+    except KeyboardInterrupt:
+        return 1
+    except (StudyError, TrainingError, ValueError, OSError) as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
