@@ -29,7 +29,15 @@ def converted(model: nn.Module, *shape: int, others: list[tuple[int, ...]] | Non
 
 # ------------------------------------------------------------------------------------------- BinaryNet
 
-FUSED = ["real_conv2d", "batch_norm", "pack", "packed_conv2d", "pool_bits", "packed_conv2d", "packed_conv2d"]
+FUSED = [
+    "signed_conv2d",
+    "batch_norm",
+    "pack",
+    "packed_conv2d",
+    "pool_bits",
+    "packed_conv2d",
+    "packed_conv2d",
+]
 
 
 @cache
@@ -232,7 +240,8 @@ def test_dense_biases_and_real_inputs() -> None:
     for layer in (model[0], model[2], model[4]):
         nn.init.normal_(layer.bias, std=2)
     assert kinds(converted(model, 9)) == [
-        "real_linear",
+        "signed_linear",
+        "add",
         "batch_norm",
         "pack",
         "packed_linear",

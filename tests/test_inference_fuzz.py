@@ -202,5 +202,5 @@ def test_many_random_networks(tmp_path: Path) -> None:
     seen: set[str] = set()
     for seed in range(1000, 1300):
         seen.update(check(seed, tmp_path))
-    ours = {"packed_conv2d", "packed_linear", "real_conv2d", "pack", "pool_bits", "regroup", "flatten_bits"}
+    ours = {"packed_conv2d", "packed_linear", "signed_conv2d", "pack", "pool_bits", "regroup", "flatten_bits"}
     assert ours <= seen

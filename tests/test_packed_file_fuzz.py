@@ -20,7 +20,8 @@ from torch import Tensor
 
 from bop2nd_fast.inference import PackedFileError, PackedModel, load, operators, tensor_file
 from bop2nd_fast.inference.graph import InputSpec, Ref, Step
-from bop2nd_fast.inference.layers import LAYERS, Pack, PackedConv2d, PackedLinear, RealConv2d, Regroup
+from bop2nd_fast.inference.kinds import LAYERS
+from bop2nd_fast.inference.layers import Pack, PackedConv2d, PackedLinear, RealConv2d, Regroup
 from bop2nd_fast.inference.pooling import MaxPool, PoolBits
 from tests import packed_models
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bop2nd_fast.inference import load, operators, packed_file
-from bop2nd_fast.inference.layers import LAYERS
+from bop2nd_fast.inference.kinds import LAYERS
 from tests import packed_models, packed_reader
 
 NAMES = ["words", "residual", "torch"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from . import operators
+from .signed_nodes import SIGNED, signed_value
 
 _aten = torch.ops.aten
 _bop2nd = torch.ops.bop2nd
@@ -52,6 +53,8 @@ class Canonical:
             self.graph.erase_node(node)
         elif target is operator.getitem and node.args[1] == 0 and self._is_first(node.args[0]):
             self._replace(node, node.args[0])
+        elif target in SIGNED:
+            signed_value(node)
         elif target is _aten._native_batch_norm_legit_no_training.default:
             self._batch_norm(node)
         elif self._foldable(node):

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, fx
 
 from .fold import Folded, Stage, fold
+from .image_bytes import Normalisation
+from .signed_nodes import signed_image
 from .trace import Traced
 
 _aten = torch.ops.aten
 CONVOLUTION = torch.ops.bop2nd.binary_conv2d.default
+IMAGES = (CONVOLUTION, signed_image)
 
 # Operators whose result is one correctly rounded operation, or a choice, for each element by itself: the same
 # bits wherever an element lies. (tanh, say, may round by its position in a vector.)
@@ -103,21 +106,25 @@ class Epilogue:
 
 
 def channels_of(traced: Traced, source: fx.Node) -> int:
-    return traced.info[source].shape[1 if source.target is CONVOLUTION else -1]
+    return traced.info[source].shape[1 if source.target in IMAGES else -1]
 
 
 def reach_of(traced: Traced, source: fx.Node) -> int:
     """The largest dot of a product."""
     args: Any = source.args
     value, words = traced.info[args[0]], traced.tensor(args[1])
-    assert words is not None
-    if source.target is not CONVOLUTION:
+    assert words is not None  # a product of images has its groups in the same place, of signs or not
+    if source.target not in IMAGES:
         return value.shape[-1]
     return value.shape[1] // int(args[5]) * words.shape[1] * words.shape[2]
 
 
-def find_chain(traced: Traced, source: fx.Node) -> Epilogue | None:
-    """Thresholds for a product, or None where its result is needed as real values."""
+def find_chain(traced: Traced, source: fx.Node, bytes: Normalisation | None = None) -> Epilogue | None:
+    """Thresholds for a product, or None where its result is needed as real values.
+
+    ``bytes``: what the bytes stand for that a product of signs and images reads; the thresholds are then of
+    its sums of integers.
+    """
     info = traced.info[source]
     chain = Epilogue(source, values=False, signs=True)
     before: list[Stage] = []
@@ -130,12 +137,12 @@ def find_chain(traced: Traced, source: fx.Node) -> Epilogue | None:
         rank = len(traced.info[value].shape)
         if node not in traced.info or (node.args[:1] != (value,) and node.target in _UNIT_AXES):
             return None
-        if source.target is CONVOLUTION and is_flatten(traced, node):
+        if source.target in IMAGES and is_flatten(traced, node):
             chain.flatten |= rank > 2
-        elif source.target is CONVOLUTION and _is_unit_axis(traced, node):
+        elif source.target in IMAGES and _is_unit_axis(traced, node):
             pass
         elif (pool := max_pool(node)) is not None:
-            if chain.pool is not None or rank != 4 or source.target is not CONVOLUTION:
+            if chain.pool is not None or rank != 4 or source.target not in IMAGES:
                 return None
             chain.pool = pool
         elif (stage := stage_of(traced, node, value, source)) is not None:
@@ -145,6 +152,9 @@ def find_chain(traced: Traced, source: fx.Node) -> Epilogue | None:
         chain.nodes.append(node)
     pooled = chain.pool is not None
     reach = reach_of(traced, source)
+    if bytes is not None:
+        reach *= bytes.largest
+        before.insert(0, Stage(bytes.real, "rows"))
     channels = channels_of(traced, source)
     chain.folded = fold(channels, reach, info.dtype, info.device, before, after, pooled)
     return None if chain.folded is None else chain
@@ -153,7 +163,7 @@ def find_chain(traced: Traced, source: fx.Node) -> Epilogue | None:
 def _read_as_signs(traced: Traced, chain: Epilogue) -> bool:
     """Whether every reader takes the sign along the axis that the chain's bits are packed on."""
     value = chain.end
-    image = chain.source.target is CONVOLUTION
+    image = chain.source.target in IMAGES
     wanted = 4 if image and not chain.flatten else 2 if image else None
     if wanted is not None and len(traced.info[value].shape) != wanted:
         return False
@@ -176,7 +186,7 @@ def sign_readers(traced: Traced, value: fx.Node) -> list[fx.Node]:
 
 def stage_of(traced: Traced, node: fx.Node, value: fx.Node, source: fx.Node) -> Stage | None:
     """A node as a function of each channel of the values that a product's dots have become, or None."""
-    info, image = traced.info[value], source.target is CONVOLUTION
+    info, image = traced.info[value], source.target in IMAGES
     channels = channels_of(traced, source)
     form = info.form if image else "rows" if info.form is not None and info.form != "channels_last" else None
     if (

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .check import CALL_ERRORS, allow_sizes, call, check_rounding, same
 from .examples import ConversionError, Example, borrowed, signature, unwrapped
+from .image_bytes import Normalisation
 from .packed_model import PackedModel
 from .trace import Traced, trace
 from .write import Writer
@@ -17,7 +18,13 @@ from .write import Writer
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def convert(model: nn.Module, example_input: Any, exact: bool = True, leaves: Any = ()) -> PackedModel:
+def convert(
+    model: nn.Module,
+    example_input: Any,
+    exact: bool = True,
+    leaves: Any = (),
+    image_bytes: bool | Callable[[Tensor], Tensor] = False,
+) -> PackedModel:
     """A packed copy of a model, for inference: the same predictions bit for bit, bits between products.
 
     The model is copied and the copy put in eval mode, so a model in training mode may be given; it is not
@@ -37,6 +44,13 @@ def convert(model: nn.Module, example_input: Any, exact: bool = True, leaves: An
             0 may take the other sign. Every such layer is compared on the example with the operators it
             stands for, see ``check.py`` for the bounds.
 
+        image_bytes: the packed model takes uint8 images ``[N, C, H, W]`` (in any memory format: as a camera
+            holds them, channels last), and the example is such; the model's own input is
+            ``image / 127.5 - 1``, or what this function makes of the bytes. The first layer then sums
+            integers, its normalisation, batch norm and all up to the next signs become thresholds. What
+            rounding in fp32 would have done to the sums of the first layer is left out; all else is exact.
+            ``image_bytes.py`` says what can be folded.
+
     Raises:
         TypeError: an example of another kind.
         ConversionError: the model cannot be traced or uses an operator that a packed model cannot run; or
@@ -52,19 +66,30 @@ def convert(model: nn.Module, example_input: Any, exact: bool = True, leaves: An
                 "convert() was called under autocast: call it outside; forward may use autocast"
             )
     meant = unwrapped(model)
-    example = Example.of(example_input, meant.forward)
+    given = example = Example.of(example_input, meant.forward)
+    bytes = None
+    if image_bytes is not False:
+        if not exact:
+            raise ConversionError("image_bytes needs exact=True")
+        bytes = Normalisation.of(image_bytes, example.tensors())
+        example = example.with_tensors([bytes.images(t) for t in example.tensors()])
     with borrowed(meant) as fresh:
         expected = call(fresh(), example)
         traced = _traced(fresh, example, expected, exact)
         allow_sizes(traced, fresh(), example, exact)
     traced.observe(example.clone().tensors())
-    writer = Writer(traced, exact)
+    writer = Writer(traced, exact, bytes)
     writer.write()
     names = signature(meant.forward, example, writer.inputs)
-    inputs = writer.specs(example.tensors())
+    inputs = writer.specs(given.tensors())
     packed = PackedModel(writer.steps, writer.layers, inputs, constants=writer.constants, signature=names)
-    copied = example.clone()
+    copied = given.clone()
     result = packed(*copied.args, **copied.kwargs)
+    if bytes is not None and not same(result, expected):
+        raise ConversionError(
+            "image_bytes: the packed model differs from the trained one on the example: a sum of its first "
+            "layer lies so near to a threshold that fp32 rounds it to the other side"
+        )
     if exact and not same(result, expected):
         raise ConversionError(
             "the packed model differs from the trained one on the example; please report this"

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import PADDING_VALUES, Geometry, words_for
 from .packed_layer import Attribute, PackedLayer, integer, one_of, pair
-from .pooling import MaxPool, PoolBits
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -420,20 +419,3 @@ def _geometry_text(config: dict[str, Any]) -> str:
     if any(config["padding"]):
         text += f" of {config['padding_value']:+d}".replace("+0", "0")
     return text + (f", {config['groups']} groups" if config["groups"] != 1 else "")
-
-
-LAYERS: dict[str, type[PackedLayer]] = {
-    cls.kind: cls
-    for cls in (
-        PackedConv2d,
-        PackedLinear,
-        RealConv2d,
-        RealLinear,
-        Pack,
-        Regroup,
-        FlattenBits,
-        PoolBits,
-        MaxPool,
-        Constant,
-    )
-}

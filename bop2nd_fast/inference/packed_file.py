@@ -18,7 +18,8 @@ from ..atomic_write import atomic_write
 from ..binary_tensor import LAYOUT_VERSION, BinaryTensor, Layout
 from . import graph_json as gj
 from . import tensor_file
-from .layers import DTYPES, LAYERS
+from .kinds import LAYERS
+from .layers import DTYPES
 from .memory import LIMIT
 from .packed_layer import PackedLayer
 from .packed_model import PackedModel

@@ -59,7 +59,8 @@ class PackedLayer(nn.Module):
     kind: ClassVar[str]
     attributes: ClassVar[dict[str, Attribute]] = {}
     tensors: ClassVar[tuple[str, ...]] = ()  # names of those it may hold
-    operands: ClassVar[tuple[str, ...]] = ()  # what a call gives it; a residual may be left out
+    operands: ClassVar[tuple[str, ...]] = ()  # what a call gives it
+    optional: ClassVar[tuple[str, ...]] = ("residual", "input_scale")  # of those, what may be left out
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class PackedLayer(nn.Module):
             ValueError: too many, too few or unknown ones.
         """
         given = dict(zip(self.operands, args, strict=False)) | kwargs
-        required = [name for name in self.operands if name != "residual"]
+        required = [name for name in self.operands if name not in self.optional]
         fits = len(given) == len(args) + len(kwargs) and given.keys() <= set(self.operands)
         if not fits or not all(name in given for name in required):
             raise ValueError(f"{self.kind} takes {list(self.operands)}, got {len(args)} and {sorted(kwargs)}")

@@ -19,10 +19,13 @@ from .chains import CONVOLUTION, Epilogue, channels_of, find_chain, max_pool
 from .conditions import Conditions
 from .examples import ConversionError
 from .graph import InputSpec, Ref, Step, map_leaves
+from .image_bytes import Normalisation
 from .layers import FlattenBits, Pack, PackedConv2d, PackedLinear, RealConv2d, RealLinear, Regroup, dtype_name
 from .names import Names
 from .packed_layer import PackedLayer
 from .pooling import MaxPool, PoolBits
+from .signed_layers import QuantizeRows, SignedConv2d, SignedLinear
+from .signed_nodes import arguments_of, plain_but, signed_image, signed_rows
 from .tails import find_bias, find_tail
 from .trace import Traced, line_of
 
@@ -71,8 +74,8 @@ class Writer:
     each product; ``bits``, the words of every value that some product reads as signs.
     """
 
-    def __init__(self, traced: Traced, exact: bool) -> None:
-        self.traced, self.exact = traced, exact
+    def __init__(self, traced: Traced, exact: bool, bytes: Normalisation | None = None) -> None:
+        self.traced, self.exact, self.bytes = traced, exact, bytes
         self.steps: list[Step] = []
         self.layers: dict[str, nn.Module] = {}
         self.constants: dict[str, Tensor] = {}
@@ -124,6 +127,11 @@ class Writer:
     def _node(self, node: fx.Node) -> None:
         if self.traced.product(node):
             self._product(node)
+        elif node.target in (signed_image, signed_rows):
+            self._signed_product(node)
+        elif node.target is torch.ops.bop2nd.quantize_rows.default:
+            layer = QuantizeRows(per_row=_schema_arguments(node)["per_row"])
+            self.written[node] = self._layer(self._names.of(node), layer, self._ref(node.args[0]))
         elif (pool := max_pool(node)) is not None and len(self.traced.info[node].shape) == 4:
             self.written[node] = self._layer(self._names.of(node), MaxPool(**pool), self._ref(node.args[0]))
         elif node.target in (_aten.conv2d.default, _aten.linear.default) and self._is_unpacked(node.args[1]):
@@ -194,6 +202,47 @@ class Writer:
         sizes: dict[str, Any] = {key: _pair(given[key]) for key in _SIZES}
         layer = RealConv2d(weight, bias=bias, **config, **sizes, groups=given["groups"], padding_value=0)
         self.written[node] = self._layer(name, layer, self._image(node, name))
+
+    def _signed_product(self, node: fx.Node) -> None:
+        """Signs times real numbers or 8-bit integers; of the images that are to be bytes, with thresholds."""
+        given = arguments_of(node)
+        words, value = self.traced.tensor(given["weight"]), self.traced.info[given["input"]]
+        if words is None or given["blocked"] is not None or plain_but(given):
+            raise ConversionError(f"{node.format_node()} cannot be packed{line_of(node)}")
+        image, made = node.target is signed_image, None
+        if self.bytes is not None and given["input"] in self.traced.inputs:
+            made = find_chain(self.traced, node, self.bytes)
+            if made is None:
+                raise ConversionError(
+                    "image_bytes: the values of the first layer are read as real numbers, or change their "
+                    f"sign more than once; only what ends in signs can be folded{line_of(node)}"
+                )
+        channels = value.shape[1] // given["groups"] if image else value.shape[-1]
+        shape = (words.shape[0], channels, *words.shape[1:-1])
+        weight = BinaryTensor(words.clone(), Layout(shape, 1, given["dtype"]))
+        config: dict[str, Any] = {
+            "dtype": dtype_name(given["dtype"]),
+            "input": "real" if value.dtype.is_floating_point else dtype_name(value.dtype),
+            "multiplier": given["multiplier"],
+            "zero_point": given["zero_point"],
+            "fp32_bytes": 4 * weight.numel(),
+        }
+        if made is not None and made.folded is not None and self.bytes is not None:
+            weight = _flip(weight, made.folded.flip)
+            config |= {"threshold": made.folded.threshold, **self.bytes.attributes}
+            self.decisions[node] = made
+            self._inside.update(made.nodes)
+        if image:
+            config |= {key: _pair(given[key]) for key in _SIZES} | {"groups": given["groups"]}
+        layer = (SignedConv2d if image else SignedLinear)(weight, **config)
+        scale = [] if given["input_scale"] is None else [self._ref(given["input_scale"])]
+        name = self._names.of_product(node)
+        step = self._layer(name, layer, self._ref(given["input"]), *scale)
+        self.made[node] = layer
+        if made is None:
+            self.written[node] = step
+        else:
+            self._behind_thresholds(made, step, name)
 
     def _is_real_convolution(self, node: fx.Node) -> bool:
         if node.target is not _aten.conv2d.default or self.traced.info[node].dtype != torch.float32:
@@ -277,7 +326,13 @@ class Writer:
         layer = self._packed(made, weight, padding_bits, threshold=threshold)
         step = self._layer(name, layer, words)
         self.made[source] = layer
-        channels, pixels = channels_of(self.traced, source), 1
+        self._behind_thresholds(made, step, name)
+
+    def _behind_thresholds(self, made: Epilogue, step: Ref, name: str) -> None:
+        """Pooling and flattening of the words that a step makes."""
+        folded = made.folded
+        assert folded is not None
+        channels, pixels = channels_of(self.traced, made.source), 1
         if made.pool is not None:
             mask = None
             if bool(folded.pool_any.any()):

@@ -5,7 +5,7 @@ from .latent import LatentConv2d, LatentLinear, binarized, latent_weights
 from .layers import BinaryConv1d, BinaryConv2d, BinaryLinear
 from .norms import LayerNorm2d
 from .pooling import MaxPool2d
-from .quantizers import QUANTIZERS, ApproxSign, Quantizer, RSign, SteSign, SwishSign
+from .quantizers import QUANTIZERS, ApproxSign, Int8, Quantizer, RSign, SteSign, SwishSign
 
 __all__ = [
     "QUANTIZERS",
@@ -13,6 +13,7 @@ __all__ = [
     "BinaryConv1d",
     "BinaryConv2d",
     "BinaryLinear",
+    "Int8",
     "LatentConv2d",
     "LatentLinear",
     "LayerNorm2d",

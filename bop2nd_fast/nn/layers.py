@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
 from ..binary_tensor import BinaryTensor, pack
 from ..kernels.geometry import pair
 from ..ops.product import geometry_of
-from .quantizers import Quantizer, positive_integer, quantizer
+from .quantizers import Int8, Quantizer, positive_integer, quantizer
 
 
 def _random_signs(*shape: int, device: torch.device | str | None, dtype: torch.dtype | None) -> Any:
@@ -29,8 +28,8 @@ class BinaryLinear(nn.Module):
         in_features, out_features: sizes.
         bias: add a real-valued bias.
         input_quantizer: a module of ``nn.quantizers`` or the name of one (``"ste_sign"``, ``"approx_sign"``,
-            ``"swish_sign"``), or None for real-valued inputs (a first layer): then the product runs on
-            unpacked weights.
+            ``"swish_sign"``), None for real-valued inputs (a first layer, or only weights of one bit), or
+            ``"int8"`` for inputs of 8 bits with a scale for each row. Weights stay packed in any case.
 
     Shapes: ``[..., in_features] -> [..., out_features]``.
 
@@ -63,9 +62,13 @@ class BinaryLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         chosen: Any = self._modules["input_quantizer"]  # half a microsecond less than by the attribute
         if chosen is None:
-            return F.linear(input, self.weight.unpack(input.dtype), self.bias)
-        x, clip = chosen.surrogate(input, -1)
-        output = ops.binary_linear(x, self.weight, ste_clip=clip)
+            output = ops.signed_linear(input, self.weight)
+        elif type(chosen) is Int8:
+            q, scale = chosen.quantized(input, -1)
+            output = ops.signed_linear(q, self.weight, **_of_8_bits(input, scale))
+        else:
+            x, clip = chosen.surrogate(input, -1)
+            output = ops.binary_linear(x, self.weight, ste_clip=clip)
         return output if self.bias is None else output + self.bias
 
     def extra_repr(self) -> str:
@@ -73,6 +76,12 @@ class BinaryLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}{_real(self.input_quantizer)}"
         )
+
+
+def _of_8_bits(input: Tensor, scale: Tensor) -> dict[str, Any]:
+    """How a product takes the numbers that ``input`` was quantized to."""
+    through = input if torch.is_grad_enabled() and input.requires_grad else None
+    return {"input_scale": scale, "straight_through": through, "dtype": input.dtype}
 
 
 def _real(chosen: Quantizer | None) -> str:
@@ -138,8 +147,8 @@ class _Convolution(nn.Module):
         geometry_of(1, smallest, in_channels, out_channels, self.kernel_size, *arguments)
         self.padding_value = int(padding_value)
         self.register_module("input_quantizer", quantizer(input_quantizer))
-        if input_quantizer is None and self.padding_value != 0:
-            raise ValueError("real-valued inputs are padded with 0: padding_value must be 0")
+        if self.padding_value != 0 and (input_quantizer is None or isinstance(self.input_quantizer, Int8)):
+            raise ValueError("real-valued and 8-bit inputs are padded with 0: padding_value must be 0")
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = self._new_weight(*shape, device=device, dtype=dtype)
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
@@ -148,9 +157,15 @@ class _Convolution(nn.Module):
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         chosen: Any = self._modules["input_quantizer"]
         if chosen is None:
-            return F.conv2d(input, self.weight.unpack(input.dtype), self.bias, *geometry)
-        x, clip = chosen.surrogate(input, 1)
-        output = ops.binary_conv2d(x, self.weight, *geometry, padding_value=self.padding_value, ste_clip=clip)
+            output = ops.signed_conv2d(input, self.weight, *geometry)
+        elif type(chosen) is Int8:
+            q, scale = chosen.quantized(input, 1)
+            output = ops.signed_conv2d(q, self.weight, *geometry, **_of_8_bits(input, scale))
+        else:
+            x, clip = chosen.surrogate(input, 1)
+            output = ops.binary_conv2d(
+                x, self.weight, *geometry, padding_value=self.padding_value, ste_clip=clip
+            )
         return output if self.bias is None else output + self.bias[:, None, None]
 
     def _settings(self, first_axis: int) -> str:

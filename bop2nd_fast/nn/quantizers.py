@@ -10,7 +10,7 @@ Every quantizer binarizes by ``sign(x)`` (-1 iff ``x < 0``). They differ in the 
 * :class:`RSign` (ReActNet, arXiv 2003.03488): one of them on ``x + bias``, one learned bias per channel.
 
 Layers take a module, or the name of one with its defaults: ``"ste_sign"``, ``"approx_sign"``,
-``"swish_sign"``.
+``"swish_sign"``; and ``"int8"`` (:class:`Int8`), which takes no sign: inputs keep 8 bits.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .. import ops
 
 
 def _inside(x: Tensor, clip: float) -> Tensor:
@@ -188,8 +190,8 @@ class RSign(Quantizer):
         super().__init__()
         self.channels = channels = positive_integer(channels, "channels")
         chosen = quantizer(estimator)
-        if chosen is None:
-            raise ValueError("an RSign needs an estimator")
+        if chosen is None or isinstance(chosen, Int8):
+            raise ValueError("an RSign needs an estimator of sign")
         self.estimator = chosen
         self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
 
@@ -200,12 +202,49 @@ class RSign(Quantizer):
         return f"{self.channels}"
 
 
+class Int8(Quantizer):
+    """Inputs of 8 bits for binary weights: ``x ~ q * scale``, the gradient passes straight through.
+
+    ``scale = max |x| / 127`` and ``q = round(x / scale)``, halves to even (``ops.quantize_rows``). By itself
+    it gives ``q * scale``.
+
+    Args:
+        per_row: a scale for every row of a dense layer's input and for every image; else one for all.
+
+    Raises:
+        ValueError: when called, on infinite or NaN elements.
+    """
+
+    def __init__(self, per_row: bool = True) -> None:
+        super().__init__()
+        self.per_row = bool(per_row)
+
+    def quantized(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """int8 of the shape of ``x`` and its scales: of rows (``dim`` -1) or of images (1)."""
+        if dim == -1:
+            return ops.quantize_rows(x, self.per_row)
+        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        image = x.permute(0, 2, 3, 1) if last else x
+        q, scale = ops.quantize_rows(image.reshape(x.shape[0], math.prod(x.shape[1:])), self.per_row)
+        q = q.view(image.shape)
+        return q.permute(0, 3, 1, 2) if last else q, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, scale = self.quantized(x, 1 if x.dim() == 4 else -1)
+        near = (q.float() * scale.view(*scale.shape, *[1] * (x.dim() - scale.dim()))).to(x.dtype)
+        return x + (near - x).detach() if torch.is_grad_enabled() and x.requires_grad else near
+
+    def extra_repr(self) -> str:
+        return "" if self.per_row else "per_row=False"
+
+
 _NAMED: dict[str, type[Quantizer]] = {
     "ste_sign": SteSign,
     "approx_sign": ApproxSign,
     "swish_sign": SwishSign,
+    "int8": Int8,
 }
-QUANTIZERS = tuple(_NAMED)
+QUANTIZERS = tuple(name for name, kind in _NAMED.items() if kind is not Int8)  # of signs
 
 
 def quantizer(given: str | Quantizer | None) -> Quantizer | None:
@@ -216,10 +255,10 @@ def quantizer(given: str | Quantizer | None) -> Quantizer | None:
     """
     if given is None or isinstance(given, Quantizer):
         return given
-    if given not in QUANTIZERS:
+    if given not in _NAMED:
         raise ValueError(
-            f"input_quantizer must be one of {QUANTIZERS}, a Quantizer module or None for real inputs, got "
-            f"{given!r}"
+            f"input_quantizer must be one of {tuple(_NAMED)}, a Quantizer module or None for real inputs, "
+            f"got {given!r}"
         )
     return _NAMED[given]()
 

@@ -15,7 +15,6 @@ from torch.nn.grad import conv2d_weight
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, pair, words_for
-from .derivatives import refuse_second
 from .product import REALS, conv_geometry, empty_outputs, records_gradient
 from .signed_product import (
     OPERAND_NAMES,
@@ -29,6 +28,7 @@ from .signed_product import (
     refuse_fused,
     scaled_by,
     scaling_of,
+    unpacked,
     wants_gradient,
 )
 
@@ -98,13 +98,14 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     nothing = (None,) * len(OUTPUT_NAMES)
     if grad is None:
         return None, None, None, None, None, None, None, None, None, None, *nothing
-    refuse_second("signed_conv2d")
     refuse_fused(OUTPUT_NAMES, ctx.outputs, "signed_conv2d")
     input, weight, scale = ctx.saved_tensors
     if wants_gradient(ctx, 8):
         raise RuntimeError("signed_conv2d has no gradient of input_scale: scale its result")
     grad = grad.permute(0, 3, 1, 2)
     scaled = scaled_by(grad, scale, (-1, 1, 1, 1))
+    if torch.is_grad_enabled():  # to be differentiated again
+        return *_differentiable(ctx, grad, scaled, input, weight), *nothing
     grad_input = _times_signs(ctx, scaled, weight).to(ctx.input_dtype) if wants_gradient(ctx, 0) else None
     through = _times_signs(ctx, grad, weight) if wants_gradient(ctx, 9) else None
     grad_weight = None
@@ -113,6 +114,23 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
         kind = scaled.dtype if scaled.dtype == x.dtype else torch.float32
         grad_weight = _weight_gradient(x.to(kind), scaled.to(kind), weight, ctx.geometry).to(weight.dtype)
     return grad_input, grad_weight, None, None, None, None, None, None, None, through, *nothing
+
+
+def _differentiable(
+    ctx: Any, grad: Tensor, scaled: Tensor, input: Tensor | None, weight: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients by torch's convolution on unpacked weights, which knows its own derivatives."""
+    stride, padding, dilation, groups = ctx.geometry
+    dense = unpacked(weight, ctx.image[1] // groups, 1, grad.dtype)
+
+    def gradients(of: Tensor, needed: list[bool]) -> Any:
+        x = of.new_zeros(ctx.image) if input is None else real_input(input, ctx.multiplier, ctx.zero_point)
+        sizes = (None, stride, padding, dilation, False, [0, 0], groups)
+        return torch.ops.aten.convolution_backward(of, x.to(of.dtype), dense, *sizes, needed)
+
+    grads = gradients(scaled, [wants_gradient(ctx, 0), wants_gradient(ctx, 1), False])
+    through = gradients(grad, [True, False, False])[0] if wants_gradient(ctx, 9) else None
+    return grads[0], grads[1], None, None, None, None, None, None, None, through
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, geometry: list[Any]) -> Tensor:

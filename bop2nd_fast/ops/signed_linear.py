@@ -16,7 +16,6 @@ from torch import Tensor
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, words_for
-from .derivatives import refuse_second
 from .product import REALS, empty_outputs, linear_geometry, records_gradient
 from .signed_product import (
     OPERAND_NAMES,
@@ -73,7 +72,6 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     nothing = (None,) * len(OUTPUT_NAMES)
     if grad is None:
         return None, None, None, None, None, None, *nothing
-    refuse_second("signed_linear")
     refuse_fused(OUTPUT_NAMES, ctx.outputs, "signed_linear")
     input, weight, scale = ctx.saved_tensors
     if wants_gradient(ctx, 4):
@@ -83,13 +81,18 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
         _times_signs(scaled, weight, ctx.features).to(ctx.input_dtype) if wants_gradient(ctx, 0) else None
     )
     through = _times_signs(grad, weight, ctx.features) if wants_gradient(ctx, 5) else None
-    grad_weight = None
-    if wants_gradient(ctx, 1):
-        x = real_input(input, ctx.multiplier, ctx.zero_point).flatten(0, -2)
-        g = scaled.flatten(0, -2)
-        kind = g.dtype if g.dtype == x.dtype else torch.float32
-        grad_weight = (g.to(kind).T @ x.to(kind)).to(weight.dtype)
+    grad_weight = _weight_gradient(ctx, scaled, input)
+    grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
     return grad_input, grad_weight, None, None, None, through, *nothing
+
+
+def _weight_gradient(ctx: Any, grad: Tensor, input: Tensor | None) -> Tensor | None:
+    if input is None:
+        return None
+    x = real_input(input, ctx.multiplier, ctx.zero_point).flatten(0, -2)
+    grad = grad.flatten(0, -2)
+    kind = grad.dtype if grad.dtype == x.dtype else torch.float32
+    return grad.to(kind).T @ x.to(kind)
 
 
 def _times_signs(grad: Tensor, weight: Tensor, features: int) -> Tensor:

@@ -124,6 +124,14 @@ def wants_gradient(ctx: Any, operand: int) -> bool:
     return operand < len(ctx.needs_input_grad) and bool(ctx.needs_input_grad[operand])
 
 
+def unpacked(weight: Tensor, length: int, dim: int, dtype: torch.dtype) -> Tensor:
+    """The weight, or its words, as +1 and -1, with its gradient."""
+    if isinstance(weight, BinaryTensor):
+        return weight.unpack(dtype)
+    values: Tensor = torch.ops.bop2nd.unpack_bits(weight, length, dim, dtype=dtype)
+    return values
+
+
 def scaled_by(grad: Tensor, scale: Tensor | None, shape: Sequence[int]) -> Tensor:
     """A gradient times the scales of its rows or images, ``shape``, or one scale for all."""
     if scale is None:
