@@ -26,6 +26,7 @@ from bop2nd_fast.inference.layers import (
 )
 from bop2nd_fast.inference.packed_model import PackedModel
 from bop2nd_fast.inference.pooling import MaxPool, PoolBits
+from bop2nd_fast.inference.signed_layers import QuantizeRows, SignedConv2d, SignedLinear
 
 DATA = Path(__file__).parent / "data"
 
@@ -173,6 +174,36 @@ def residual() -> PackedModel:
     return PackedModel(steps, layers, [spec], constants, signature)
 
 
+def signed() -> PackedModel:
+    """Images of bytes, rows of 8 bits and of real numbers by signs."""
+    bytes = {"dtype": "float32", "input": "uint8", "multiplier": 2, "zero_point": 255}
+    sizes: dict[str, Any] = {"stride": [2, 1], "dilation": [1, 2]}
+    tail = {"scale": values(6, seed=62) / 64, "shift": values(6, seed=63), "emits": "both", "relu": True}
+    layers = {
+        "bits": SignedConv2d(**conv(36, 3, 3, 60), **bytes, threshold=thresholds(36, 61) * 50),
+        "both": SignedConv2d(**{**conv(6, 1, 3, 64, groups=3), **sizes}, **bytes, **tail),
+        "rows": QuantizeRows(per_row=True),
+        "one": QuantizeRows(per_row=False),
+        "eight": SignedLinear(bits(5, 90, seed=65), dtype="float32", input="int8", low=-900, emits="values"),
+        "real": SignedLinear(bits(7, 90, seed=66), dtype="float32", input="real", bias=values(7, seed=67)),
+    }
+    steps = [
+        Step("x", "input"), layer("bits", "x"), layer("both", "x"),
+        Step("image", "operator", "getitem", (Ref("both"), 0)),
+        Step("signs", "operator", "getitem", (Ref("both"), 1)),
+        aten("row", "flatten.using_ints", Ref("image"), 1), layer("rows", "row"), layer("one", "row"),
+        Step("q", "operator", "getitem", (Ref("rows"), 0)),
+        Step("q_scale", "operator", "getitem", (Ref("rows"), 1)), layer("eight", "q", "q_scale"),
+        Step("one_q", "operator", "getitem", (Ref("one"), 0)),
+        Step("one_scale", "operator", "getitem", (Ref("one"), 1)), layer("real", "row"),
+        output((
+            Ref("bits"), Ref("image"), Ref("signs"), Ref("q"), Ref("q_scale"), Ref("eight"), Ref("one_q"),
+            Ref("one_scale"), Ref("real"),
+        )),
+    ]  # fmt: skip
+    return PackedModel(steps, layers, [InputSpec((2, 3, 6, 7), torch.uint8)])
+
+
 def of_torch() -> PackedModel:
     """Profile ``torch``: other operators and dtypes, nested arguments, numbers that JSON does not know."""
     steps = [
@@ -203,6 +234,7 @@ def calls() -> dict[str, tuple[PackedModel, tuple[Any, ...], dict[str, Any]]]:
     return {
         "words": (words(), (values(2, 5, 6, 7, seed=40),), {}),
         "residual": (residual(), (values(2, 3, 6, 7, seed=41),), {"scale": 1.5}),
+        "signed": (signed(), ((values(2, 3, 6, 7, seed=68) * 40 + 120).to(torch.uint8),), {}),
         "torch": (of_torch(), (ids,), {"pair": (mask, float("inf"), "text")}),
     }
 

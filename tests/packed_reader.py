@@ -114,16 +114,24 @@ def convolved(image: Array, weight: Array, attributes: dict[str, Any], fill: Any
     return np.concatenate([np.einsum("nyxijc,oijc->nyxo", x, w) for x, w in parts], -1)
 
 
-def emitted(dot: Array, attributes: dict[str, Any], t: dict[str, Array], residual: Array | None) -> Any:
+def emitted(
+    dot: Array,
+    attributes: dict[str, Any],
+    t: dict[str, Array],
+    residual: Array | None,
+    input_scale: Array | None = None,
+) -> Any:
     """What a product emits, channels last."""
     if "threshold" in t:
         return pack(np.where(dot < t["threshold"], -1, 1))
     value = dot.astype(np.float32)
     if attributes["emits"] is None:
+        value = value if input_scale is None else value * input_scale
         return value + t["bias"] if "bias" in t else value
     low, high = attributes["low"], attributes["high"]
     value = value if low is None else np.maximum(value, np.float32(low))
     value = value if high is None else np.minimum(value, np.float32(high))
+    value = value if input_scale is None else value * input_scale
     for name, operation in (("scale", np.multiply), ("shift", np.add)):
         value = operation(value, t[name]) if name in t else value
     value = value if residual is None else value + residual
@@ -187,6 +195,23 @@ def run_layer(layer: dict[str, Any], t: dict[str, Array], x: dict[str, Any]) -> 
         return first(convolved(last(operand), weight.astype(np.float32), a, 0) + t.get("bias", 0))
     if kind == "real_linear":
         return operand @ weight.T.astype(np.float32) + t.get("bias", 0)
+    if kind == "quantize_rows":
+        scale = np.abs(operand).max(-1 if a["per_row"] else None, keepdims=True) / np.float32(127)
+        q = np.round(np.divide(operand, scale, out=np.zeros_like(operand), where=scale != 0))
+        return np.clip(q, -127, 127).astype(np.int8), scale.reshape(-1) if a["per_row"] else scale.reshape(1)
+    if kind in ("signed_conv2d", "signed_linear"):
+        # Sums of real numbers have an order in the specification; here they agree to rounding.
+        numbers = (
+            operand if a["input"] == "real" else a["multiplier"] * operand.astype(np.int64) - a["zero_point"]
+        )
+        scale = x.get("input_scale")
+        if kind == "signed_linear":
+            return emitted(numbers @ weight.T, a, t, None, None if scale is None else scale.reshape(-1, 1))
+        dot = convolved(last(numbers), weight, a, 0)
+        result = emitted(dot, a, t, None, None if scale is None else scale.reshape(-1, 1, 1, 1))
+        if isinstance(result, tuple):
+            return first(result[0]), result[1]
+        return result if result.dtype == np.int32 else first(result)
     assert kind == "packed_linear"
     dot = unpack(operand, weight.shape[1]) @ weight.T
     if "threshold" not in t and a["emits"] is None:

@@ -13,7 +13,7 @@ from bop2nd_fast.inference import load, operators, packed_file
 from bop2nd_fast.inference.kinds import LAYERS
 from tests import packed_models, packed_reader
 
-NAMES = ["words", "residual", "torch"]
+NAMES = ["words", "residual", "signed", "torch"]
 
 
 def golden(name: str) -> Path:
@@ -61,7 +61,7 @@ def test_the_specification_is_enough_to_read(name: str) -> None:
     assert graph["steps"][-1]["kind"] == "output" and tensors
 
 
-@pytest.mark.parametrize("name", ["words", "residual"])
+@pytest.mark.parametrize("name", ["words", "residual", "signed"])
 def test_the_specification_is_enough_to_run(name: str) -> None:
     _, (x,), _ = packed_models.calls()[name]
     _, graph, tensors = packed_reader.read(golden(name).read_bytes())
