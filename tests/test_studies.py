@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from bop2nd_fast import cli, data, recipes
 from bop2nd_fast.optim.courses import Constant, Linear
 from bop2nd_fast.studies import (
+    claims,
     definitions,
     evidence,
     pictures,
@@ -493,9 +494,44 @@ def test_the_document_is_filled_from_results_and_an_old_one_is_found(tmp_path):
     assert "](../studies/results/optimizers/accuracy.png)" in text and "old" not in text
     page.write_text(text.replace("50.0", "51.0"))
     assert evidence.outdated(tmp_path) == [page]
+    page.write_text("<!-- study:norms -->\n<!-- /study -->\n")
+    assert "No results yet" in evidence.document(tmp_path)
     page.write_text("<!-- study:nothing -->\n<!-- /study -->\n")
     with pytest.raises(StudyError, match="nothing"):
         evidence.outdated(tmp_path)
+
+
+def test_a_training_is_shown_by_its_history(tmp_path):
+    folder = tmp_path / evidence.RESULTS / "long"
+    recipe = recipes.get("digits").replace(epochs=4, width=2)
+    history = Trainer(recipe, data.digits(), out=folder).run()
+    rows = evidence.block(tmp_path, "long").splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 2", "| 3", "| 4"]
+    assert f" {100 * history[-1].test_accuracy:.1f} |" in rows[-1]
+    assert rows[-1].endswith(f" {sum(epoch.seconds for epoch in history):.0f} |")
+
+
+def test_the_claims_by_hand():
+    def run(arm, trial, *accuracies, study="optimizers", seconds=10.0, **axes):
+        own = {"study": study, "arm": arm, "trial": trial, "axes": axes, "seconds": seconds}
+        return [line(**own, epoch=e, accuracy=a) for e, a in enumerate(accuracies, start=1)]
+
+    results = {
+        "optimizers": [*run("A", 0, 0.5, 0.6), *run("A", 1, 0.7, 0.8), *run("B", 2, 0.9, 0.4, seconds=20.0)],
+        "ablation": [
+            *run("x", 0, 0.1, 0.2, study="ablation", version="biased"),
+            *run("y", 1, 0.1, 0.4, study="ablation", version="biased"),
+        ],
+    }
+    faster, robust, better, schedulers = (claim.measured for claim in claims.claims(results))
+    assert (
+        "1–2 seeds: B 90.0; A 60.0 ± 14.1." in faster
+        and "After the same 20 s of training: B 90.0; A 70" in faster
+    )
+    assert robust == "biased: 2 settings, 30.0 ± 14.1 % over them, from 20.0 to 40.0 %."
+    assert "after 2 epochs" in better and "A 70.0 ± 14.1; B 40.0." in better
+    assert schedulers == claims.NOTHING and claims.claims({})[0].measured == claims.NOTHING
+    assert claims.table(results).count("\n") == 6
 
 
 def test_the_committed_evidence_is_what_the_committed_results_give():
