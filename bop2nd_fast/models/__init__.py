@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from .binarynet import BinaryNet
-from .birealnet import BiRealNet18
+from .birealnet import BiRealNet18, ReActNet18
 from .xnornet import XNORNet
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "binarynet": BinaryNet,
     "birealnet18": BiRealNet18,
+    "reactnet18": ReActNet18,
     "xnornet": XNORNet,
 }
 NAMES = tuple(_NETWORKS)
@@ -44,4 +45,4 @@ def get(name: str, *, num_classes: int, in_channels: int, image_size: int, **opt
     return build(**given, **options)
 
 
-__all__ = ["NAMES", "BiRealNet18", "BinaryNet", "XNORNet", "get"]
+__all__ = ["NAMES", "BiRealNet18", "BinaryNet", "ReActNet18", "XNORNet", "get"]

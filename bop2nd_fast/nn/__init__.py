@@ -1,6 +1,6 @@
 """Layers with packed binary weights, the quantizers of their inputs, and what stands between them."""
 
-from .activations import RPReLU
+from .activations import ChannelScale, RPReLU
 from .latent import LatentConv2d, LatentLinear, binarized, latent_weights
 from .layers import BinaryConv1d, BinaryConv2d, BinaryLinear
 from .norms import LayerNorm2d
@@ -13,6 +13,7 @@ __all__ = [
     "BinaryConv1d",
     "BinaryConv2d",
     "BinaryLinear",
+    "ChannelScale",
     "Int8",
     "LatentConv2d",
     "LatentLinear",

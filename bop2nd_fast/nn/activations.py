@@ -1,4 +1,4 @@
-"""RPReLU: the activation of ReActNet, a PReLU whose kink and height are learned."""
+"""What follows a product of signs: the activation of ReActNet (RPReLU), a scale per channel."""
 
 from __future__ import annotations
 
@@ -34,6 +34,32 @@ class RPReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.prelu(x + per_channel(self.shift, x, 1), self.slope)
         return y + per_channel(self.post_shift, x, 1)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}"
+
+
+class ChannelScale(nn.Module):
+    """``x * scale`` with one learned scale per channel (XNOR-Net++, arXiv 1909.13863, case 1).
+
+    Scales start at 1. Shapes: ``[N, C, ...]``, unchanged.
+
+    Raises:
+        ValueError: ``channels`` is not a positive integer; when called, an input of other channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = channels = positive_integer(channels, "channels")
+        self.scale = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * per_channel(self.scale, x, 1)
 
     def extra_repr(self) -> str:
         return f"{self.channels}"
