@@ -237,6 +237,23 @@ def _cifar10_short() -> Recipe:
     return Recipe(preset.name, preset, {"width": 64}, "flip")
 
 
+def _cifar10_birealnet() -> list[Recipe]:
+    """Bi-Real-Net-18 for small images, narrow, in some ten epochs: latent-free, with latent weights, and the
+    real-valued network of its shape, a teacher."""
+    short = _cifar10_short().preset
+    adam: dict[str, Any] = {"optimizer": "Adam", "bias_correction": None, "courses": {"lr": Cosine(1e-3)}}
+    made = []
+    for name, weights, change in (
+        ("cifar10_birealnet", "binary", {}),
+        ("cifar10_birealnet_latent_adam", "latent", adam),
+        ("cifar10_teacher", "real", adam),
+    ):
+        preset = dataclasses.replace(short, name=name, network="birealnet18", **change)
+        options = {"cifar": True, "width": 16, "weights": weights}
+        made.append(Recipe(name, preset, options, "flip"))
+    return made
+
+
 def _latent_adam() -> Recipe:
     courses: Courses = {"lr": Cosine(1e-3)}
     preset = Preset("cifar10_latent_adam", "binarynet", "cifar10", "Adam", None, 500, 50, courses)
@@ -248,6 +265,7 @@ _RECIPES = {
     for recipe in [
         _digits(),
         _cifar10_short(),
+        *_cifar10_birealnet(),
         _latent_adam(),
         *(_of_preset(presets.get(name)) for name in presets.NAMES),
     ]

@@ -82,7 +82,20 @@ def test_every_study_has_distinct_lines_that_survive_their_text(name):
     for arm in arms:
         assert Arm.from_plain(json.loads(json.dumps(arm.to_plain()))) == arm
         assert (arm.recipe.dataset, arm.recipe.epochs, arm.recipe.options["width"]) == ("cifar10", 4, 3)
-        assert arm.recipe.augmentation == ("flip" if name in ("optimizers", "search") else "crop_flip")
+        assert arm.recipe.augmentation == (
+            "flip" if name in ("ladder", "optimizers", "search") else "crop_flip"
+        )
+
+
+def test_every_rung_of_the_ladder_has_what_those_before_it_have():
+    rungs = [definitions.arms_of("ladder", "cifar10")[i::2] for i in (0, 1)]
+    for arms, weights in zip(rungs, ("binary", "latent"), strict=True):
+        options = [{"cifar": True, "width": 16, "weights": weights}]
+        for added in ({"sign": "rsign"}, {"activation": "rprelu"}, {"scale": True}, {}):
+            options.append(options[-1] | added)
+        assert [arm.recipe.options for arm in arms] == options
+        assert [arm.teacher for arm in arms] == [False] * 4 + [True]
+    assert {arm.recipe.optimizer for arm in rungs[0]} == {"Bop2ndOrder"}
 
 
 def test_optimizers_are_compared_on_one_network_and_budget():

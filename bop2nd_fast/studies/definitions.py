@@ -142,6 +142,32 @@ def _norms() -> list[Arm]:
     ]
 
 
+# ----------------------------------------------------------------------------------------------- ladder
+
+RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("Bi-Real", {}),
+    ("+ RSign", {"sign": "rsign"}),
+    ("+ RPReLU", {"activation": "rprelu"}),
+    ("+ scale", {"scale": True}),
+    ("+ distillation", {}),
+)
+
+
+def _ladder() -> list[Arm]:
+    """Every rung has what those before it have; Bop2ndOrder beside latent weights with Adam on each."""
+    arms: list[Arm] = []
+    options: dict[str, Any] = {}
+    for rung, added in RUNGS:
+        options |= added
+        for optimizer, recipe in (
+            ("Bop2ndOrder", "cifar10_birealnet"),
+            ("latent Adam", "cifar10_birealnet_latent_adam"),
+        ):
+            arm = _arm(f"{rung}, {optimizer}", recipe, {"optimizer": optimizer}, options=options)
+            arms.append(dataclasses.replace(arm, teacher=rung == "+ distillation"))
+    return arms
+
+
 # ----------------------------------------------------------------------------------------------- search
 
 
@@ -156,6 +182,7 @@ STUDIES = {
         Study("ablation", "Ablation: gamma, sigma and threshold over decades", _ablation, epochs=3),
         Study("schedulers", "Schedulers: which hyperparameter gains from one", _schedulers),
         Study("norms", "Batch norm against layer norm", _norms),
+        Study("ladder", "The ladder: how far latent-free training goes", _ladder),
         Study("search", "Search for hyperparameters of a short run", _search, epochs=3),
     )
 }
