@@ -58,7 +58,7 @@ def test_commands_and_links_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PROSE, ids=documents.name)
 def test_lines_are_short_outside_tables(page: Path) -> None:
-    skipped = r"^```.*?^```$|^<!-- benchmark:.*?^<!-- /benchmark -->$"
+    skipped = r"^```.*?^```$|^<!-- (benchmark|study):.*?^<!-- /\1 -->$"
     text = re.sub(skipped, "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     assert not [line for line in text.splitlines() if len(line) > 110 and not line.startswith("|")]
 
