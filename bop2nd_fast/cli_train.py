@@ -175,6 +175,8 @@ def train_command(
                 title = f"{recipe.name}: {recipe.network} on {dataset.name}, {_size(trainer.model)}"
                 plots.training(trainer.history, out_dir / PICTURE, title)
     except KeyboardInterrupt:
+        if not trainer.replicas.first:  # one of them says it
+            raise typer.Exit(130) from None
         fail(f"interrupted: {_what_is_left(checkpoint, trainer.n_steps)}", 130)
     except SystemExit:  # from the console
         fail(f"nobody reads the output any more: {_what_is_left(checkpoint, trainer.n_steps)}", 1)

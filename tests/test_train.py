@@ -11,7 +11,7 @@ import torch
 
 from bop2nd_fast import checkpoint, data, plots, recipes, train, train_record
 from bop2nd_fast.binary_tensor import BinaryTensor
-from bop2nd_fast.optim.courses import Linear
+from bop2nd_fast.optim.courses import Cosine, Linear
 
 VALUES = {"gamma": 3e-3, "sigma": 2e-2, "threshold": 1e-2, "lr": 0.02}
 RECIPE = recipes.get("digits").replace(epochs=2, batch_size=32, width=4, values=VALUES)
@@ -163,6 +163,33 @@ def test_a_run_that_stops_anywhere_resumes_bit_for_bit(tmp_path, stop, augmentat
     resumed.run()
     assert_same(content(whole), content(resumed))
     assert timeless(whole.history) == timeless(resumed.history)
+
+
+@pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
+@pytest.mark.parametrize("name", ["cifar10_bop", "cifar10_latent_adam"])
+def test_every_optimizer_and_precision_resumes_bit_for_bit(tmp_path, name, amp):
+    recipe = recipes.get(name).replace(
+        dataset="digits",
+        augmentation="none",
+        epochs=2,
+        width=4,
+        batch_size=32,
+        schedules={"lr": Cosine(1e-2)},
+    )
+
+    def make(out: Any = None) -> train.Trainer:
+        return train.Trainer(recipe, small_dataset(), seed=2, out=out, amp=amp, report_every=1)
+
+    whole, stopped = make(), make(tmp_path)
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(on_step=lambda now: stopped.interrupt() if now.step == 3 else None)
+    resumed = train.Trainer.resume(tmp_path, small_dataset())
+    assert resumed.step == 3
+    resumed.run()
+    assert_same(content(whole), content(resumed))
+    assert timeless(whole.history) == timeless(resumed.history)
+    assert (whole.history[0].flip_rate is None) is (recipe.optimizer == "Adam")
 
 
 def test_long_epochs_write_checkpoints_in_their_middle(tmp_path):
