@@ -15,10 +15,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MAX_JOBS ?= $(JOBS)
 
 NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.py')
-CLANG_FORMAT_SOURCES = $(shell find csrc tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
+CLANG_FORMAT_SOURCES = $(shell find csrc include runtime tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test arm-test docs pictures check cuda-check sanitize sanitize-python format bench fuzz clean
+.PHONY: help install demo test arm arm-test wheel docs pictures check cuda-check sanitize sanitize-python format bench fuzz clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -58,6 +58,12 @@ test: install  ## every Python and C++ test
 
 ARM_BUILD := build/arm
 
+arm: install  ## build/arm/bop2nd-run, the runtime's program for 64-bit ARM (needs g++-aarch64-linux-gnu)
+	@echo "==> build/arm/bop2nd-run"
+	@mkdir -p build
+	@{ cmake -S . -B $(ARM_BUILD) -G Ninja --toolchain cmake/aarch64-linux-gnu.cmake -DCMAKE_BUILD_TYPE=Release && \
+	   cmake --build $(ARM_BUILD) --parallel $(JOBS) --target bop2nd-run; } > $(ARM_BUILD).log 2>&1 || { cat $(ARM_BUILD).log; exit 1; }
+
 arm-test: install  ## the C++ tests as 64-bit ARM code, emulated (skipped where cross compiler or qemu-user are not to be had)
 	@if sh cmake/arm-tools.sh; then \
 	  echo "==> C++ tests on an emulated ARM" && mkdir -p build && \
@@ -65,6 +71,19 @@ arm-test: install  ## the C++ tests as 64-bit ARM code, emulated (skipped where 
 	    cmake --build $(ARM_BUILD) --parallel $(JOBS); } > $(ARM_BUILD).log 2>&1 || { cat $(ARM_BUILD).log; exit 1; }; \
 	  ctest --test-dir $(ARM_BUILD) --parallel $(JOBS) --output-on-failure --no-tests=error; \
 	fi
+
+# Repaired: the wheels' names say from which glibc on they run. torch's libraries are torch's to bring along.
+wheel: install  ## wheels of bop2nd_fast and bop2nd_runtime, into dist
+	@echo "==> wheels"
+	@rm -rf build/wheels && mkdir -p build/wheels
+	@cmake -S . -B $(CMAKE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release > $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
+	@cmake --build $(CMAKE_BUILD) --parallel $(JOBS) --target bop2nd_runtime_static >> $(CMAKE_BUILD).log 2>&1 || { cat $(CMAKE_BUILD).log; exit 1; }
+	@$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheels .
+	@$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheels \
+	  -C cmake.define.BOP2ND_RUNTIME_LIBRARY=$(CURDIR)/$(CMAKE_BUILD)/libbop2nd_runtime.a ./runtime
+	@$(BIN)/auditwheel --verbose repair --wheel-dir dist --exclude 'libtorch*.so' --exclude libc10.so build/wheels/*.whl \
+	  > build/wheels/repair.log 2>&1 || { cat build/wheels/repair.log; exit 1; }
+	@ls -1 dist/*.whl
 
 docs: install  ## build the documentation into build/docs; warnings are errors
 	echo "==> documentation"

@@ -27,7 +27,7 @@ SHOWN_ONLY = {"", "c", "cmake", "diff", "json", "text", "toml", "{include}", "{t
 # Programs that are not ours: what follows them is not looked at.
 FOREIGN = {
     *("c++", "cat", "cc", "cd", "cmake", "cp", "ctest", "curl", "docker", "export", "git", "ls", "mkdir"),
-    *("perf", "pre-commit", "rm", "rsync", "scp", "source", "ssh", "tensorboard", "unzip"),
+    *("perf", "pre-commit", "qemu-aarch64", "rm", "rsync", "scp", "source", "ssh", "tensorboard", "unzip"),
 }
 FOREIGN_MODULES = {"build", "pip", "pytest", "venv"}
 BLOCK = re.compile(
@@ -124,6 +124,10 @@ def complaint(words: list[str]) -> str | None:
     program, rest = Path(words[0]).name, words[1:]
     if program == "bop2nd":
         return _complaint_bop2nd(rest)
+    if program == "bop2nd-run":
+        text = (ROOT / "runtime/bop2nd_runtime/__main__.py").read_text()
+        unknown = [word for word in rest if word.startswith("-") and f'"{word}"' not in text]
+        return f"bop2nd-run has no option {unknown[0]}" if unknown else None
     if program == "make":
         return _complaint_make(rest)
     if program == "pip" or (re.fullmatch(r"python3?(\.\d+)?", program) and rest[:2] == ["-m", "pip"]):

@@ -1,0 +1,288 @@
+"""The wheel of ``bop2nd_runtime`` where torch cannot be imported, and the program ``bop2nd-run``."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bop2nd_fast as bf
+from bop2nd_fast import data
+from tests import packed_models
+from tests.native_builds import ARM_TOOLS, ROOT, build, run
+from tests.test_packed_file_golden import compare, expected, golden
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+WHEEL = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
+# The golden files that the runtime reads. Of both all outputs are tensors or sizes.
+GOLDEN = ["words", "residual"]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.getbasetemp().parent  # of all processes that run these tests
+    with open(folder / "wheel.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(folder.glob("wheel/*.whl")):
+            library = build("bop2nd_runtime_static") / "libbop2nd_runtime.a"
+            config = f"cmake.define.BOP2ND_RUNTIME_LIBRARY={library}"
+            run(*WHEEL, "-C", config, "--wheel-dir", folder / "wheel", ROOT / "runtime")
+    (made,) = folder.glob("wheel/*.whl")
+    return made
+
+
+@pytest.fixture(scope="session")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel, NumPy and nothing else."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    zipfile.ZipFile(wheel).extractall(site)
+    link(site, "numpy", np.__file__)
+    return folder / "bin" / "python"
+
+
+def link(site: Path, name: str, file: str | None) -> None:
+    assert file is not None
+    package = Path(file).parent
+    for folder in (package, package.with_name(f"{name}.libs")):  # libraries that its wheel brings along
+        if folder.exists():
+            (site / folder.name).symlink_to(folder)
+
+
+def in_environment(python: Path, program: str, *arguments: object) -> str:
+    return run(python, "-I", "-c", program, *arguments)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, np.ndarray]:
+    """A packed network for digits, a file with the test images, and torch's logits of them."""
+    folder = tmp_path_factory.mktemp("digits")
+    dataset = data.get("digits")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32)),
+        *(bf.nn.BinaryConv2d(32, 64, 3, padding=1), nn.MaxPool2d(2), nn.BatchNorm2d(64)),
+        *(nn.Flatten(), bf.nn.BinaryLinear(1024, 10), nn.BatchNorm1d(10)),
+    ).eval()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    packed = bf.inference.convert(model, dataset.test_images[:1])
+    packed.save(folder / "digits.safetensors")
+    np.save(folder / "digits.npy", dataset.test_images.numpy())
+    with torch.no_grad():
+        return folder / "digits.safetensors", folder / "digits.npy", packed(dataset.test_images).numpy()
+
+
+PREDICT = """
+import sys, numpy as np
+try:
+    import torch
+    sys.exit("torch can be imported")
+except ModuleNotFoundError:
+    pass
+import bop2nd_runtime
+net = bop2nd_runtime.load(sys.argv[1], threads=int(sys.argv[4]))
+results = net(np.load(sys.argv[2]))
+assert "torch" not in sys.modules and net.describe()
+np.savez(sys.argv[3], *(results if isinstance(results, tuple) else [results]))
+"""
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_files_without_torch(python: Path, tmp_path: Path, name: str) -> None:
+    np.save(tmp_path / "x.npy", packed_models.calls()[name][1][0].numpy())
+    in_environment(python, PREDICT, golden(name), tmp_path / "x.npy", tmp_path / "y.npz", 1)
+    compare(name, tensors(np.load(tmp_path / "y.npz")))
+
+
+def tensors(file: np.lib.npyio.NpzFile) -> list[np.ndarray]:
+    """Without the sizes, which the golden outputs leave out."""
+    arrays = [file[name] for name in file.files]
+    return [a for a in arrays if not (a.ndim == 0 and a.dtype == np.int64)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_digits_without_torch(python: Path, digits: tuple, tmp_path: Path, threads: int) -> None:
+    model, images, logits = digits
+    in_environment(python, PREDICT, model, images, tmp_path / "y.npz", threads)
+    got = np.load(tmp_path / "y.npz")["arr_0"]
+    np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-4)
+    assert (got.argmax(1) == logits.argmax(1)).mean() > 0.99
+
+
+ERRORS = """
+import json, sys, numpy as np
+import bop2nd_runtime as br
+model, damaged, of_torch = sys.argv[1:4]
+net = br.load(model)
+x = np.zeros(net.inputs[0].shape, np.float32)
+said = {}
+def record(name, call):
+    try:
+        call()
+    except Exception as error:
+        said[name] = [type(error).__name__, str(error)]
+record("missing", lambda: br.load("no such file"))
+record("damaged", lambda: br.load(damaged))
+record("bytes", lambda: br.load(b"short"))
+record("torch", lambda: br.load(of_torch))
+record("threads", lambda: br.load(model, threads=0))
+record("small", lambda: br.load(model, max_file_bytes=16))
+record("dtype", lambda: net(x.astype(np.float64)))
+record("list", lambda: net(x.tolist()))
+record("axes", lambda: net(x[0]))
+record("shape", lambda: net(np.zeros((1, 5, 3, 3), np.float32)))
+record("none", lambda: net())
+record("twice", lambda: net(x, **{net.inputs[0].name: x}))
+assert np.array_equal(net(x), br.load(open(model, "rb").read())(x))  # still works, also from memory
+print(json.dumps(said))
+"""
+
+
+def test_errors_are_exceptions_that_say_what_was_wrong(python: Path, digits: tuple, tmp_path: Path) -> None:
+    model = digits[0]
+    content = bytearray(model.read_bytes())
+    content[-5] ^= 1
+    (tmp_path / "damaged").write_bytes(content)
+    said = json.loads(in_environment(python, ERRORS, model, tmp_path / "damaged", golden("torch")))
+    assert {name: kind for name, (kind, _) in said.items()} == {
+        "missing": "FileNotFoundError",
+        "damaged": "PackedFileError",
+        "bytes": "PackedFileError",
+        "torch": "PackedFileError",
+        "threads": "ValueError",
+        "small": "LimitError",
+        "dtype": "TypeError",
+        "list": "TypeError",
+        "axes": "ValueError",
+        "shape": "ValueError",
+        "none": "TypeError",
+        "twice": "TypeError",
+    }
+    assert all(len(text) > 10 for _, text in said.values()) and "float32" in said["dtype"][1]
+
+
+def test_the_documented_program_runs(python: Path, digits: tuple) -> None:
+    page = (ROOT / "docs/runtime.md").read_text()
+    program = page.partition("```{code-block} python\n")[2].partition("```")[0]
+    said = run(python, "-I", "-c", program, cwd=digits[0].parent)
+    assert "bop2nd_runtime" in program and "packed network" in said
+
+
+THREADS = """
+import sys, threading, numpy as np
+import bop2nd_runtime
+net = bop2nd_runtime.load(sys.argv[1])
+x = np.load(sys.argv[2])
+wanted = net(x)
+strided = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+assert np.array_equal(net(strided), wanted) and np.array_equal(net(x[::-1])[::-1], wanted)
+same, counted, done = [], 0, threading.Event()
+def work():
+    same.extend(np.array_equal(net(x), wanted) for _ in range(5))
+workers = [threading.Thread(target=work) for _ in range(4)]
+for worker in workers:
+    worker.start()
+while any(worker.is_alive() for worker in workers):
+    counted += 1
+assert len(same) == 20 and all(same), same
+assert counted > 100, counted  # this thread went on while they ran
+steps = net.profile(x)
+assert sum(step.products for step in steps) > 0 and all(step.seconds >= 0 for step in steps)
+assert max(step.rate for step in steps) > 0 and all(step.name and step.kind for step in steps)
+"""
+
+
+def test_threads_of_python_share_a_network(python: Path, digits: tuple) -> None:
+    in_environment(python, THREADS, *digits[:2])
+
+
+def test_the_command(python: Path, digits: tuple, tmp_path: Path) -> None:
+    model, images, logits = digits
+    command = [python, "-I", "-m", "bop2nd_runtime", model]
+    run(*command, "--npy", images, "-o", tmp_path / "y.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), logits, rtol=1e-4, atol=1e-4)
+    assert f"[0]: class {logits[0].argmax()} (" in run(*command, "--npy", images)
+    assert "GMAC/s" in run(*command, "--bench")
+    assert len(run(*command).splitlines()) > 2
+
+
+def test_pictures_need_pillow_and_nothing_else_does(python: Path, digits: tuple, tmp_path: Path) -> None:
+    import subprocess
+
+    import PIL
+    from PIL import Image
+
+    image = data.get("digits").test_images[0, 0]
+    pixels = ((image + 1) * 127.5).round().to(torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    command = [str(python), "-I", "-m", "bop2nd_runtime", str(digits[0]), "--images", str(tmp_path / "a.png")]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2 and "bop2nd-runtime[images]" in refused.stderr
+    np.save(tmp_path / "a.npy", pixels)
+    wanted = run(*command[:5], "--npy", tmp_path / "a.npy").partition(": ")[2]
+    # the same environment with Pillow
+    site = next(python.parent.parent.glob("lib/python*/site-packages"))
+    with_pillow = tmp_path / "site"
+    with_pillow.mkdir()
+    link(with_pillow, "PIL", PIL.__file__)
+    libraries = Path(PIL.__file__).parent.with_name("pillow.libs")
+    if libraries.exists():
+        (with_pillow / "pillow.libs").symlink_to(libraries)
+    assert not (site / "PIL").exists()
+    environment = {**os.environ, "PYTHONPATH": str(with_pillow)}
+    got = run(*[part for part in command if part != "-I"], env=environment, cwd=tmp_path)
+    assert got.partition(": ")[2] == wanted and "class" in wanted
+
+
+def test_the_wheel_is_small(wheel: Path) -> None:
+    assert wheel.stat().st_size <= 1.5 * 2**20
+
+
+# --------------------------------------------------------------------------- the program without Python
+
+
+def programs() -> list:
+    skip = pytest.mark.skipif(
+        not ARM_TOOLS, reason="needs g++-aarch64-linux-gnu and qemu-user: make arm-test"
+    )
+    return ["here", pytest.param("arm", marks=skip)]
+
+
+@pytest.fixture(scope="session", params=programs())
+def program(request: pytest.FixtureRequest) -> list[object]:
+    """How to start ``bop2nd-run``, made for this machine and for 64-bit ARM, where an emulator runs it."""
+    arm = request.param == "arm"
+    made = build("bop2nd-run", arm=arm) / "bop2nd-run"
+    return ["qemu-aarch64", made] if arm else [made]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_files_without_python(program: list, tmp_path: Path, name: str) -> None:
+    np.save(tmp_path / "x.npy", packed_models.calls()[name][1][0].numpy())
+    run(*program, golden(name), "--npy", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
+    outputs = sorted(tmp_path.glob("y*.npy"), key=lambda path: (len(path.name), path.name))
+    compare(name, [a for a in map(np.load, outputs) if not (a.ndim == 0 and a.dtype == np.int64)])
+    assert expected(name)
+
+
+def test_digits_without_python(program: list, digits: tuple, tmp_path: Path) -> None:
+    model, images, logits = digits
+    run(*program, model, "--npy", images, "-o", tmp_path / "y.npy")
+    got = np.load(tmp_path / "y.npy")
+    np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-4)
+    lines = run(*program, model, "--npy", images).splitlines()
+    assert [int(line.split()[2]) for line in lines] == got.argmax(1).tolist()
+    assert "linear" in run(*program, model).lower()
