@@ -10,7 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from bop2nd_fast import models
 from bop2nd_fast.cli import app
+from bop2nd_fast.studies.definitions import STUDIES
 from tests import documents
 
 LANGUAGES = documents.SHOWN_ONLY | {"python", "bash"}
@@ -54,6 +56,13 @@ def test_commands_and_links_exist(page: Path) -> None:
         if not re.match(r"[a-z]+:", target) and not (page.parent / unquote(target)).exists():
             complaints.append(f"a link to {target}, which does not exist")
     assert not complaints
+
+
+def test_the_studies_and_networks_are_all_named() -> None:
+    recipes, train = ((documents.ROOT / "docs" / name).read_text() for name in ("recipes.md", "train.md"))
+    assert not [name for name in STUDIES if f"| `{name}` |" not in recipes]
+    networks = [name for name in models.__all__ if name not in ("NAMES", "get")]
+    assert not [name for name in networks if name not in train]
 
 
 @pytest.mark.parametrize("page", PROSE, ids=documents.name)
