@@ -9,7 +9,7 @@ from typing import Any
 
 from . import roofline
 from .results import contender
-from .suites import conv, linear, step, train_step
+from .suites import conv, linear, signed_conv, signed_linear, step, train_step
 
 Records = Sequence[dict[str, Any]]
 
@@ -145,10 +145,47 @@ def _step_goals(start: str, label: str) -> list[Goal]:
     ]
 
 
+def _signed(tag: str, ours: str, *against: str) -> Callable[[Records], float | None]:
+    """How much faster a contender of ours is than the fastest of others; all are timed against the first."""
+
+    def value(records: Records) -> float | None:
+        found = []
+        for record in tagged(records, "signed_linear", tag):
+            theirs, mine = ratio(record, *against), ratio(record, ours)
+            known = theirs is not None and (mine is not None or ours == signed_linear.REAL)
+            found.append(theirs / (mine or 1.0) if theirs is not None and known else None)
+        return geometric_mean(found)
+
+    return value
+
+
+def _signed_goals() -> list[Goal]:
+    s, suite = signed_linear, "signed_linear"
+    torchs = (s.INT_MM, s.ONEDNN)
+    first = "first layer of BinaryNet, batch 64, real images"
+    return [
+        Goal("256 real rows by signs: against fp32", suite, 3, _signed(s.MATRIX, s.REAL, s.FP32)),
+        Goal("256 int8 rows by signs: against fp32", suite, 6, _signed(s.MATRIX, s.EIGHT, s.FP32)),
+        Goal("256 int8 rows by signs: against torch's int8", suite, 1, _signed(s.MATRIX, s.EIGHT, *torchs)),
+        Goal("one real row by signs: against fp32", suite, 8, _signed(s.VECTOR, s.REAL, s.FP32)),
+        Goal("one real row by signs: against bf16", suite, 12, _signed(s.VECTOR, s.REAL, s.BF16)),
+        Goal("one int8 row by signs: against bf16", suite, 12, _signed(s.VECTOR, s.EIGHT, s.BF16)),
+        Goal(
+            f"{first}: against fp32",
+            "signed_conv",
+            1.5,
+            lambda records: geometric_mean(
+                [ratio(r, signed_conv.FP32) for r in tagged(records, "signed_conv", signed_conv.GOAL)]
+            ),
+        ),
+    ]  # fmt: skip
+
+
 CONV = "3x3 convolution, 4 stages, batch 1, 1 thread"
 GOALS: tuple[Goal, ...] = (
     *_step_goals("64 M", "64 M weights in one tensor"),
     *_step_goals("ResNet-18", "22 tensors of a ResNet-18"),
+    *_signed_goals(),
     Goal(f"{CONV}: against fp32", "conv", 20, _stages(*conv.FP32)),
     Goal(f"{CONV}: against bf16", "conv", 9, _stages(*conv.BF16)),
     Goal(f"{CONV}: against int8", "conv", 4.5, _stages(*conv.INT8)),

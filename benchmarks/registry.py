@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SUITES = ("step", "conv", "linear", "pack", "backward", "train_step", "inference")
+SUITES = (
+    "step", "conv", "linear", "signed_linear", "signed_conv", "pack", "backward", "train_step", "inference"
+)  # fmt: skip
 
 OURS, VARIANT, BASELINE, BOUND = "ours", "variant", "baseline", "bound"
 ROLES = (OURS, VARIANT, BASELINE, BOUND)

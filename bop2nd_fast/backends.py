@@ -13,6 +13,7 @@ import collections
 import ctypes
 import importlib
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -29,6 +30,7 @@ from . import gpu_dispatch, triton_library
 from .cuda_library import OPS as CUDA_OPS
 from .cuda_library import CudaLibrary
 from .kernels import tuning
+from .kernels.geometry import output_size, pair
 
 NAMESPACE = "bop2nd"
 
@@ -142,6 +144,8 @@ class _Extension:
         symbols.bop2nd_isa_name.restype = ctypes.c_char_p
         symbols.bop2nd_isa_requires.restype = ctypes.c_char_p
         symbols.bop2nd_isa_calls.restype = ctypes.c_int64
+        symbols.bop2nd_signed_loop.restype = ctypes.c_char_p
+        symbols.bop2nd_signed_loop.argtypes = (ctypes.c_int64, ctypes.c_int, ctypes.c_int)
         symbols.bop2nd_all_signs.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_uint32)
         self.symbols = symbols
         self.path = Path(str(module.__file__))
@@ -432,7 +436,8 @@ def explain(
     Args:
         shapes: of the operands; for products the logical ones of input and weight.
         chip: for ``device="cuda"``: a name in ``gpu_dispatch.CHIPS`` or ``"sm_90"``; by default the GPU here.
-        geometry: of a convolution: ``stride``, ``padding``, ``dilation``, ``padding_value``.
+        geometry: of a convolution: ``stride``, ``padding``, ``dilation``, ``padding_value``; of products with
+            real or 8-bit inputs also ``dtype``, the input's (float32 if left out).
 
     Raises:
         ValueError: no such operator or chip, or shapes that do not fit the operator.
@@ -444,7 +449,12 @@ def explain(
     chosen, why = _chosen(op, device)
     text = f"{op}{' on ' + sizes if sizes else ''} ({asked or device}): {chosen}, {why}"
     if device != "cuda":
-        return text
+        loop = (
+            signed_loop(op, shapes, **geometry) if chosen in INSTRUCTION_SETS and len(shapes) == 2 else None
+        )
+        return text if loop is None else f"{text}; {loop}"
+    if op in SIGNED:
+        return f"{text}\n  triton, cuda: no kernel of theirs, plain torch multiplies unpacked weights"
     work = gpu_dispatch.product(op, shapes, geometry)
     lines = [text]
     if op in _TRITON_LAUNCHERS:
@@ -456,6 +466,25 @@ def explain(
             "cuda: torch's own kernels (cuBLAS, cuDNN) on operands that its kernels unpack tile by tile"
         )
     return "\n  ".join(lines)
+
+
+SIGNED = ("signed_linear", "signed_conv2d")
+
+
+def signed_loop(
+    op: str, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype = torch.float32, **geometry: Any
+) -> str | None:
+    """Which loop of the extension multiplies real or 8-bit inputs of ``shapes``; None for other operators."""
+    if op not in SIGNED or _extension.symbols is None:
+        return None
+    x, weight = shapes
+    if op == "signed_linear":
+        rows, pointwise = math.prod(x[:-1]), True
+    else:
+        sizes = [pair(geometry.get(k, d), k, d) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1))]
+        rows = x[0] * math.prod(map(output_size, x[2:], weight[2:], *sizes))
+        pointwise = tuple(weight[2:]) == (1, 1) and sizes[0] == (1, 1) and sizes[1] == (0, 0)
+    return _extension.symbols.bop2nd_signed_loop(rows, int(pointwise), int(dtype.is_floating_point)).decode()
 
 
 def _chosen(op: str, device: str) -> tuple[str, str]:

@@ -73,6 +73,46 @@ def check_convolution(c: dict[str, Any]) -> None:
     assert torch.equal(ours[0], theirs[0].to(c["dtype"])) and torch.equal(ours[1], theirs[1])
 
 
+def check_signed(c: dict[str, Any], integers: torch.dtype | None) -> None:
+    """Real numbers of the case's dtype, or integers, by the signs of the case's convolution."""
+    torch.manual_seed(c["seed"])
+    channels, (height, width) = c["per_group"] * c["groups"], c["size"]
+    shape = (c["batch"], channels, height, width * (2 if c["view"] else 1))
+    x = torch.randn(shape).to(c["dtype"]) if integers is None else torch.randint(0, 256, shape).to(integers)
+    x = x.contiguous(memory_format=torch.channels_last) if c["last"] else x
+    x = x[..., ::2] if c["view"] else x
+    w = ref.pack_bits(torch.randn(c["outputs"], c["per_group"], *c["kernel"]), 1)
+    args = (c["stride"], c["padding"], c["dilation"], c["groups"])
+    blocked = ops.prepack_weight(w, c["groups"]) if c["blocked"] else None
+    scaling = {} if integers is None else {"multiplier": 1 + c["seed"] % 3, "zero_point": c["seed"] % 128}
+    dots = ref.signed_conv2d(x, w, *args, **scaling)[0]
+    for i, asked in enumerate(epilogues(tuple(dots.shape))):
+        if ("threshold" in asked and integers is None) or (i + c["seed"]) % 4:
+            continue
+        both: Any = scaling | asked
+        ours = ops.signed_conv2d(x, w, *args, **both, blocked=blocked)
+        assert all(map(torch.equal, ours, ref.signed_conv2d(x, w, *args, **both))), sorted(asked)
+    rows, w = x.permute(0, 2, 3, 1), ref.pack_bits(torch.randn(c["outputs"], channels))
+    both = scaling | {"input_scale": torch.rand(rows.shape[:-1]), "signs": True}
+    assert all(map(torch.equal, ops.signed_linear(rows, w, **both), ref.signed_linear(rows, w, **both)))
+
+
+INTEGERS = st.sampled_from([None, torch.int8, torch.uint8])
+
+
+@settings(SHORT, max_examples=30)
+@given(convolutions(), INTEGERS)
+def test_signed_products(case: dict[str, Any], integers: torch.dtype | None) -> None:
+    check_signed(case, integers)
+
+
+@pytest.mark.fuzz
+@LONG
+@given(convolutions(), INTEGERS)
+def test_signed_products_for_long(case: dict[str, Any], integers: torch.dtype | None) -> None:
+    check_signed(case, integers)
+
+
 @SHORT
 @given(convolutions())
 def test_convolutions(case: dict[str, Any]) -> None:

@@ -191,6 +191,24 @@ def test_threads_do_not_change_bits(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+def test_explain_names_the_loop() -> None:
+    def explained(*shapes: tuple[int, ...], op: str = "signed_linear", **geometry: Any) -> str:
+        return bf.backends.explain(op, *shapes, **geometry)
+
+    with bf.backends.use("scalar"):
+        assert "few rows" in explained((4, 64), (9, 64)) and "tables of 16 sums" in explained(
+            (5, 64), (9, 64)
+        )
+        assert "products of bytes" in explained((5, 64), (9, 64), dtype=torch.int8)
+        image = {"op": "signed_conv2d", "padding": 1}
+        assert "tables of 16 sums" in explained((1, 3, 2, 2), (8, 3, 3, 3), **image)
+        assert "scalar, forced" in explained((1, 3, 1, 4), (8, 3, 1, 1), op="signed_conv2d")
+        assert "few rows" in explained((1, 3, 1, 4), (8, 3, 1, 1), op="signed_conv2d")
+    if "avx512_amx" in bf.backends.INSTRUCTION_SETS and bf.backends.why_not("avx512_amx") is None:
+        with bf.backends.use("avx512_amx"):
+            assert "tiles of bytes" in explained((5, 64), (9, 64), dtype=torch.uint8)
+
+
 # ------------------------------------------------------------------------------------------ bad input
 
 

@@ -1,0 +1,143 @@
+"""Suite ``signed_linear``: real and 8-bit rows times signs, against torch's fp32, bf16 and int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import bop2nd_fast as bf
+from bop2nd_fast import reference
+
+from .. import roofline
+from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared, Unavailable
+
+ALL_THREADS = 0
+REAL, EIGHT = "bop2nd, fp32 in", "bop2nd, int8 in"
+BOTH_THREADS, QUANTIZED = "bop2nd, fp32 in, all threads", "bop2nd, fp32 in, quantized to int8"
+FP32, BF16, INT_MM, ONEDNN = "F.linear fp32", "F.linear bf16", "int8 torch._int_mm", "int8 onednn::qlinear"
+MATRIX, VECTOR = "matrix", "vector"
+
+
+def cases(quick: bool) -> list[Case]:
+    """(rows, inputs, outputs) of each case."""
+    rows = [(1, 256, 64), (18, 130, 33)] if quick else [(256, 1024, 1024), (256, 4096, 4096), (1, 4096, 4096)]
+    return [
+        Case(
+            suite="signed_linear",
+            op="signed_linear",
+            name=f"{inputs}-{outputs}, {n} rows",
+            shapes={"rows": n, "inputs": inputs, "outputs": outputs},
+            unit="GMAC/s",
+            contenders=partial(_contenders, n, inputs, outputs),
+            tags=(VECTOR if n == 1 else MATRIX,),
+            inference=True,
+        )
+        for n, inputs, outputs in rows
+    ]
+
+
+class _Data:
+    def __init__(self, rows: int, inputs: int, outputs: int) -> None:
+        generator = torch.Generator().manual_seed(18)
+        self.x = torch.randint(-127, 128, (rows, inputs), generator=generator, dtype=torch.int8)
+        weight = torch.empty(outputs, inputs).normal_(generator=generator)
+        self.words = reference.pack_bits(weight)
+        self.dense = reference.unpack_bits(self.words, inputs)
+        self.blocked = torch.ops.bop2nd.prepack_weight(self.words) if bf.backends.wants_blocked() else None
+        self.expected = (self.x.double() @ self.dense.double().T).float()
+
+    def compare(self, output: Tensor, allowed: float = 0.0) -> str:
+        """Sums of whole numbers are exact in fp32; ``allowed``: of the largest result."""
+        error = float((output.float() - self.expected).abs().max())
+        if error > allowed * float(self.expected.abs().max()):
+            raise GateError(f"off by {error} from the exact sums")
+        return "equal to the exact sums" if allowed == 0 else f"within {allowed:g} of the largest exact sum"
+
+
+def _contenders(rows: int, inputs: int, outputs: int) -> list[Contender]:
+    data = _Data(rows, inputs, outputs)
+    dense, macs = inputs * outputs, rows * inputs * outputs
+
+    def entry(name: str, role: str, make: Any, n_bytes: int, threads: int | None = None) -> Contender:
+        return Contender(name, role, make, bytes=n_bytes, operations=macs, threads=threads)
+
+    numbers = rows * (inputs + outputs)
+    real, eight = 4 * numbers + dense // 8, rows * (inputs + 4 * outputs) + dense // 8
+    return [
+        entry(REAL, OURS, partial(_make_ours, data, torch.float32), real),
+        entry(EIGHT, VARIANT, partial(_make_ours, data, torch.int8), eight),
+        entry(BOTH_THREADS, VARIANT, partial(_make_ours, data, torch.float32), real, ALL_THREADS),
+        entry(QUANTIZED, VARIANT, partial(_make_quantized, data), real),
+        entry(FP32, BASELINE, partial(_make_float, data, torch.float32), 4 * (numbers + dense)),
+        entry(BF16, BASELINE, partial(_make_float, data, torch.bfloat16), 2 * (numbers + dense)),
+        entry(INT_MM, BASELINE, partial(_make_int_mm, data), eight + dense),
+        entry(ONEDNN, BASELINE, partial(_make_onednn, data), eight + dense),
+        roofline.copy_contender(dense // 8, threads=1),
+    ]  # fmt: skip
+
+
+def _prepared(data: _Data, run: Callable[[], Tensor], allowed: float = 0.0) -> Prepared:
+    return Prepared(lambda: data.compare(run(), allowed), run)
+
+
+def _make_ours(data: _Data, dtype: torch.dtype) -> Prepared:
+    x = data.x.to(dtype)
+    op = torch.ops.bop2nd.signed_linear
+    return _prepared(data, lambda: op(x, data.words, blocked=data.blocked)[0])
+
+
+def _make_quantized(data: _Data) -> Prepared:
+    x = data.x.float()
+    x[:, 0] = 127  # each row's scale is 1: the result stays exact
+    data = _with_first(data)
+    op = torch.ops.bop2nd
+
+    def run() -> Tensor:
+        q, scale = op.quantize_rows(x)
+        output: Tensor = op.signed_linear(q, data.words, input_scale=scale, blocked=data.blocked)[0]
+        return output
+
+    return _prepared(data, run)
+
+
+def _with_first(data: _Data) -> _Data:
+    new = object.__new__(_Data)
+    new.__dict__.update(data.__dict__)
+    x = data.x.double()
+    x[:, 0] = 127
+    new.expected = (x @ data.dense.double().T).float()
+    return new
+
+
+def _make_float(data: _Data, dtype: torch.dtype) -> Prepared:
+    x, weight = data.x.to(dtype), data.dense.to(dtype)
+    return _prepared(data, lambda: F.linear(x, weight), 0.0 if dtype == torch.float32 else 2**-7)
+
+
+def _make_int_mm(data: _Data) -> Prepared:
+    if data.x.shape[0] <= 16:
+        raise Unavailable("torch._int_mm takes more than 16 rows")
+    weight = data.dense.to(torch.int8).T
+    return _prepared(data, lambda: torch._int_mm(data.x, weight))
+
+
+def _make_onednn(data: _Data) -> Prepared:
+    if not hasattr(torch.ops.onednn, "qlinear_prepack"):
+        raise Unavailable("this torch has no onednn::qlinear_prepack")
+    n = data.dense.shape[0]
+    ones, zeros = torch.ones(n), torch.zeros(n, dtype=torch.int32)
+    x = (data.x.int() + 128).to(torch.uint8)  # with zero point 128
+    packed = torch.ops.onednn.qlinear_prepack(data.dense.to(torch.int8), list(x.shape))
+
+    def run() -> Tensor:
+        output: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, 128, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return output
+
+    return _prepared(data, run)
