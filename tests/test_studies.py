@@ -249,8 +249,7 @@ def finished(tmp_path_factory) -> Path:
     for line in running.stdout:
         lines.append(line)
         if line.startswith("trial"):  # an epoch has just ended: its worker is in the middle of its trial
-            victim = _worker_of(folder, int(line.split()[1]))
-            os.kill(victim, signal.SIGKILL)
+            os.kill(_busy_worker(folder), signal.SIGKILL)
             break
     output = "".join(lines) + running.stdout.read()
     assert running.wait(120) == 1 and "1 of 2 workers ended early" in output, output
@@ -264,11 +263,15 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _worker_of(folder: Path, number: int) -> int:
-    """The process that holds the lock of a trial."""
-    inode = (folder / "trials" / f"{number:04d}" / "lock").stat().st_ino
-    found = re.search(rf"POSIX .* (\d+) [0-9a-f:]+:{inode} ", Path("/proc/locks").read_text())
-    return int(found.group(1))
+def _busy_worker(folder: Path) -> int:
+    """A process that holds the lock of a trial."""
+    for _ in range(1000):
+        held = Path("/proc/locks").read_text()
+        for path in sorted(folder.glob("trials/*/lock")):
+            if found := re.search(rf"POSIX .* (\d+) [0-9a-f:]+:{path.stat().st_ino} ", held):
+                return int(found.group(1))
+        time.sleep(0.01)
+    raise AssertionError("nobody works on this study")
 
 
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="finds the process to kill in /proc/locks")
@@ -455,8 +458,9 @@ def test_the_table_by_hand():
         line(trial=2, arm="B", epoch=1, accuracy=0.3, seconds=40.0, flip_rate=None, blocked_share=None),
         line(trial=2, arm="B", epoch=2, accuracy=0.4, seconds=40.0, flip_rate=None, blocked_share=None),
         line(trial=3, arm="B", seed=1, epoch=1, state="running"),
+        line(trial=4, arm="C", epoch=1, accuracy=0.25, state="running"),
     ]
-    rows = tables.table(lines).splitlines()[-2:]
+    rows = tables.table(lines).splitlines()[-3:]
     # 0.7 and 0.5: mean 0.6, deviation 0.1 * sqrt(2). A takes 40 s, when B has just finished its first epoch.
     deviation = f"{10 * math.sqrt(2):.1f}"
     assert (
@@ -464,6 +468,7 @@ def test_the_table_by_hand():
         == f"| A | 2 | 60.0 ± {deviation} | 65.0 ± 7.1 | 60.0 ± {deviation} | 20.0 | 1.0e-03 | 25.0% |"
     )
     assert rows[1] == "| B | 1 of 2 | 40.0 | 40.0 | 30.0 | 40.0 | – | – |"
+    assert rows[2] == "| C | 0 of 1 | epoch 1 of 2: 25.0 | | | | | |"
 
 
 def test_accuracy_at_a_time_lies_on_straight_lines():

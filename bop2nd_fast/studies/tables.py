@@ -60,7 +60,9 @@ def _arms(groups: Sequence[Group]) -> list[str]:
         n = len(group.complete)
         cells = [group.arm, str(n) if n == len(group.runs) else f"{n} of {len(group.runs)}"]
         if not n:
-            rows.append(f"| {' | '.join(cells)} | unfinished | | | | | |")
+            furthest = max(group.runs, key=lambda run: run.last["epoch"]).last
+            reached = f"epoch {furthest['epoch']} of {furthest['epochs']}: {100 * furthest['accuracy']:.1f}"
+            rows.append(f"| {' | '.join(cells)} | {reached} | | | | | |")
             continue
         several = n > 1
         cells += [
