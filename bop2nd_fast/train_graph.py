@@ -44,7 +44,7 @@ class CapturedStep:
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         self.calls += 1
         if self.calls <= WARM_UP:
-            return self.step(images, labels)
+            return self._warm_up(images, labels)
         if self.replay is None:
             self._capture(images, labels)
         assert self.replay is not None
@@ -55,6 +55,17 @@ class CapturedStep:
         self.replay()
         torch.autograd.graph.increment_version(self.words)  # the host has not seen that they were written
         return self.result
+
+    def _warm_up(self, images: Tensor, labels: Tensor) -> Tensor:
+        """On another stream, as torch asks for before a capture of backward passes."""
+        if not images.is_cuda:
+            return self.step(images, labels)
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            result = self.step(images, labels)
+        current.wait_stream(side)
+        return result
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.clone(), labels.clone()
