@@ -29,7 +29,9 @@ GOLDEN = ["words", "residual"]
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp().parent  # of all processes that run these tests
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes that run these tests
     with open(folder / "wheel.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not list(folder.glob("wheel/*.whl")):
@@ -69,11 +71,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, np.nda
     folder = tmp_path_factory.mktemp("digits")
     dataset = data.get("digits")
     torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32)),
-        *(bf.nn.BinaryConv2d(32, 64, 3, padding=1), nn.MaxPool2d(2), nn.BatchNorm2d(64)),
-        *(nn.Flatten(), bf.nn.BinaryLinear(1024, 10), nn.BatchNorm1d(10)),
-    ).eval()
+    model = bf.models.BinaryNet(width=8, image_size=8, in_channels=1, first_padding=1).eval()
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             module.running_mean.normal_()

@@ -29,6 +29,15 @@ const std::vector<Kind>& kinds() {
        LayerKind::kPackedLinear,
        {"padding_bits", "dtype", "emits", "low", "high", "relu", "fp32_bytes"},
        {"weight", "threshold", "bias", "scale", "shift", "slope", "post_shift", "sign_shift"}},
+      {"signed_conv2d",
+       LayerKind::kSignedConv2d,
+       {"stride", "padding", "dilation", "groups", "padding_value", "input", "multiplier", "zero_point",
+        "dtype", "emits", "low", "high", "relu", "fp32_bytes"},
+       {"weight", "threshold", "bias", "scale", "shift", "slope", "post_shift", "sign_shift"}},
+      {"signed_linear",
+       LayerKind::kSignedLinear,
+       {"input", "multiplier", "zero_point", "dtype", "emits", "low", "high", "relu", "fp32_bytes"},
+       {"weight", "threshold", "bias", "scale", "shift", "slope", "post_shift", "sign_shift"}},
       {"real_conv2d",
        LayerKind::kRealConv2d,
        {"stride", "padding", "dilation", "groups", "padding_value", "fp32_bytes"},
@@ -76,7 +85,7 @@ void read_attribute(Layer& layer, const std::string& name, const Json& value) {
   } else if (name == "groups") {
     layer.groups = value.as_integer(what, 1, kInt31);
   } else if (name == "padding_value") {
-    bool real = layer.kind == LayerKind::kRealConv2d;
+    bool real = layer.kind != LayerKind::kPackedConv2d;
     layer.padding_value = value.as_integer(what, real ? 0 : -1, real ? 0 : 1);
   } else if (name == "padding_bits") {
     layer.padding_bits = value.as_integer(what, 0, kInt31);
@@ -96,6 +105,12 @@ void read_attribute(Layer& layer, const std::string& name, const Json& value) {
     layer.relu = value.is(Json::Kind::kTrue);
   } else if (name == "dtype") {
     require(value.as_text(what) == "float32", "a layer of profile 'bits' has another dtype than float32");
+  } else if (name == "input") {
+    const std::string& text = value.as_text(what);
+    require(text == "real" || text == "int8" || text == "uint8", "input is '", printable(text), "'");
+    if (text != "real") fail(Status::kUnsupported, "this runtime takes no inputs of 8 bits yet");
+  } else if (name == "multiplier" || name == "zero_point") {  // of real numbers
+    value.as_integer(what, name == "multiplier", name == "multiplier");
   } else if (name == "fp32_bytes") {
     value.as_integer(what, 0, INT64_MAX);
   } else if (!value.is(Json::Kind::kNull)) {  // emits
@@ -147,7 +162,8 @@ void check_tensor(const Layer& layer, const char* key, Type type, int64_t n) {
 }
 
 void check_product(const Layer& layer) {
-  bool image = layer.kind == LayerKind::kPackedConv2d || layer.kind == LayerKind::kRealConv2d;
+  bool image = layer.kind == LayerKind::kPackedConv2d || layer.kind == LayerKind::kRealConv2d ||
+               layer.kind == LayerKind::kSignedConv2d;
   require(layer.weight_shape.size() == (image ? 4u : 2u), layer.kind_name, ": its weight has other axes");
   const Stored& weight = *layer.tensor("weight");
   // The packed axis is the second one: words lie [O, ..., words].
@@ -172,6 +188,8 @@ void check_product(const Layer& layer) {
           ": sign_shift belongs to a layer that emits signs");
   int32_t low = layer.has_low ? layer.low : -static_cast<int32_t>(kDot);
   require(low <= (layer.has_high ? layer.high : kDot), layer.kind_name, ": low is above high");
+  bool is_signed = layer.kind == LayerKind::kSignedConv2d || layer.kind == LayerKind::kSignedLinear;
+  require(!is_signed || !layer.tensor("threshold"), layer.kind_name, ": thresholds belong to integers");
   require(layer.padding_bits <= layer.weight_shape[1], layer.kind_name, ": more padding bits than bits");
 }
 

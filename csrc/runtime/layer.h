@@ -13,6 +13,8 @@ namespace bop2nd::runtime {
 enum class LayerKind {
   kPackedConv2d,
   kPackedLinear,
+  kSignedConv2d,
+  kSignedLinear,
   kRealConv2d,
   kRealLinear,
   kPack,

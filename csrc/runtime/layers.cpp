@@ -5,6 +5,7 @@
 #include "../core/bit_layout.h"
 #include "../core/conv_shape.h"
 #include "../cpu/operators.h"
+#include "../cpu/signed_product.h"
 #include "windows.h"
 
 namespace bop2nd::runtime {
@@ -53,8 +54,30 @@ Epilogue epilogue_of(const Layer& layer, const float* padding) {
   return to;
 }
 
+// What makes products of the step's first operand, `x`, with the weights as prepack_weight lays them.
+using Multiply = std::function<void(const Memory&, const uint32_t* blocked, const Epilogue&)>;
+
+Multiply multiply_words(const ConvShape& shape, const Tensor& x) {
+  return [shape, x](const Memory& memory, const uint32_t* blocked, const Epilogue& to) {
+    binary_conv(shape, memory.at<uint32_t>(x), blocked, to);
+  };
+}
+
+// Strides of image, row, column and channel.
+Multiply multiply_reals(const ConvShape& shape, const Tensor& x, std::array<int64_t, 4> strides,
+                        const uint32_t* words) {
+  return [=](const Memory& memory, const uint32_t* blocked, const Epilogue& to) {
+    SignedProduct product{};
+    product.shape = shape, product.input = SignedInput::kReal, product.x = memory.at(x);
+    product.image_stride = strides[0], product.row_stride = strides[1];
+    product.column_stride = strides[2], product.channel_stride = strides[3];
+    product.multiplier = 1, product.w = words, product.blocked = blocked, product.to = to;
+    signed_product(product);
+  };
+}
+
 Value plan_product(Planner& p, const Layer& layer, const Step& step, const ConvShape& shape, const Tensor& x,
-                   Sizes values_shape, Sizes signs_shape, bool image) {
+                   const Multiply& multiply, Sizes values_shape, Sizes signs_shape, bool image) {
   bool has_residual = step.arguments.size() > 1 && p.value(step.arguments[1]).kind != Value::Kind::kNull;
   Tensor residual;
   if (has_residual) {
@@ -79,7 +102,7 @@ Value plan_product(Planner& p, const Layer& layer, const Step& step, const ConvS
     if (gives_values) to.values = memory.at(values);
     if (gives_signs) to.signs = memory.at<uint32_t>(signs);
     if (has_residual) to.residual = memory.at(residual);
-    binary_conv(shape, memory.at<uint32_t>(x), blocked->data(), to);
+    multiply(memory, blocked->data(), to);
   });
   if (gives_values && gives_signs) {
     Value both;
@@ -90,40 +113,59 @@ Value plan_product(Planner& p, const Layer& layer, const Step& step, const ConvS
   return Value::of(gives_values ? values : signs);
 }
 
-Value plan_conv(Planner& p, const Layer& layer, const Step& step) {
-  Tensor x = p.dense(p.words(step.arguments[0]));
+ConvShape conv_shape(const Layer& layer, int64_t batch, int64_t rows, int64_t columns) {
   const Sizes& w = layer.weight_shape;
-  p.check(x.rank() == 4 && x.shape[3] == layer.groups * words_for(w[1]),
-          "it takes words [N, H, W, words] of its channels");
-  ConvShape shape = checked({x.shape[0],
-                             x.shape[1],
-                             x.shape[2],
-                             w[1] * layer.groups,
-                             layer.groups,
-                             w[0],
-                             {w[2], w[3]},
-                             {layer.stride[0], layer.stride[1]},
-                             {layer.padding[0], layer.padding[1]},
-                             {layer.dilation[0], layer.dilation[1]},
-                             static_cast<int>(layer.padding_value)});
+  return checked({batch,
+                  rows,
+                  columns,
+                  w[1] * layer.groups,
+                  layer.groups,
+                  w[0],
+                  {w[2], w[3]},
+                  {layer.stride[0], layer.stride[1]},
+                  {layer.padding[0], layer.padding[1]},
+                  {layer.dilation[0], layer.dilation[1]},
+                  static_cast<int>(layer.padding_value)});
+}
+
+Value plan_conv(Planner& p, const Layer& layer, const Step& step) {
+  bool words = layer.kind == LayerKind::kPackedConv2d;
+  Tensor x = words ? p.dense(p.words(step.arguments[0])) : p.real(step.arguments[0]);
+  const Sizes& w = layer.weight_shape;
+  if (words) {
+    p.check(x.rank() == 4 && x.shape[3] == layer.groups * words_for(w[1]),
+            "it takes words [N, H, W, words] of its channels");
+  } else {
+    p.check(x.rank() == 4 && x.shape[1] == layer.groups * w[1], "it takes images [N, C, H, W]");
+  }
+  ConvShape shape = words ? conv_shape(layer, x.shape[0], x.shape[1], x.shape[2])
+                          : conv_shape(layer, x.shape[0], x.shape[2], x.shape[3]);
   // What the loops themselves take: an image with its border, lists of taps for every kind of pixel.
-  p.make(Type::kI32,
-         {x.shape[0], x.shape[1] + 2 * layer.padding[0], x.shape[2] + 2 * layer.padding[1], x.shape[3]});
+  p.make(Type::kI32, {x.shape[0], shape.height + 2 * layer.padding[0], shape.width + 2 * layer.padding[1],
+                      words ? x.shape[3] : x.shape[1]});
   int64_t rows = shape.out_size(0), columns = shape.out_size(1);
-  return plan_product(p, layer, step, shape, x, {x.shape[0], w[0], rows, columns},
+  Multiply multiply = words
+                          ? multiply_words(shape, x)
+                          : multiply_reals(shape, x, {x.strides[0], x.strides[2], x.strides[3], x.strides[1]},
+                                           weight_words(layer));
+  return plan_product(p, layer, step, shape, x, multiply, {x.shape[0], w[0], rows, columns},
                       {x.shape[0], rows, columns, words_for(w[0])}, true);
 }
 
 Value plan_dense(Planner& p, const Layer& layer, const Step& step) {
-  Tensor x = p.dense(p.words(step.arguments[0]));
+  bool words = layer.kind == LayerKind::kPackedLinear;
+  Tensor x = p.dense(words ? p.words(step.arguments[0]) : p.real(step.arguments[0]));
   const Sizes& w = layer.weight_shape;
-  p.check(x.rank() >= 1 && x.shape.back() == words_for(w[1]), "the words of a row do not fit its features");
+  p.check(x.rank() >= 1 && x.shape.back() == (words ? words_for(w[1]) : w[1]),
+          "a row does not fit its features");
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < x.rank(); ++i) rows *= x.shape[i];
   ConvShape shape = checked({rows, 1, 1, w[1], 1, w[0], {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
+  Multiply multiply =
+      words ? multiply_words(shape, x) : multiply_reals(shape, x, {w[1], w[1], w[1], 1}, weight_words(layer));
   Sizes values = x.shape, signs = x.shape;
   values.back() = w[0], signs.back() = words_for(w[0]);
-  return plan_product(p, layer, step, shape, x, values, signs, false);
+  return plan_product(p, layer, step, shape, x, multiply, values, signs, false);
 }
 
 // Some neighbouring axes seen as one, where they lie so.
@@ -229,8 +271,10 @@ Value plan_real(Planner& p, const Layer& layer, const Step& step) {
 Value plan_layer(Planner& p, const Layer& layer, const Step& step) {
   switch (layer.kind) {
     case LayerKind::kPackedConv2d:
+    case LayerKind::kSignedConv2d:
       return plan_conv(p, layer, step);
     case LayerKind::kPackedLinear:
+    case LayerKind::kSignedLinear:
       return plan_dense(p, layer, step);
     case LayerKind::kRealConv2d:
     case LayerKind::kRealLinear:
