@@ -2,11 +2,13 @@
 
 What a fence says: ``python`` is executed, page by page in order, in one namespace and an empty folder;
 ``bash`` is checked command by command (program, subcommand, options, targets, files); other languages are
-shown only. A comment ``<!-- setup`` holds Python that a page takes for granted; readers do not see it.
+shown only, as is what stands under a comment ``<!-- shown only: why -->``. A comment ``<!-- setup`` holds
+Python that a page takes for granted; readers do not see it.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import itertools
 import re
@@ -60,6 +62,10 @@ def blocks(page: Path) -> tuple[Block, ...]:
         part = "body" if match["setup"] is None else "setup"
         line = text.count("\n", 0, match.start(part)) + 1
         language = "python" if part == "setup" else match["language"]
+        above = text[: match.start()].rstrip("\n").rpartition("\n")[2]
+        if above.startswith("<!-- shown only: "):
+            ast.parse(match[part])
+            language = "text"
         found.append(Block(page, line, language, match[part], part == "setup"))
     return tuple(found)
 
