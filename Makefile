@@ -18,7 +18,7 @@ NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '
 CLANG_FORMAT_SOURCES = $(shell find csrc include runtime tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test arm arm-test wheel docs pictures check cuda-check sanitize sanitize-python format bench fuzz clean
+.PHONY: help install demo test arm arm-test wheel docs pictures check cuda-check sanitize sanitize-python format bench fuzz clean runtime fuzz-runtime
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -84,6 +84,26 @@ wheel: install  ## wheels of bop2nd_fast and bop2nd_runtime, into dist
 	@$(BIN)/auditwheel --verbose repair --wheel-dir dist --exclude 'libtorch*.so' --exclude libc10.so build/wheels/*.whl \
 	  > build/wheels/repair.log 2>&1 || { cat build/wheels/repair.log; exit 1; }
 	@ls -1 dist/*.whl
+
+RUNTIME_BUILD := build/runtime
+
+runtime: out/demo/packed_outputs.npy  ## the library without torch, its C example on the digits of the demo
+	@echo "==> the runtime: library, C example"
+	@mkdir -p build
+	@cmake -S . -B $(RUNTIME_BUILD) -DCMAKE_BUILD_TYPE=Release > $(RUNTIME_BUILD).log 2>&1 && \
+	  cmake --build $(RUNTIME_BUILD) --parallel $(JOBS) --target bop2nd_runtime bop2nd_runtime_static predict >> $(RUNTIME_BUILD).log 2>&1 || { cat $(RUNTIME_BUILD).log; exit 1; }
+	@echo "==> the digits, without torch"
+	@$(RUNTIME_BUILD)/predict out/demo/model.safetensors out/demo/test_images.npy > out/demo/classes.txt
+	@$(BIN)/python -c "import numpy as n; a = n.load('out/demo/packed_outputs.npy').argmax(1); c = n.loadtxt('out/demo/classes.txt'); \
+	  assert n.array_equal(a, c), 'other classes than torch'; print(f'{len(c)} digits: the classes that torch predicts')"
+
+out/demo/packed_outputs.npy: | install
+	@$(BIN)/python -m examples.demo --no-benchmark --out out/demo
+
+fuzz-runtime: install  ## a million mutated packed files through loader and run, with sanitizers (hours)
+	@cmake -S . -B build/sanitize -G Ninja -DBOP2ND_SANITIZE=ON > /dev/null
+	@cmake --build build/sanitize --parallel $(JOBS) --target fuzz_runtime > /dev/null
+	@build/sanitize/fuzz_runtime 1000000
 
 docs: install  ## build the documentation into build/docs; warnings are errors
 	echo "==> documentation"

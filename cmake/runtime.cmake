@@ -23,6 +23,12 @@ foreach(library bop2nd_runtime bop2nd_runtime_static)
                                                $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 endforeach()
 
+if(NOT CMAKE_CROSSCOMPILING)
+  enable_language(C)
+  add_executable(predict EXCLUDE_FROM_ALL ${PROJECT_SOURCE_DIR}/examples/c/predict.c)
+  target_link_libraries(predict PRIVATE bop2nd_runtime)
+endif()
+
 set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/bop2nd)
 install(TARGETS bop2nd_runtime bop2nd_runtime_static EXPORT bop2nd_targets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})

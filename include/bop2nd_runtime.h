@@ -120,7 +120,7 @@ BOP2ND_API bop2nd_status bop2nd_context_new(const bop2nd_network* network, int32
 BOP2ND_API void bop2nd_context_free(bop2nd_context* context);
 
 /* Inputs in the order of bop2nd_input_info, outputs in that of bop2nd_output_info. The first run with inputs
- * of some shapes plans and takes memory; the next ones with the same shapes take none. */
+ * of some shapes makes the plan and takes the memory; the next ones with the same shapes reuse both. */
 BOP2ND_API bop2nd_status bop2nd_run(bop2nd_context* context, const bop2nd_tensor* inputs, int32_t n_inputs,
                                     bop2nd_tensor* outputs, int32_t n_outputs);
 /* Runs and measures every operation. Writes at most `capacity` of them; `*n_steps` is how many there are. */

@@ -2,12 +2,9 @@
 #include "json.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
+#include <charconv>
 #include <cstring>
-#include <limits>
-#include <locale>
-#include <sstream>
+#include <system_error>
 
 #include "error.h"
 
@@ -207,12 +204,12 @@ class Parser {
     if (whole) return integer(value, text);
     check(text.size() <= 400, "a number of too many digits");
     value.kind = Json::Kind::kReal;
-    std::istringstream stream(text);  // not strtod: the program's locale may write numbers otherwise
-    stream.imbue(std::locale::classic());
-    stream >> value.real;
-    // Underflow leaves the nearest number and, with some libraries, a failed stream.
-    check(std::isfinite(value.real) && std::abs(value.real) < std::numeric_limits<double>::max(),
-          "a number beyond binary64");
+    const char* end = text.data() + text.size();
+    auto [stop, error] = std::from_chars(text.data(), end, value.real);
+    size_t exponent = text.find_first_of("eE");
+    bool small = exponent == text.npos ? text.find('.') < 20 : text[exponent + 1] == '-';
+    bool tiny = small && error == std::errc::result_out_of_range;  // 0 is the nearest number
+    check((error == std::errc() && stop == end) || tiny, "a number beyond binary64");
   }
 
   void integer(Json& value, const std::string& text) {

@@ -13,8 +13,9 @@ Walk::Walk(const Tensor& to, std::array<const Tensor*, kOperands - 1> from) {
   size_t n = to.rank();
   std::vector<size_t> axes(n);
   std::iota(axes.begin(), axes.end(), 0);
-  std::stable_sort(axes.begin(), axes.end(),
-                   [&](size_t a, size_t b) { return to.strides[a] > to.strides[b]; });
+  std::sort(axes.begin(), axes.end(), [&](size_t a, size_t b) {
+    return to.strides[a] != to.strides[b] ? to.strides[a] > to.strides[b] : a < b;
+  });
   for (size_t axis : axes) {
     int64_t size = to.shape[axis];
     if (size == 1) continue;
