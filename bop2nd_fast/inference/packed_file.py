@@ -1,4 +1,4 @@
-"""The packed file: one safetensors file, no code in it. ``docs/packed_file.md`` is its specification.
+"""Reading packed files: safetensors without any code. ``docs/packed_file.md`` is their specification.
 
 Whoever reads one needs only the layer kinds and operators that are listed there; nothing else can be in a
 file. A checksum covers all of it, and nothing that it covers is trusted: references, shapes, attributes, tail
@@ -7,92 +7,26 @@ bits and sizes are checked one by one, and a file that is refused has run nothin
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..atomic_write import atomic_write
 from ..binary_tensor import LAYOUT_VERSION, BinaryTensor, Layout
 from . import graph_json as gj
 from . import tensor_file
 from .kinds import LAYERS
 from .layers import DTYPES
 from .memory import LIMIT
-from .packed_layer import PackedLayer
 from .packed_model import PackedModel
+from .packed_writer import FORMAT, FORMAT_VERSION, save, to_bytes
 from .tensor_file import PackedFileError, printable
 
-FORMAT = "bop2nd_fast.packed_model"
-FORMAT_VERSION = 2
 # What torch and Python raise for arguments that make no sense, once the reader's own checks have passed.
 _MALFORMED = (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError, OverflowError)
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "PackedFileError", "load", "save"]
-
-
-# ------------------------------------------------------------------------------------------- saving
-
-
-def save(model: PackedModel, path: str | Path) -> None:
-    """Write a packed model; an existing file is replaced only by a complete one.
-
-    Raises:
-        ValueError: a module, function or argument that a file cannot hold; nothing is written.
-    """
-    data = to_bytes(model)
-    atomic_write(path, lambda file: file.write(data))
-
-
-def to_bytes(model: PackedModel) -> bytes:
-    """The file's bytes: the same model always gives the same ones."""
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in model.constants.items():
-        tensors[f"constants.{gj.text(name, 'a constant')}"] = _plain(tensor, name)
-    layers = {name: _describe_layer(name, layer, tensors) for name, layer in model.layers.items()}
-    names = [step.name for step in model.steps if step.kind == "input"]
-    graph = {
-        "signature": gj.encode_signature(model.signature),
-        "inputs": [gj.encode_input(n, spec) for n, spec in zip(names, model.inputs, strict=True)],
-        "constants": list(model.constants),
-        "layers": layers,
-        "steps": [gj.encode_step(step, dict(model.layers.items())) for step in model.steps],
-    }
-    metadata = {
-        "format": FORMAT,
-        "version": str(FORMAT_VERSION),
-        "profile": model.profile.name,
-        "graph": json.dumps(graph, separators=(",", ":"), ensure_ascii=True, allow_nan=False),
-    }
-    metadata["sha256"] = tensor_file.checksum(metadata, tensors)
-    return tensor_file.write(metadata, tensors)
-
-
-def _describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    gj.text(name, "a layer")
-    if not isinstance(layer, PackedLayer):
-        raise ValueError(f"layer {name!r} is a {type(layer).__qualname__}, which a file cannot hold")
-    own = layer.state_dict()
-    layouts = {}
-    for key, tensor in own.items():
-        if isinstance(tensor, BinaryTensor):
-            layouts[key] = tensor.bit_layout.to_dict()
-            tensor = tensor.words
-        tensors[f"layers.{name}.{key}"] = _plain(tensor, name)
-    attributes = {key: layer.config.get(key) for key in layer.attributes}
-    encoded = {key: gj.encode(value, f"layer {name!r}") for key, value in attributes.items()}
-    return {"kind": layer.kind, "attributes": encoded, "tensors": list(own), "layouts": layouts}
-
-
-def _plain(tensor: Tensor, name: str) -> Tensor:
-    if not tensor_file.known(tensor):
-        raise ValueError(f"{name!r} holds a tensor of {tensor.dtype}, which a file cannot hold")
-    return tensor.detach().cpu().contiguous()
-
-
-# ------------------------------------------------------------------------------------------ loading
+__all__ = ["FORMAT", "FORMAT_VERSION", "PackedFileError", "load", "save", "to_bytes"]
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> PackedModel:
@@ -123,15 +57,7 @@ def _read(path: Path) -> PackedModel:
     try:
         model = _build(graph, tensors)
         profile = model.profile
-    except (
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        ValueError,
-        RuntimeError,
-        OverflowError,
-    ) as error:
+    except _MALFORMED as error:
         raise PackedFileError(f"the graph does not describe a model: {error}") from error
     if profile.name != metadata["profile"]:
         reasons = "; ".join(profile.because[:3])

@@ -16,6 +16,7 @@ from .graph import InputSpec, Ref, Signature, Step, map_leaves, references
 from .layers import dtype_name
 from .memory import Gauge
 from .packed_layer import PackedLayer
+from .packed_writer import save
 from .program import Program
 
 __all__ = ["InputSpec", "LayerReport", "PackedModel", "Ref", "Signature", "Step", "map_leaves", "references"]
@@ -254,8 +255,6 @@ class PackedModel(nn.Module):
         Raises:
             ValueError: the model has a layer or a name that a file cannot hold; the message says which.
         """
-        from .packed_file import save
-
         save(self, path)
 
     def __repr__(self) -> str:
