@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from bop2nd_fast import reference as ref
 from tests.epilogues import epilogues, refused_epilogues
 
 ops = torch.ops.bop2nd
+signed_linear = importlib.import_module("bop2nd_fast.ops.signed_linear")  # the package has functions so named
+signed_conv2d = importlib.import_module("bop2nd_fast.ops.signed_conv2d")
 KINDS = [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8]
 
 
@@ -189,6 +192,19 @@ def test_threads_do_not_change_bits(threads: int) -> None:
         same(ops.signed_conv2d(image, kernel, *args), ref.signed_conv2d(image, kernel, *args))
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_gpus_run_agrees_to_rounding() -> None:
+    """On CPU tensors: GPUs take torch's own product of unpacked weights for real inputs."""
+    x, w = torch.randint(-9, 10, (5, 40)).float(), ref.pack_bits(torch.randn(7, 40))
+    scale, asked = torch.rand(5), {"shift": torch.randn(7), "signs": True}
+    ours = signed_linear.by_torch(x, w, scale, **asked)
+    same(ours, ref.signed_linear(x, w, input_scale=scale, **asked))
+    image, kernel = torch.randint(-9, 10, (2, 6, 5, 5)).float(), ref.pack_bits(torch.randn(4, 3, 3, 3), 1)
+    args: Any = ([1, 2], [1, 1], [1, 1], 2)
+    asked["shift"] = torch.randn(4)
+    ours = signed_conv2d.by_torch(image, kernel, args, scale[:2], **asked)
+    same(ours, ref.signed_conv2d(image, kernel, *args, input_scale=scale[:2], **asked))
 
 
 def test_explain_names_the_loop() -> None:
