@@ -174,7 +174,8 @@ def test_errors_are_exceptions_that_say_what_was_wrong(python: Path, digits: tup
 
 def test_the_documented_program_runs(python: Path, digits: tuple) -> None:
     page = (ROOT / "docs/runtime.md").read_text()
-    program = page.partition("```{code-block} python\n")[2].partition("```")[0]
+    start = page.index("```python\nimport bop2nd_runtime")
+    program = page[start:].partition("\n")[2].partition("```")[0]
     said = run(python, "-I", "-c", program, cwd=digits[0].parent)
     assert "bop2nd_runtime" in program and "packed network" in said
 
