@@ -69,7 +69,8 @@ def test_the_studies_and_networks_are_all_named() -> None:
 def test_lines_are_short_outside_tables(page: Path) -> None:
     skipped = r"^```.*?^```$|^<!-- (benchmark|study):.*?^<!-- /\1 -->$"
     text = re.sub(skipped, "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert not [line for line in text.splitlines() if len(line) > 110 and not line.startswith("|")]
+    longest = 110 if page.name == "README.md" else 130
+    assert not [line for line in text.splitlines() if len(line) > longest and not line.startswith("|")]
 
 
 @pytest.mark.parametrize(
