@@ -6,6 +6,7 @@ from .binary_tensor import BinaryTensor, Layout, pack
 backends.start()  # kernels are registered once the operators they serve are defined
 
 from . import inference, models, nn, optim, recipes  # noqa: E402
+from .network_summary import summary  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "pack",
     "recipes",
     "reference",
+    "summary",
 ]

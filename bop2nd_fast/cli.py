@@ -1,4 +1,4 @@
-"""The command line: ``bop2nd info | recipes | train | study | pack | predict | bench``.
+"""The command line: ``bop2nd info | recipes | train | study | pack | predict | summary | bench``.
 
 Mistakes of the user (a missing file, an impossible value) end with one line on standard error and exit
 status 2, and nothing is written; a run that fails by itself (a loss that became NaN, a full disk) ends with
@@ -18,7 +18,7 @@ import torch
 import typer
 from rich.table import Column, Table
 
-from . import __version__, backends, cli_train, data, inference
+from . import __version__, backends, cli_summary, cli_train, data, inference
 from .atomic_write import check_target
 from .studies import command as studies_command
 from .system_report import versions
@@ -83,6 +83,7 @@ def info() -> None:
 app.command("recipes")(cli_train.recipes_command)
 app.command("train")(cli_train.train_command)
 app.command("study")(studies_command.study)
+app.command("summary")(cli_summary.summary_command)
 
 
 # ---------------------------------------------------------------------------------- pack and predict

@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .atomic_write import atomic_write
+from .network_summary import Summary
 from .train_record import Epoch
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"
@@ -164,6 +165,35 @@ def _bar_panel(axes: Axes, name: str, entries: Sequence[Bar]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel(f"median time [{unit}], shorter is better", fontsize=9)
     axes.set_xlim(0, 1.25 * max(bar.upper for bar in entries) * scale)
+
+
+def layers(found: Summary, path: str | Path, title: str) -> None:
+    """Bytes of every layer as it is held and in fp32 (logarithmic axis); times where they were measured."""
+    rows = [row for row in found.rows if row.bytes_fp32 or row.seconds]
+    timed = any(row.seconds for row in rows)
+    height = 1.6 + 0.22 * len(rows)
+    figure = Figure(figsize=(13 if timed else 8, height), layout="constrained")
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    panels = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
+    places = range(len(rows))
+    for axes in panels:
+        plain(axes, grid="x")
+    panels[0].set_title("Parameters")
+    for shift, label, color, values in (
+        (-0.2, "as they are held", BLUE, [row.bytes_packed for row in rows]),
+        (0.2, "in fp32", GREY, [row.bytes_fp32 for row in rows]),
+    ):
+        panels[0].barh([i + shift for i in places], values, height=0.38, color=color, label=label)
+    panels[0].set_xscale("log")
+    panels[0].set_xlabel("bytes")
+    panels[0].legend(frameon=False, fontsize=9)
+    panels[0].set_yticks(places, [f"{row.name}  {row.kind}" for row in rows], fontsize=8)
+    panels[0].invert_yaxis()
+    if timed:
+        panels[1].set_title("Time of a call")
+        panels[1].barh(places, [1e3 * (row.seconds or 0) for row in rows], color=ORANGE, height=0.7)
+        panels[1].set_xlabel("median [ms]")
+    save(figure, path)
 
 
 def plain(axes: Axes, grid: str = "y") -> None:

@@ -20,6 +20,15 @@ FOLDERS: dict[str, tuple[Callable[[Any], Dataset], str]] = {
     "mnist": (mnist, "train-images-idx3-ubyte and the other three, gzipped or not"),
     "fashion_mnist": (fashion_mnist, "train-images-idx3-ubyte and the other three, gzipped or not"),
 }
+# Classes, channels, height and width of the images, known before any file is read.
+SHAPES = {
+    "digits": (10, 1, 8),
+    "cifar10": (10, 3, 32),
+    "cifar100": (100, 3, 32),
+    "mnist": (10, 1, 28),
+    "fashion_mnist": (10, 1, 28),
+    "imagenet": (1000, 3, 224),
+}
 NAMES = ("digits", *FOLDERS, "imagenet")
 
 
@@ -55,6 +64,7 @@ def get(name: str, folder: str | Path | None = None, image_size: int | None = No
 __all__ = [
     "FOLDERS",
     "NAMES",
+    "SHAPES",
     "Dataset",
     "ImageFolder",
     "Loader",
