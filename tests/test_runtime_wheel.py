@@ -172,6 +172,26 @@ def test_errors_are_exceptions_that_say_what_was_wrong(python: Path, digits: tup
     assert all(len(text) > 10 for _, text in said.values()) and "float32" in said["dtype"][1]
 
 
+REFUSED = """
+import sys
+import bop2nd_runtime as br
+try:
+    br.load(sys.argv[1])
+except br.PackedFileError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("image_bytes", [False, True])
+def test_inputs_of_8_bits_are_refused(python: Path, tmp_path: Path, image_bytes: bool) -> None:
+    layer = bf.nn.BinaryConv2d(1, 8, 3, input_quantizer=None if image_bytes else "int8")
+    image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8 if image_bytes else torch.float32)
+    model = nn.Sequential(layer, nn.BatchNorm2d(8), bf.nn.BinaryConv2d(8, 8, 3))
+    packed = bf.inference.convert(model, image, image_bytes=image_bytes)
+    packed.save(tmp_path / "model.safetensors")
+    assert "no inputs of 8 bits" in in_environment(python, REFUSED, tmp_path / "model.safetensors")
+
+
 def test_the_documented_program_runs(python: Path, digits: tuple) -> None:
     page = (ROOT / "docs/runtime.md").read_text()
     start = page.index("```python\nimport bop2nd_runtime")
