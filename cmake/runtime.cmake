@@ -37,6 +37,8 @@ install(EXPORT bop2nd_targets NAMESPACE bop2nd:: FILE bop2nd-targets.cmake DESTI
 configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/bop2nd-config.cmake.in bop2nd-config.cmake
   INSTALL_DESTINATION ${package_folder})
 write_basic_package_version_file(bop2nd-config-version.cmake VERSION ${BOP2ND_VERSION} COMPATIBILITY SameMinorVersion)
+# Relative: `cmake --install --prefix` may name another folder than the configuration did.
+file(RELATIVE_PATH pc_to_prefix /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
 configure_file(${PROJECT_SOURCE_DIR}/cmake/bop2nd.pc.in bop2nd.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/bop2nd-config.cmake ${PROJECT_BINARY_DIR}/bop2nd-config-version.cmake
   DESTINATION ${package_folder})

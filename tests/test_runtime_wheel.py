@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import sys
 import venv
 import zipfile
@@ -271,6 +272,16 @@ def test_the_wheel_is_small(wheel: Path) -> None:
 
 
 # --------------------------------------------------------------------------- the program without Python
+
+
+@pytest.mark.skipif(not shutil.which("pkg-config"), reason="needs pkg-config")
+def test_pkg_config_names_the_folder_of_the_installation(tmp_path: Path) -> None:
+    build("bop2nd_runtime_static")
+    run("cmake", "--install", build("bop2nd_runtime"), "--prefix", tmp_path / "here")
+    (told,) = tmp_path.glob("here/lib*/**/bop2nd.pc")
+    flags = run("pkg-config", "--cflags", "--libs", told).split()
+    assert any((Path(f[2:]) / "bop2nd_runtime.h").exists() for f in flags if f.startswith("-I"))
+    assert any((Path(f[2:]) / "libbop2nd_runtime.so").exists() for f in flags if f.startswith("-L"))
 
 
 def programs() -> list:
