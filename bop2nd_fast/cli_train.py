@@ -183,7 +183,11 @@ def train_command(
     if trainer.replicas.first:
         trainer.report()
         accuracy = trainer.history[-1].test_accuracy
-        out.print(f"test accuracy [bold]{accuracy:.2%}[/]; wrote {shown(out_dir)}/", highlight=False)
+        out.print(
+            f"test accuracy [bold]{accuracy:.2%}[/]; wrote {shown(out_dir)}/",
+            highlight=False,
+            soft_wrap=True,
+        )
     trainer.replicas.leave()
 
 

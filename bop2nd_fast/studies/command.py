@@ -56,7 +56,7 @@ def study(
             if (found := records.read(folder / records.RESULTS)[0]["study"]) != name:
                 raise StudyError(f"{folder} holds results of {found}, not of {name}")
             report.write(folder)
-            out.print(f"wrote {shown(folder / report.TABLE)}", highlight=False)
+            out.print(f"wrote {shown(folder / report.TABLE)}", highlight=False, soft_wrap=True)
             return
         folder = Path("out/studies") / name if out_dir is None else out_dir
         checked_device(device)
@@ -96,4 +96,4 @@ def _counts(opened: Trials) -> str:
 
 
 def _say(opened: Trials) -> None:
-    out.print(f"{shown(opened.folder)}: {_counts(opened)}", highlight=False)
+    out.print(f"{shown(opened.folder)}: {_counts(opened)}", highlight=False, soft_wrap=True)
