@@ -24,7 +24,7 @@ from torch import nn
 
 from . import data, models
 from .optim import presets
-from .optim.courses import Constant, Cosine, Course, Courses, Linear, parse, stretched, text_of
+from .optim.courses import Constant, Cosine, Course, Courses, Linear, Staircase, parse, stretched, text_of
 from .optim.presets import Preset
 
 # What can run over a training, by optimizer; lr is Adam's, of the real weights.
@@ -33,6 +33,7 @@ HYPERPARAMETERS = {
     "Bop2ndOrder": ("gamma", "sigma", "threshold", "lr"),
     "Adam": ("lr",),
 }
+COURSES = (Constant, Linear, Cosine, Staircase)
 BIAS_CORRECTIONS = ("none", "reference", "adam")
 AUGMENTATIONS = ("none", "flip", "crop_flip", "resized_crop")
 
@@ -42,7 +43,7 @@ class Recipe:
     """A training run, but for its seed and its machine.
 
     Args:
-        name: what it is called; a changed recipe keeps the name it comes from.
+        name: what it is called, and its preset with it; a changed recipe keeps the name it comes from.
         preset: network, data set, optimizer, courses, epochs, batch size.
         options: of the network, as ``models.get`` takes them (``width``, ``norm``, ``weights``, ...).
         augmentation: of training images: ``none``, ``flip`` (mirror), ``crop_flip`` (pad by 4, crop, mirror)
@@ -58,7 +59,10 @@ class Recipe:
     augmentation: str = "none"
 
     def __post_init__(self) -> None:
-        p = self.preset
+        p = dataclasses.replace(self.preset, name=self.name)
+        object.__setattr__(self, "preset", p)
+        _of_type("name", self.name, str, "a text")
+        _of_type("options", self.options, dict, "a dict of name and value")
         _among("network", p.network, models.NAMES)
         _among("data set", p.dataset, data.NAMES)
         _among("optimizer", p.optimizer, tuple(HYPERPARAMETERS))
@@ -68,6 +72,7 @@ class Recipe:
         elif p.bias_correction is not None:
             raise ValueError(f"{p.optimizer} has no bias_correction; Bop2ndOrder has")
         for what, count in (("epochs", p.epochs), ("batch_size", p.batch_size)):
+            _of_type(what, count, int, "a whole number")
             if count < 1:
                 raise ValueError(f"{what} is {count}, it must be at least 1")
         for name in p.courses:
@@ -75,6 +80,7 @@ class Recipe:
         if missing := [n for n in HYPERPARAMETERS[p.optimizer] if n not in p.courses]:
             raise ValueError(f"{p.optimizer} needs {', '.join(missing)}")
         for name, course in p.courses.items():
+            _of_type(f"the course of {name}", course, COURSES, "a Constant, Linear, Cosine or Staircase")
             _check_range(name, course)
 
     # What a reader asks for, whether the recipe or its preset has it.
@@ -195,6 +201,11 @@ def _flat(plain: dict[str, Any]) -> dict[str, Any]:
 def _among(what: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:
     if value not in allowed:
         raise ValueError(f"there is no {what} {value!r}{of}; there are {', '.join(allowed)}")
+
+
+def _of_type(what: str, value: object, kind: type | tuple[type, ...], allowed: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{what} is {value!r}, it must be {allowed}")
 
 
 def _check_range(name: str, course: Course) -> None:

@@ -103,7 +103,7 @@ class Trainer:
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.n_steps = recipe.epochs * self.steps_per_epoch
         self.model = recipe.model(dataset, self.seed).to(self.device)
-        self.teacher = None if teacher is None else teacher.to(self.device).eval()
+        self.teacher = None if teacher is None else self._checked(teacher.to(self.device).eval())
         self.optimizer, self.schedulers = recipe.preset.build(self.model, self.steps_per_epoch, graph)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
         forward: Callable[[Tensor], Tensor] = self.replicas.wrap(self.model)
@@ -113,6 +113,20 @@ class Trainer:
         self._epoch = _EpochSoFar(self.device)
         self.history: list[Epoch] = []
         self._last: list[LayerReport] = []
+
+    def _checked(self, teacher: nn.Module) -> nn.Module:
+        """The teacher, if it takes such images and has one output per class."""
+        it, size = self.dataset, self.dataset.image_size
+        image = torch.zeros(1, it.in_channels, size, size, device=self.device)
+        fits = f"it must take images of [{it.in_channels}, {size}, {size}] and have {len(it.classes)} outputs"
+        try:
+            with torch.no_grad(), self._autocast():
+                shape = tuple(teacher(image).shape)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"the teacher does not fit {it.name}: {fits}; {error}") from error
+        if shape != (1, len(it.classes)):
+            raise ValueError(f"the teacher does not fit {it.name}: {fits}, got {list(shape[1:])} of outputs")
+        return teacher
 
     # ------------------------------------------------------------------------- running
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bop2nd_fast import checkpoint, data, plots, recipes, train, train_record
+from bop2nd_fast import checkpoint, data, models, plots, recipes, train, train_record
 from bop2nd_fast.binary_tensor import BinaryTensor
 from bop2nd_fast.optim.courses import Cosine, Linear
 
@@ -345,6 +345,36 @@ def test_a_teacher_s_outputs_are_learnt_instead_of_labels():
     student.run()
     assert student.history[-1].loss < student.history[0].loss
     assert student.history[-1].test_accuracy > 0.3  # no label has been seen
+
+
+@pytest.mark.parametrize(("channels", "classes"), [(1, 7), (3, 10)])
+def test_a_teacher_of_other_images_or_classes_is_refused_at_once(tmp_path, channels, classes):
+    teacher = models.get("binarynet", num_classes=classes, in_channels=channels, image_size=8, width=8)
+    with pytest.raises(ValueError, match=r"teacher does not fit digits.*\[1, 8, 8\] and have 10 outputs"):
+        make_trainer(out=tmp_path / "run", settings={"teacher": teacher})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_renamed_recipe_comes_back_from_its_json():
+    renamed = RECIPE.replace(name="mine")
+    assert renamed != RECIPE and renamed.preset.name == "mine"
+    assert recipes.Recipe.from_json(renamed.to_json()) == renamed
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("name", 3), ("options", []), ("epochs", 1.5), ("batch_size", "32")],
+)
+def test_a_recipe_s_json_with_a_part_of_another_type_is_refused(part, value):
+    plain = json.loads(RECIPE.to_json())
+    with pytest.raises(ValueError, match=f"^{part} is .*must be"):
+        recipes.Recipe.from_json(json.dumps({**plain, part: value}))
+
+
+def test_a_number_is_no_course():
+    number: Any = 0.001
+    with pytest.raises(ValueError, match=r"course of gamma is 0\.001, it must be a Constant"):
+        RECIPE.replace(schedules={"gamma": number})
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
