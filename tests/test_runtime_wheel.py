@@ -18,6 +18,8 @@ from torch import nn
 
 import bop2nd_fast as bf
 from bop2nd_fast import data
+from bop2nd_fast.inference.graph import InputSpec, Ref, Step
+from bop2nd_fast.inference.packed_model import PackedModel
 from tests import packed_models
 from tests.native_builds import ARM_TOOLS, ROOT, build, run
 from tests.test_packed_file_golden import compare, expected, golden
@@ -316,3 +318,33 @@ def test_digits_without_python(program: list, digits: tuple, tmp_path: Path) -> 
     lines = run(*program, model, "--npy", images).splitlines()
     assert [int(line.split()[2]) for line in lines] == got.argmax(1).tolist()
     assert "linear" in run(*program, model).lower()
+
+
+@pytest.mark.parametrize("tall_first", [False, True])
+def test_one_constant_is_the_weight_of_several_products(
+    program: list, tmp_path: Path, tall_first: bool
+) -> None:
+    """Of the same numbers each product has its own order, and as many as its shape takes."""
+    x = packed_models.values(3, 4, 2, 2)
+    products = [
+        [packed_models.aten("conv", "conv2d.default", Ref("x"), Ref("w"), None, [1, 1], [0, 0], [1, 1], 1)],
+        [
+            packed_models.aten("wide", "view.default", Ref("w"), [8, 16]),
+            packed_models.aten("rows", "linear.default", Ref("row"), Ref("wide")),
+        ],
+        [
+            packed_models.aten("tall", "view.default", Ref("w"), [64, 2]),
+            packed_models.aten("columns", "linear.default", Ref("x"), Ref("tall")),
+        ],
+    ]
+    steps = [Step("x", "input"), packed_models.aten("row", "flatten.using_ints", Ref("x"), 1)]
+    for product in reversed(products) if tall_first else products:
+        steps += product
+    result = packed_models.output((Ref("conv"), Ref("rows"), Ref("columns")))
+    spec = InputSpec(tuple(x.shape), torch.float32)
+    model = PackedModel([*steps, result], {}, [spec], {"w": packed_models.values(8, 4, 2, 2, seed=1)})
+    model.save(tmp_path / "model.safetensors")
+    np.save(tmp_path / "x.npy", x.numpy())
+    run(*program, tmp_path / "model.safetensors", "--npy", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
+    for i, wanted in enumerate(model(x)):
+        np.testing.assert_allclose(np.load(tmp_path / f"y.{i}.npy"), wanted.numpy(), rtol=1e-5, atol=1e-5)

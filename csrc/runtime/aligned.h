@@ -8,8 +8,8 @@
 #include <memory>
 #include <mutex>
 #include <new>
-#include <tuple>
 #include <utility>
+#include <vector>
 
 namespace bop2nd::runtime {
 
@@ -39,8 +39,9 @@ using Words = Aligned<uint32_t>;
 
 class Prepared {
  public:
-  // By the memory they come from, and by numbers that say how they are laid.
-  using Key = std::tuple<const void*, int64_t, int64_t, int64_t>;
+  // By the memory they come from, and by all numbers that say how they are laid: one constant may be the
+  // weight of several products, with other shapes.
+  using Key = std::pair<const void*, std::vector<int64_t>>;
 
   template <class Make>
   std::shared_ptr<const Words> get(const Key& key, const Make& make) {

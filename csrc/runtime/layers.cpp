@@ -18,7 +18,7 @@ const uint32_t* weight_words(const Layer& layer) {
 std::shared_ptr<const Words> blocked_weight(Planner& p, const Layer& layer) {
   const Stored& weight = *layer.tensor("weight");
   int64_t outputs = layer.weight_shape[0], row_words = weight.count() / outputs;
-  return p.prepared().get({weight.data, 0, layer.groups, 0}, [&] {
+  return p.prepared().get({weight.data, {0, layer.groups}}, [&] {
     int64_t n_blocks = (outputs / layer.groups + 15) / 16;
     Words made(static_cast<size_t>(layer.groups * n_blocks * 16 * row_words));
     prepack_weight(weight_words(layer), outputs, layer.groups, row_words, made.data());
@@ -29,7 +29,7 @@ std::shared_ptr<const Words> blocked_weight(Planner& p, const Layer& layer) {
 // -1 times the padding bits for every output: they are no products.
 std::shared_ptr<const Words> minus_padding(Planner& p, const Layer& layer) {
   size_t n = static_cast<size_t>(layer.weight_shape[0]);
-  return p.prepared().get({layer.tensor("weight")->data, 2, layer.padding_bits, 0}, [&] {
+  return p.prepared().get({layer.tensor("weight")->data, {2, layer.padding_bits}}, [&] {
     Words made(n);
     std::fill_n(reinterpret_cast<float*>(made.data()), n, -static_cast<float>(layer.padding_bits));
     return made;

@@ -74,7 +74,8 @@ LaidWeight lay_weight(Planner& p, const RealWeight& weight, const Blocks& blocks
   const float* reals =
       weight.words ? nullptr : static_cast<const float*>(weight.tensor.place.fixed) + weight.tensor.offset;
   const void* source = weight.words ? static_cast<const void*>(weight.words) : reals;
-  laid.kept = p.prepared().get({source, 1, blocks.groups, blocks.block}, [&] {
+  Prepared::Key key{source, {1, blocks.groups, blocks.outputs, blocks.n_k, blocks.block, channels, taps}};
+  laid.kept = p.prepared().get(key, [&] {
     Words made(blocks.n_floats());
     blocks.lay({reals, weight.words, channels, taps}, reinterpret_cast<float*>(made.data()));
     return made;
