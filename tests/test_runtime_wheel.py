@@ -195,6 +195,17 @@ def test_inputs_of_8_bits_are_refused(python: Path, tmp_path: Path, image_bytes:
     assert "no inputs of 8 bits" in in_environment(python, REFUSED, tmp_path / "model.safetensors")
 
 
+def test_an_empty_shape_with_huge_axes_is_refused(python: Path, tmp_path: Path) -> None:
+    """Its strides would be beyond 64 bits."""
+    size = [0, 2**62, 2**62]
+    steps = [Step("x", "input"), packed_models.aten("none", "view.default", Ref("x"), size)]
+    steps.append(packed_models.aten("n", "sym_size.int", Ref("none"), 0))
+    spec = InputSpec((0,), torch.float32)
+    model = PackedModel([*steps, packed_models.output((Ref("x"), Ref("n")))], {}, [spec])
+    model.save(tmp_path / "model.safetensors")
+    assert "the shape is too large" in in_environment(python, REFUSED, tmp_path / "model.safetensors")
+
+
 def test_the_documented_program_runs(python: Path, digits: tuple) -> None:
     page = (ROOT / "docs/runtime.md").read_text()
     start = page.index("```python\nimport bop2nd_runtime")

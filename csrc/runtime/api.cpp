@@ -33,6 +33,8 @@ struct bop2nd_context {
 namespace {
 
 constexpr const char* kVersion = BOP2ND_VERSION;
+static_assert(BOP2ND_MAX_AXES == bop2nd::runtime::kMaxAxes, "results must fit bop2nd_tensor");
+static_assert(BOP2ND_ERROR_MEMORY == static_cast<int>(Status::kMemory), "the numbers of the status");
 
 // Not a std::string: what is said must not need memory.
 thread_local char last_error[512];

@@ -75,7 +75,7 @@ class Reader {
       input.shape.push_back(size.as_integer("an input's size", 0, (int64_t{1} << 48) - 1));
     for (const Json& free : json.at("free", "an input").as_list("an input's free axes"))
       input.free.push_back(free.as_bool("a free axis"));
-    require(input.shape.size() == input.free.size() && input.shape.size() <= 16,
+    require(input.shape.size() == input.free.size() && input.shape.size() <= kMaxAxes,
             "an input has other free axes than axes, or more than 16");
     const std::string& dtype = json.at("dtype", "an input").as_text("an input's dtype");
     // Words: parts of a network that torch runs. A whole one of profile `bits` has real inputs only.

@@ -24,17 +24,11 @@ void check_input(const InputSpec& spec, const Array& input, bool needs_data) {
     fail(Status::kArgument, "input '", printable(spec.name), "' ", what);
   };
   if (input.type != spec.type) refuse("is of another dtype");
-  bool fits = input.shape.size() == spec.shape.size();
-  int64_t n = 1;
-  for (size_t i = 0; fits && i < spec.shape.size(); ++i) {
-    fits = input.shape[i] >= 0 && (spec.free[i] || input.shape[i] == spec.shape[i]) &&
-           !__builtin_mul_overflow(n, std::max<int64_t>(1, input.shape[i]), &n) && n < (int64_t{1} << 48);
-  }
+  bool fits = input.shape.size() == spec.shape.size() && extent(input.shape) > 0;
+  for (size_t i = 0; fits && i < spec.shape.size(); ++i)
+    fits = spec.free[i] || input.shape[i] == spec.shape[i];
   if (!fits) refuse("must be like " + text_of(spec.shape) + ", got " + text_of(input.shape));
-  if (needs_data && !input.data && input.shape.size() && n > 0) {
-    bool empty = std::find(input.shape.begin(), input.shape.end(), 0) != input.shape.end();
-    if (!empty) refuse("has no data");
-  }
+  if (needs_data && !input.data && product(input.shape) > 0) refuse("has no data");
   if (reinterpret_cast<uintptr_t>(input.data) % 4 != 0) refuse("does not start on 4 bytes");
 }
 

@@ -20,7 +20,7 @@ size_t axis_of(const Planner& p, int64_t axis, size_t rank) {
 Value viewed(Planner& p, const Tensor& from, Sizes shape) {
   int64_t known = 1;
   int free = -1;
-  p.check(shape.size() <= 16, "more than 16 axes");
+  p.check(shape.size() <= kMaxAxes, "more than 16 axes");
   for (size_t i = 0; i < shape.size(); ++i) {
     p.check(shape[i] >= -1 && (shape[i] != -1 || free < 0), "a size is negative, or two are left open");
     if (shape[i] == -1) free = static_cast<int>(i);
@@ -32,6 +32,7 @@ Value viewed(Planner& p, const Tensor& from, Sizes shape) {
     shape[static_cast<size_t>(free)] = n / known, known = n;
   }
   p.check(known == n, "the shape does not hold as many elements");
+  p.check(extent(shape) > 0, "the shape is too large");
   Tensor to = p.dense(from);
   to.strides.assign(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) to.strides[i - 1] = to.strides[i] * std::max<int64_t>(1, shape[i]);
@@ -72,19 +73,17 @@ Value permute(Planner& p, const Step& s) {
 }
 
 Value expanded(Planner& p, Tensor x, const Sizes& sizes) {
-  p.check(sizes.size() >= x.rank() && sizes.size() <= 16,
+  p.check(sizes.size() >= x.rank() && sizes.size() <= kMaxAxes,
           "it has fewer axes than the tensor, or more than 16");
   size_t added = sizes.size() - x.rank();
   Tensor to = x;
   to.shape.resize(sizes.size()), to.strides.resize(sizes.size());
-  int64_t n = 1;
   for (size_t i = 0; i < sizes.size(); ++i) {
     int64_t own = i < added ? 1 : x.shape[i - added], size = i >= added && sizes[i] == -1 ? own : sizes[i];
     p.check(size >= 0 && (own == size || own == 1), "a size is neither the tensor's nor repeats it");
-    p.check(!__builtin_mul_overflow(n, std::max<int64_t>(1, size), &n) && n < (int64_t{1} << 48),
-            "the shape is too large");
     to.shape[i] = size, to.strides[i] = i < added || own != size ? 0 : x.strides[i - added];
   }
+  p.check(extent(to.shape) > 0, "the shape is too large");
   return Value::of(to);
 }
 

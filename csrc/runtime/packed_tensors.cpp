@@ -38,19 +38,16 @@ struct Place {
 Place place_of(const std::string& name, const Json& entry, int64_t body) {
   entry.check_size(3, "a tensor's description");
   Place place{type_of(entry.at("dtype", "a tensor").as_text("a dtype")), {}, 0, 0};
-  int64_t n_bytes = bytes_of(place.type);
   const std::vector<Json>& shape = entry.at("shape", "a tensor").as_list("a shape");
-  require(shape.size() <= 16, "tensor '", printable(name), "' has more than 16 axes");
-  bool fits = true;
-  for (const Json& size : shape) {
+  require(shape.size() <= kMaxAxes, "tensor '", printable(name), "' has more than ", kMaxAxes, " axes");
+  for (const Json& size : shape)
     place.shape.push_back(size.as_integer("a tensor's size", 0, (int64_t{1} << 48) - 1));
-    fits = fits && !__builtin_mul_overflow(n_bytes, place.shape.back(), &n_bytes);
-  }
+  require(extent(place.shape) > 0, "tensor '", printable(name), "' has too large a shape");
   const std::vector<Json>& offsets = entry.at("data_offsets", "a tensor").as_list("data_offsets");
   require(offsets.size() == 2, "data_offsets are not two numbers");
   place.begin = offsets[0].as_integer("an offset", 0, body);
   place.end = offsets[1].as_integer("an offset", place.begin, body);
-  require(fits && place.end - place.begin == n_bytes, "tensor '", printable(name),
+  require(place.end - place.begin == product(place.shape) * bytes_of(place.type), "tensor '", printable(name),
           "' does not have the bytes that its shape takes");
   return place;
 }
@@ -95,9 +92,19 @@ std::string checksum(const Json& metadata, const StoredTensors& tensors) {
 
 int64_t bytes_of(Type type) { return kBytes[static_cast<int>(type)]; }
 
-int64_t Stored::count() const {
+int64_t product(const Sizes& sizes) {
   int64_t n = 1;
-  for (int64_t size : shape) n *= size;
+  for (int64_t size : sizes) n *= size;
+  return n;
+}
+
+int64_t extent(const Sizes& shape) {
+  if (shape.size() > kMaxAxes) return -1;
+  int64_t n = 1;
+  for (int64_t size : shape) {
+    if (size < 0 || __builtin_mul_overflow(n, std::max<int64_t>(1, size), &n) || n >= int64_t{1} << 48)
+      return -1;
+  }
   return n;
 }
 

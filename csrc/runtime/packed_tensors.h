@@ -12,6 +12,12 @@
 namespace bop2nd::runtime {
 
 using Sizes = std::vector<int64_t>;
+constexpr size_t kMaxAxes = 16;
+int64_t product(const Sizes& sizes);
+// The product with 1 for every 0, which bounds what strides and counts of the axes in any order can be.
+// Negative if that is 2^48 or more, a size is negative, or there are more than kMaxAxes: no shape to compute
+// with.
+int64_t extent(const Sizes& shape);
 
 enum class Type : uint8_t { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool };
 int64_t bytes_of(Type type);
@@ -22,7 +28,7 @@ struct Stored {
   Sizes shape;
   const void* data = nullptr;
 
-  int64_t count() const;
+  int64_t count() const { return product(shape); }
   int64_t n_bytes() const { return count() * bytes_of(type); }
 };
 

@@ -13,12 +13,6 @@ namespace {
 
 constexpr size_t kLine = 64;
 
-int64_t product(const Sizes& sizes) {
-  int64_t n = 1;
-  for (int64_t size : sizes) n *= size;
-  return n;
-}
-
 Sizes row_major_strides(const Sizes& shape) {
   Sizes strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, shape[i]);
@@ -234,13 +228,8 @@ void Planner::place_buffers() {
 }
 
 Tensor Planner::make(Type type, Sizes shape, bool channels_last) {
-  int64_t n_bytes = bytes_of(type);
-  bool fits = shape.size() <= 16;
-  for (int64_t size : shape)
-    fits = fits && size >= 0 && size < (int64_t{1} << 48) &&
-           !__builtin_mul_overflow(n_bytes, std::max<int64_t>(1, size), &n_bytes) &&
-           n_bytes < (int64_t{1} << 56);
-  if (!fits || static_cast<uint64_t>(n_bytes) > allowed_)
+  int64_t n_bytes = extent(shape) * bytes_of(type);
+  if (n_bytes < 0 || static_cast<uint64_t>(n_bytes) > allowed_)
     fail(Status::kLimit, "step '", printable(name_), "' would make a tensor of more than the ", allowed_,
          " bytes that are allowed");
   Tensor tensor{type, shape, row_major_strides(shape), {}, 0};
