@@ -220,15 +220,14 @@ int load_and_run(const std::string& bytes, Random& random) {
   if (fits)
     ran = bop2nd_run(context, inputs.data(), static_cast<int32_t>(inputs.size()), outputs.data(),
                      static_cast<int32_t>(outputs.size())) == BOP2ND_OK;
-  // Every byte of a result is there to be read.
-  uint32_t sum = 0;
+  // Every byte of a result is there to be read. Volatile: else the compiler leaves the loop out.
   for (size_t i = 0; ran && i < outputs.size(); ++i) {
     int64_t n = outputs[i].dtype == BOP2ND_INT64 ? 2 : 1;
     for (int axis = 0; axis < outputs[i].n_axes; ++axis) n *= outputs[i].shape[axis];
-    for (int64_t k = 0; k < n; ++k) sum += static_cast<const uint32_t*>(outputs[i].data)[k];
+    for (int64_t k = 0; k < n; ++k) (void)static_cast<const volatile uint32_t*>(outputs[i].data)[k];
   }
   bop2nd_context_free(context), bop2nd_free(network);
-  return ran + (sum == 0x12345678u ? 0 : 0);
+  return ran;
 }
 
 }  // namespace
