@@ -16,6 +16,10 @@ void check_complete(const bop2nd::InstructionSet& set, const char* name) {
   CHECK(products && products->look_up_reals && products->look_up_integers && products->multiply_bytes &&
             products->emit_reals && products->emit_integers && products->largest && products->quantize,
         "a loop of the signed products of %s is missing", name);
+  const bop2nd::RealTable* reals = t.reals;
+  CHECK(reals && reals->block > 0 && reals->multiply && reals->window_max && reals->window_sum &&
+            reals->window_products && reals->binary && reals->affine && reals->clamp,
+        "a loop of the real numbers of %s is missing", name);
   CHECK(!t.tiles || (t.tiles->pixels && t.tiles->multiply), "a loop of the tiles of %s is missing", name);
   CHECK(set.yardsticks.stream && set.yardsticks.register_loop(2) > 0, "a yardstick of %s is missing", name);
 }
