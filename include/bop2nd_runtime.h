@@ -89,7 +89,8 @@ typedef struct bop2nd_step_profile {
 BOP2ND_API const char* bop2nd_version(void);
 /* The instruction set in use, "avx512_bitalg" say. */
 BOP2ND_API const char* bop2nd_instruction_set(void);
-/* Of the last call of this thread that failed; "" where none did. Valid until the thread's next call. */
+/* Of the last call of this thread that failed, "" where none did: calls that succeed leave it as it is. Valid
+ * until the thread's next call that fails. */
 BOP2ND_API const char* bop2nd_last_error(void);
 
 /* Loads a packed file. It is mapped into memory: it must not change before network and contexts are freed.

@@ -172,7 +172,10 @@ void test_errors() {
   input.dtype = BOP2ND_FLOAT32, input.data = nullptr;
   CHECK(bop2nd_run(context, &input, 1, outputs, 8) == BOP2ND_ERROR_ARGUMENT, "no data");
   input = input_of(kGolden[0], memory);
+  std::string said = bop2nd_last_error();
+  CHECK(said.find("has no data") != std::string::npos, "%s", said.c_str());
   run(kGolden[0], context, network, input);  // errors leave the context as it was
+  CHECK(bop2nd_last_error() == said, "a success changes what the last failure said: %s", bop2nd_last_error());
   bop2nd_context_free(context), bop2nd_free(network);
 }
 
