@@ -19,7 +19,8 @@ int main(int argc, char** argv) {
   bop2nd_network* network;
   bop2nd_context* context;
   bop2nd_tensor image = {0}, logits;
-  FILE* file = argc == 3 ? fopen(argv[2], "rb") : NULL;
+  if (argc != 3) return fprintf(stderr, "usage: %s MODEL.safetensors IMAGES.npy\n", argv[0]), 2;
+  FILE* file = fopen(argv[2], "rb");
   if (!file || fread(head, 1, 10, file) != 10 || head[9] > 2) return fprintf(stderr, "no .npy file\n"), 1;
   size_t header = head[8] + 256u * head[9], n = fread(text, 1, header, file), n_values = 1;
   const char* shape = strstr(text, "'shape': (");
