@@ -6,6 +6,7 @@
 // are read as they lie. Padding is written out once for every image, into memory of the arena.
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "../core/bit_layout.h"
 #include "../cpu/parallel.h"
@@ -55,7 +56,7 @@ struct Blocks {
 // The laid weight: prepared once where it is fixed, by an operation of the plan where it is computed.
 struct LaidWeight {
   Tensor tensor;
-  std::shared_ptr<const Words> kept;
+  std::shared_ptr<const Words> kept;  // the memory of a fixed one
 };
 
 LaidWeight lay_weight(Planner& p, const RealWeight& weight, const Blocks& blocks) {
@@ -89,7 +90,6 @@ struct RealTask {
   std::vector<int64_t> offsets;  // of the numbers of group 0
   int64_t group_step;            // to those of the next group
   int64_t all_outputs;
-  const float* bias;
 };
 
 // Pixels [0, n) of one image: the start of each is place(pixel).
@@ -121,10 +121,6 @@ void multiply_all(const RealTask& task, const float* bias, const float* x, const
       table.multiply(t);
     }
   });
-}
-
-const float* fixed_bias(const Tensor* bias) {
-  return bias && bias->is_fixed() ? static_cast<const float*>(bias->place.fixed) + bias->offset : nullptr;
 }
 
 std::vector<Tensor> reads_of(const Tensor& x, const LaidWeight& weight, const Tensor* bias) {
@@ -173,14 +169,12 @@ Tensor plan_depthwise(Planner& p, const Tensor& given, const RealWeight& weight,
   Blocks blocks{1, channels, g.kernel[0] * g.kernel[1], channels};
   LaidWeight laid = lay_weight(p, weight, blocks);
   int64_t batch = to.shape[0], rows = to.shape[2], columns = to.shape[3];
-  const float* fixed = fixed_bias(bias);
-  Tensor added = bias ? *bias : Tensor{};
-  bool computed = bias && !fixed;
+  std::optional<Tensor> added = bias ? std::optional<Tensor>(*bias) : std::nullopt;
   double work = static_cast<double>(to.count()) * static_cast<double>(blocks.n_k);
   p.emit(reads_of(x, laid, bias), {to}, work, [=](const Memory& memory) {
     const RealTable& table = real_table();
-    const float* w = laid.kept ? reinterpret_cast<const float*>(laid.kept->data()) : memory.at(laid.tensor);
-    const float *from = memory.at(x), *terms = computed ? memory.at(added) : fixed;
+    const float *w = memory.at(laid.tensor), *from = memory.at(x),
+                *terms = added ? memory.at(*added) : nullptr;
     parallel_ranges(batch * rows, 1, [&](int64_t first, int64_t last) {
       static thread_local std::vector<int64_t> offsets, w_offsets;
       for (int64_t row = first; row < last; ++row) {
@@ -241,7 +235,7 @@ Tensor plan_real_conv(Planner& p, const Tensor& x, const RealWeight& weight, con
     steps = image.pixels ? Sizes{1, line * image.channels, image.channels}
                          : Sizes{image.padded_height() * line, line, 1};
   }
-  RealTask task{blocks, {}, depth * steps[0], outputs, fixed_bias(bias)};
+  RealTask task{blocks, {}, depth * steps[0], outputs};
   for (int64_t i = 0; i < g.kernel[0]; ++i) {
     for (int64_t j = 0; j < g.kernel[1]; ++j) {
       for (int64_t c = 0; c < depth; ++c)
@@ -249,11 +243,9 @@ Tensor plan_real_conv(Planner& p, const Tensor& x, const RealWeight& weight, con
     }
   }
   double work = static_cast<double>(to.count()) * static_cast<double>(blocks.n_k);
-  Tensor added = bias ? *bias : Tensor{};
-  bool computed = bias && !task.bias;
+  std::optional<Tensor> added = bias ? std::optional<Tensor>(*bias) : std::nullopt;
   p.emit(reads_of(x, laid, bias), writes, work, [=](const Memory& memory) {
-    const float* w = laid.kept ? reinterpret_cast<const float*>(laid.kept->data()) : memory.at(laid.tensor);
-    const float* terms = computed ? memory.at(added) : task.bias;
+    const float *w = memory.at(laid.tensor), *terms = added ? memory.at(*added) : nullptr;
     for (int64_t n = 0; n < to.shape[0]; ++n) {
       const float* source = memory.at(x) + n * x.strides[0];
       if (padded) image.write(source, memory.at(border)), source = memory.at(border);
@@ -276,16 +268,13 @@ Tensor plan_real_linear(Planner& p, const Tensor& given, const RealWeight& weigh
   Tensor to = p.make(Type::kF32, shape);
   Blocks blocks{1, outputs, n_k, real_table().block};
   LaidWeight laid = lay_weight(p, weight, blocks);
-  RealTask task{blocks, {}, 0, outputs, fixed_bias(bias)};
+  RealTask task{blocks, {}, 0, outputs};
   for (int64_t k = 0; k < n_k; ++k) task.offsets.push_back(k);
-  Tensor added = bias ? *bias : Tensor{};
-  bool computed = bias && !task.bias;
+  std::optional<Tensor> added = bias ? std::optional<Tensor>(*bias) : std::nullopt;
   int64_t rows = to.count() / outputs;
   p.emit(reads_of(x, laid, bias), {to}, static_cast<double>(to.count()) * static_cast<double>(n_k),
          [=](const Memory& memory) {
-           const float* w =
-               laid.kept ? reinterpret_cast<const float*>(laid.kept->data()) : memory.at(laid.tensor);
-           const float* terms = computed ? memory.at(added) : task.bias;
+           const float *w = memory.at(laid.tensor), *terms = added ? memory.at(*added) : nullptr;
            multiply_all(task, terms, memory.at(x), w, rows, memory.at(to),
                         [&](int64_t row) { return row * n_k; });
          });
