@@ -517,7 +517,8 @@ void multiply_integers(Plan& plan) {
 }  // namespace
 
 void signed_product(const SignedProduct& product) {
-  Plan plan{product, &active_table(), 0, 0, 0, 0, {}, {}, {}};
+  Plan plan{};
+  plan.p = product, plan.table = &active_table();
   plan.out_image = std::max<int64_t>(1, product.shape.out_size(0) * product.shape.out_size(1));
   plan.n_pixels = product.shape.out_pixels();
   if (plan.n_pixels == 0 || product.shape.out_channels == 0) return;
