@@ -78,9 +78,7 @@ class Reader {
     require(input.shape.size() == input.free.size() && input.shape.size() <= kMaxAxes,
             "an input has other free axes than axes, or more than 16");
     const std::string& dtype = json.at("dtype", "an input").as_text("an input's dtype");
-    // Words: parts of a network that torch runs. A whole one of profile `bits` has real inputs only.
-    require(dtype == "float32" || dtype == "int32", "an input of profile 'bits' is not float32");
-    input.type = dtype == "float32" ? Type::kF32 : Type::kI32;
+    require(dtype == "float32", "an input of profile 'bits' is not float32");
     graph.inputs.push_back(std::move(input));
   }
 

@@ -64,7 +64,6 @@ struct Graph {
   Argument output;
 };
 
-// With `words` the graph is a part of a network: inputs may be int32 words.
 Graph read_graph(std::string_view json, StoredTensors tensors);
 
 }  // namespace bop2nd::runtime

@@ -40,18 +40,11 @@ void check_inputs(const Graph& graph, const std::vector<Array>& inputs, bool nee
 
 }  // namespace
 
-Network::Network(const std::string& graph, StoredTensors tensors, const Limits& limits) : limits_(limits) {
-  graph_ = read_graph(graph, std::move(tensors));
-  look_at_outputs();
-}
-
 Network::Network(std::unique_ptr<MappedFile> file, const void* bytes, size_t n, const Limits& limits)
     : file_(std::move(file)), limits_(limits) {
   PackedTensors read = read_tensors(static_cast<const uint8_t*>(bytes), n);
   copies_ = std::move(read.copies);
   graph_ = read_graph(read.graph, std::move(read.tensors));
-  for (const InputSpec& input : graph_.inputs)
-    require(input.type == Type::kF32, "an input of profile 'bits' is not float32");
   look_at_outputs();
 }
 
@@ -116,8 +109,7 @@ std::string Network::describe() const {
 }
 
 Context::Context(std::shared_ptr<const Network> network, int n_threads)
-    : network_(std::move(network)),
-      pool_(n_threads > 0 ? std::make_unique<WorkerPool>(n_threads) : nullptr) {}
+    : network_(std::move(network)), pool_(n_threads) {}
 
 Context::~Context() = default;
 
@@ -136,7 +128,7 @@ Plan& Context::plan_for(const std::vector<Array>& inputs) {
 
 const std::vector<Array>& Context::run(const std::vector<Array>& inputs, std::vector<StepTime>* times) {
   check_inputs(network_->graph(), inputs, true);
-  PoolScope scope(pool_ ? &pool_->pool() : nullptr);
+  PoolScope scope(&pool_.pool());
   return plan_for(inputs).run(inputs, times);
 }
 

@@ -42,8 +42,6 @@ class Network {
  public:
   static std::shared_ptr<const Network> from_file(const char* path, const Limits& limits);
   static std::shared_ptr<const Network> from_memory(const void* bytes, size_t n, const Limits& limits);
-  // A graph over tensors that the caller keeps alive.
-  Network(const std::string& graph, StoredTensors tensors, const Limits& limits);
 
   const Graph& graph() const { return graph_; }
   const Limits& limits() const { return limits_; }
@@ -69,7 +67,7 @@ struct StepTime {
   double seconds, products;
 };
 
-// Runs a network, one call at a time. With 0 threads on the pool that csrc/cpu has installed.
+// Runs a network, one call at a time.
 class Context {
  public:
   Context(std::shared_ptr<const Network> network, int n_threads);
@@ -80,7 +78,7 @@ class Context {
 
  private:
   std::shared_ptr<const Network> network_;
-  std::unique_ptr<WorkerPool> pool_;          // null: what csrc/cpu has installed
+  WorkerPool pool_;
   std::vector<std::unique_ptr<Plan>> plans_;  // of the last sets of input shapes, the latest first
 
   Plan& plan_for(const std::vector<Array>& inputs);

@@ -149,7 +149,6 @@ PackedTensors read_tensors(const uint8_t* bytes, size_t n_bytes) {
   require(at == body_bytes, "damaged: ", body_bytes, " bytes of tensors, ", at, " are described");
   require(checksum(metadata, read.tensors) == metadata.at("sha256", "the metadata").as_text("sha256"),
           "it was altered after it was written: its checksum does not match");
-  read.profile = metadata.at("profile", "the metadata").text;
   read.graph = metadata.at("graph", "the metadata").text;
   return read;
 }

@@ -35,7 +35,7 @@ struct Stored {
 using StoredTensors = std::map<std::string, Stored, std::less<>>;
 
 struct PackedTensors {
-  std::string profile, graph;
+  std::string graph;
   StoredTensors tensors;
   std::vector<std::vector<uint64_t>> copies;  // of what did not lie on its alignment
 };

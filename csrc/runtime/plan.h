@@ -128,7 +128,6 @@ class Planner {
   void check(bool kept, const char* what) const {
     if (!kept) refuse(what);
   }
-  const char* kind() const { return kind_; }
 
  private:
   const Network& network_;
@@ -143,7 +142,6 @@ class Planner {
   uint64_t allowed_ = 0;
   double products_ = 0;
 
-  void read_inputs(const std::vector<Array>& inputs);
   void collect(const Value& value, const std::string& name, int depth);
   void place_buffers();
 };
