@@ -294,12 +294,7 @@ Value plan_layer(Planner& p, const Layer& layer, const Step& step) {
     case LayerKind::kConstant:
       break;
   }
-  const Stored& value = *layer.tensor("value");
-  Tensor tensor{Type::kF32, value.shape, Sizes(value.shape.size(), 1), {}, 0};
-  for (size_t i = value.shape.size(); i-- > 1;)
-    tensor.strides[i - 1] = tensor.strides[i] * std::max<int64_t>(1, value.shape[i]);
-  tensor.place.fixed = value.data;
-  return Value::of(tensor);
+  return Value::of(fixed_tensor(*layer.tensor("value")));
 }
 
 }  // namespace bop2nd::runtime

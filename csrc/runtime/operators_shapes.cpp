@@ -34,8 +34,7 @@ Value viewed(Planner& p, const Tensor& from, Sizes shape) {
   p.check(known == n, "the shape does not hold as many elements");
   p.check(extent(shape) > 0, "the shape is too large");
   Tensor to = p.dense(from);
-  to.strides.assign(shape.size(), 1);
-  for (size_t i = shape.size(); i-- > 1;) to.strides[i - 1] = to.strides[i] * std::max<int64_t>(1, shape[i]);
+  to.strides = row_major_strides(shape);
   to.shape = std::move(shape);
   return Value::of(to);
 }

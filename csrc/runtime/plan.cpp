@@ -13,12 +13,6 @@ namespace {
 
 constexpr size_t kLine = 64;
 
-Sizes row_major_strides(const Sizes& shape) {
-  Sizes strides(shape.size(), 1);
-  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, shape[i]);
-  return strides;
-}
-
 // Whether the axes, named from the nearest on, lie without gaps.
 bool without_gaps(const Tensor& t, const std::vector<size_t>& nearest_first) {
   int64_t expected = 1;
@@ -30,6 +24,18 @@ bool without_gaps(const Tensor& t, const std::vector<size_t>& nearest_first) {
 }
 
 }  // namespace
+
+Sizes row_major_strides(const Sizes& shape) {
+  Sizes strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, shape[i]);
+  return strides;
+}
+
+Tensor fixed_tensor(const Stored& stored) {
+  Tensor tensor{stored.type, stored.shape, row_major_strides(stored.shape), {}, 0};
+  tensor.place.fixed = stored.data;
+  return tensor;
+}
 
 int64_t Tensor::count() const { return product(shape); }
 
@@ -108,10 +114,7 @@ void Planner::refuse(const std::string& what) const {
 std::unique_ptr<Plan> Planner::plan() {
   const Graph& graph = network_.graph();
   for (const Constant& constant : graph.constants) {
-    Tensor tensor{
-        constant.tensor.type, constant.tensor.shape, row_major_strides(constant.tensor.shape), {}, 0};
-    tensor.place.fixed = constant.tensor.data;
-    values_.push_back(Value::of(std::move(tensor)));
+    values_.push_back(Value::of(fixed_tensor(constant.tensor)));
   }
   size_t n_inputs = 0;
   for (const Step& step : graph.steps) {
@@ -154,12 +157,7 @@ void Planner::collect(const Value& value, const std::string& name, int depth) {
   if (is_tensor) {
     tensor = value.tensor;
     bool own = tensor.place.kind == Place::Kind::kArena && tensor.row_major();
-    if (!own) {
-      Tensor from = tensor;
-      tensor = make(from.type, from.shape);
-      Walk walk(tensor, {&from, nullptr, nullptr});
-      emit({from}, {tensor}, 0, [=](const Memory& memory) { copy_elements(memory, walk, from, tensor); });
-    }
+    if (!own) tensor = copy(tensor);
     kept_.push_back(tensor.place.index);
   }
   plan_->output_integers_.push_back(value.integer);
@@ -257,20 +255,17 @@ void Planner::emit(std::vector<Tensor> reads, std::vector<Tensor> writes, double
   plan_->operations.push_back({name_, kind_, products, std::move(run)});
 }
 
-Tensor Planner::dense(const Tensor& from) {
-  if (from.row_major()) return from;
-  Tensor to = make(from.type, from.shape);
+Tensor Planner::copy(const Tensor& from, bool channels_last) {
+  Tensor to = make(from.type, from.shape, channels_last);
   Walk walk(to, {&from, nullptr, nullptr});
   emit({from}, {to}, 0, [=](const Memory& memory) { copy_elements(memory, walk, from, to); });
   return to;
 }
 
+Tensor Planner::dense(const Tensor& from) { return from.row_major() ? from : copy(from); }
+
 Tensor Planner::nearest_channels(const Tensor& from) {
-  if (from.channels_last()) return from;
-  Tensor to = make(from.type, from.shape, true);
-  Walk walk(to, {&from, nullptr, nullptr});
-  emit({from}, {to}, 0, [=](const Memory& memory) { copy_elements(memory, walk, from, to); });
-  return to;
+  return from.channels_last() ? from : copy(from, true);
 }
 
 // --------------------------------------------------------------------------------------------- arguments

@@ -40,6 +40,8 @@ struct Tensor {
   // [N, C, H, W] with C nearest, without gaps.
   bool channels_last() const;
 };
+Sizes row_major_strides(const Sizes& shape);
+Tensor fixed_tensor(const Stored& stored);
 
 // What a step makes: a tensor, a number, or several values.
 struct Value {
@@ -142,6 +144,7 @@ class Planner {
   uint64_t allowed_ = 0;
   double products_ = 0;
 
+  Tensor copy(const Tensor& from, bool channels_last = false);
   void collect(const Value& value, const std::string& name, int depth);
   void place_buffers();
 };

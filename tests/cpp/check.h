@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the C++ tests share: a check, random numbers, guarded memory, every instruction set of this machine.
+// What the C++ tests of the core share: random numbers, guarded memory, every instruction set of this
+// machine.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "check_macro.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "emulated_instructions.h"
-
-#define CHECK(condition, ...)                                                   \
-  do {                                                                          \
-    if (!(condition)) {                                                         \
-      std::printf("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                                 \
-      std::printf("\n");                                                        \
-      std::exit(1);                                                             \
-    }                                                                           \
-  } while (0)
 
 struct Random {
   uint64_t state = 88172645463325252ull;

@@ -11,15 +11,7 @@
 #include <string>
 #include <vector>
 
-#define CHECK(condition, ...)                                                   \
-  do {                                                                          \
-    if (!(condition)) {                                                         \
-      std::printf("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                                 \
-      std::printf("\n");                                                        \
-      std::exit(1);                                                             \
-    }                                                                           \
-  } while (0)
+#include "check_macro.h"
 
 inline std::vector<uint8_t> bytes_of(const std::string& path) {
   std::FILE* file = std::fopen(path.c_str(), "rb");
