@@ -49,8 +49,8 @@ typedef enum bop2nd_dtype {
   BOP2ND_INT64 = 2  /* sizes that a network gives back */
 } bop2nd_dtype;
 
-/* What a network may take. 0 stands for the default. Besides, loading takes at most 128 bytes for every byte
- * of the file. */
+/* What a network may take. 0 stands for the default. Besides, loading takes memory in proportion to the file,
+ * and for each mean, convolution or dense layer of real numbers lists of at most 2^24 numbers. */
 typedef struct bop2nd_limits {
   uint64_t file_bytes;   /* of the file; default 2^32 */
   uint64_t run_bytes;    /* of all results of a run that are held at one time; default 2^30 + 4096 for every

@@ -206,6 +206,19 @@ def test_an_empty_shape_with_huge_axes_is_refused(python: Path, tmp_path: Path) 
     assert "the shape is too large" in in_environment(python, REFUSED, tmp_path / "model.safetensors")
 
 
+def test_a_small_file_cannot_make_loading_expensive(python: Path, tmp_path: Path) -> None:
+    """A plan lists the numbers of a sum: one of 2^27 is refused."""
+    steps = [
+        Step("x", "input"),
+        packed_models.aten("wide", "expand.default", Ref("w"), [1, 2**27]),
+        packed_models.aten("sum", "linear.default", Ref("x"), Ref("wide")),
+    ]
+    spec = InputSpec((1, 2**27), torch.float32)
+    model = PackedModel([*steps, packed_models.output(Ref("sum"))], {}, [spec], {"w": torch.ones(1, 1)})
+    model.save(tmp_path / "model.safetensors")
+    assert "more than 2^24 numbers" in in_environment(python, REFUSED, tmp_path / "model.safetensors")
+
+
 def test_the_documented_program_runs(python: Path, digits: tuple) -> None:
     page = (ROOT / "docs/runtime.md").read_text()
     start = page.index("```python\nimport bop2nd_runtime")

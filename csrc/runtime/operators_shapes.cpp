@@ -145,7 +145,7 @@ Value cat(Planner& p, const Step& s) {
 std::vector<int64_t> offsets_of(const Planner& p, const Tensor& x, const std::vector<bool>& reduced) {
   int64_t n = 1;
   for (size_t i = 0; i < x.rank(); ++i) n *= reduced[i] ? x.shape[i] : 1;
-  p.check(n <= (int64_t{1} << 24), "more than 2^24 elements make one result");
+  p.check(n <= kMaxSummands, "more than 2^24 elements make one result");
   std::vector<int64_t> offsets{0};
   for (size_t axis = 0; axis < x.rank(); ++axis) {
     if (!reduced[axis]) continue;

@@ -151,6 +151,9 @@ class Planner {
 
 Value plan_layer(Planner& planner, const Layer& layer, const Step& step);
 
+// Plans list where the numbers of one result lie: at most this many.
+constexpr int64_t kMaxSummands = int64_t{1} << 24;
+
 // ---- Products and windows, which layers and operators share.
 struct Geometry {
   Pair kernel, stride, padding, dilation;

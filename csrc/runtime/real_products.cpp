@@ -63,6 +63,7 @@ LaidWeight lay_weight(Planner& p, const RealWeight& weight, const Blocks& blocks
   int64_t channels = weight.shape[1], taps = weight.shape.size() == 4 ? weight.shape[2] * weight.shape[3] : 1;
   LaidWeight laid;
   p.check(blocks.n_floats() < (size_t{1} << 34), "its weight is too large");
+  p.check(blocks.n_k <= kMaxSummands, "more than 2^24 numbers make one result");  // the plan lists them
   bool fixed = weight.words || weight.tensor.is_fixed();
   if (!fixed) {
     laid.tensor = p.make(Type::kF32, {static_cast<int64_t>(blocks.n_floats())});
