@@ -307,6 +307,26 @@ def test_gradients(dtype: torch.dtype) -> None:
     assert torch.equal(x.grad, plain.grad) and torch.equal(weight.grad, dense.grad)
 
 
+def test_second_derivatives() -> None:
+    """As for gradient penalties: of real inputs they are torch's, behind a rounding they are refused."""
+    shapes = (((3, 4, 40), (7, 40)), ((2, 6, 7, 8), (4, 6, 3, 3)))
+    for of, plain_of, (shape, weight_shape) in zip(
+        (bops.signed_linear, bops.signed_conv2d), (F.linear, F.conv2d), shapes, strict=True
+    ):
+        product: Any = of
+        x = torch.randint(-4, 5, shape).float().requires_grad_()
+        weight = torch.nn.Parameter(bf.pack(torch.randn(weight_shape), dim=1))
+        dense, plain = dense_of(weight), x.detach().clone().requires_grad_()
+        for out, inputs in ((product(x, weight), (x, weight)), (plain_of(plain, dense), (plain, dense))):
+            (first,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
+            first.square().sum().backward()
+        assert torch.equal(x.grad, plain.grad) and torch.equal(weight.grad, dense.grad)
+        q = torch.zeros(shape, dtype=torch.int8)
+        out = product(q, weight, straight_through=x)
+        with pytest.raises(RuntimeError, match=r"second derivatives of signed_.*straight_through"):
+            torch.autograd.grad(out.square().sum(), x, create_graph=True)
+
+
 def test_gradients_pass_straight_through_int8() -> None:
     x = torch.randn(5, 40, requires_grad=True)
     weight = torch.nn.Parameter(bf.pack(torch.randn(7, 40)))

@@ -1,4 +1,4 @@
-"""Derivatives of derivatives: not defined for products of signs, and refused before any is left out."""
+"""Derivatives of derivatives: not defined behind a sign or a rounding, and refused before any is left out."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from torch.nn.grad import conv2d_weight
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, pair, words_for
+from .derivatives import refuse_second
 from .product import REALS, conv_geometry, empty_outputs, records_gradient
 from .signed_product import (
     OPERAND_NAMES,
@@ -119,8 +120,10 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
         raise RuntimeError("signed_conv2d has no gradient of input_scale: scale its result")
     grad = grad.permute(0, 3, 1, 2)
     scaled = scaled_by(grad, scale, (-1, 1, 1, 1))
+    if wants_gradient(ctx, 9):
+        refuse_second("signed_conv2d with straight_through")
     if torch.is_grad_enabled():  # to be differentiated again
-        return *_differentiable(ctx, grad, scaled, input, weight), *nothing
+        return *_differentiable(ctx, scaled, input, weight), *nothing
     grad_input = _times_signs(ctx, scaled, weight).to(ctx.input_dtype) if wants_gradient(ctx, 0) else None
     through = _times_signs(ctx, grad, weight) if wants_gradient(ctx, 9) else None
     grad_weight = None
@@ -132,20 +135,17 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
 
 
 def _differentiable(
-    ctx: Any, grad: Tensor, scaled: Tensor, input: Tensor | None, weight: Tensor
+    ctx: Any, grad: Tensor, input: Tensor | None, weight: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients by torch's convolution on unpacked weights, which knows its own derivatives."""
     stride, padding, dilation, groups = ctx.geometry
     dense = unpacked(weight, ctx.image[1] // groups, 1, grad.dtype)
-
-    def gradients(of: Tensor, needed: list[bool]) -> Any:
-        x = of.new_zeros(ctx.image) if input is None else real_input(input, ctx.multiplier, ctx.zero_point)
-        sizes = (None, stride, padding, dilation, False, [0, 0], groups)
-        return torch.ops.aten.convolution_backward(of, x.to(of.dtype), dense, *sizes, needed)
-
-    grads = gradients(scaled, [wants_gradient(ctx, 0), wants_gradient(ctx, 1), False])
-    through = gradients(grad, [True, False, False])[0] if wants_gradient(ctx, 9) else None
-    return grads[0], grads[1], None, None, None, None, None, None, None, through
+    x = grad.new_zeros(ctx.image) if input is None else real_input(input, ctx.multiplier, ctx.zero_point)
+    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x.to(grad.dtype), dense, None, stride, padding, dilation, False, [0, 0], groups,
+        [wants_gradient(ctx, 0), wants_gradient(ctx, 1), False],
+    )  # fmt: skip
+    return grad_input, grad_weight, *(None,) * 8
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, geometry: list[Any]) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, words_for
+from .derivatives import refuse_second
 from .product import REALS, empty_outputs, linear_geometry, records_gradient
 from .signed_product import (
     OPERAND_NAMES,
@@ -30,6 +31,7 @@ from .signed_product import (
     refuse_fused,
     scaled_by,
     scaling_of,
+    unpacked,
     wants_gradient,
 )
 
@@ -93,7 +95,10 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     grad_input = (
         _times_signs(scaled, weight, ctx.features).to(ctx.input_dtype) if wants_gradient(ctx, 0) else None
     )
-    through = _times_signs(grad, weight, ctx.features) if wants_gradient(ctx, 5) else None
+    through = None
+    if wants_gradient(ctx, 5):
+        refuse_second("signed_linear with straight_through")
+        through = _times_signs(grad, weight, ctx.features)
     grad_weight = _weight_gradient(ctx, scaled, input)
     grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
     return grad_input, grad_weight, None, None, None, through, *nothing
@@ -110,6 +115,8 @@ def _weight_gradient(ctx: Any, grad: Tensor, input: Tensor | None) -> Tensor | N
 
 def _times_signs(grad: Tensor, weight: Tensor, features: int) -> Tensor:
     """``grad @ weight``: the sums of :mod:`binary_linear`'s backward pass, which look at no input here."""
+    if torch.is_grad_enabled():  # to be differentiated again, which that operator cannot be
+        return grad @ unpacked(weight, features, 1, grad.dtype)
     unseen = grad.new_zeros((*grad.shape[:-1], words_for(features)), dtype=torch.int32)
     result: Tensor = torch.ops.bop2nd.binary_linear_backward(
         grad, unseen, unseen.new_empty(0), weight, features, True, False
