@@ -479,12 +479,12 @@ def signed_loop(
         return None
     x, weight = shapes
     if op == "signed_linear":
-        rows, pointwise = math.prod(x[:-1]), True
+        rows, dense = math.prod(x[:-1]), True
     else:
         sizes = [pair(geometry.get(k, d), k, d) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1))]
         rows = x[0] * math.prod(map(output_size, x[2:], weight[2:], *sizes))
-        pointwise = tuple(weight[2:]) == (1, 1) and sizes[0] == (1, 1) and sizes[1] == (0, 0)
-    return _extension.symbols.bop2nd_signed_loop(rows, int(pointwise), int(dtype.is_floating_point)).decode()
+        dense = tuple(weight[1:]) == (x[1], 1, 1) and sizes[0] == (1, 1) and sizes[1] == (0, 0)
+    return _extension.symbols.bop2nd_signed_loop(rows, int(dense), int(dtype.is_floating_point)).decode()
 
 
 def _chosen(op: str, device: str) -> tuple[str, str]:

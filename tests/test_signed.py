@@ -137,6 +137,7 @@ GEOMETRIES = [
     (6, 6, (3, 3), (1, 1), (1, 1), (1, 1), 6, (5, 5)),
     (32, 8, (3, 3), (1, 1), (4, 4), (1, 1), 1, (2, 2)),
     (8, 16, (1, 1), (1, 1), (0, 0), (1, 1), 1, (6, 7)),
+    (40, 24, (1, 1), (1, 1), (0, 0), (1, 1), 1, (2, 1)),  # few rows, of two images
 ]
 
 
@@ -220,6 +221,7 @@ def test_explain_names_the_loop() -> None:
         assert "tables of 16 sums" in explained((1, 3, 2, 2), (8, 3, 3, 3), **image)
         assert "scalar, forced" in explained((1, 3, 1, 4), (8, 3, 1, 1), op="signed_conv2d")
         assert "few rows" in explained((1, 3, 1, 4), (8, 3, 1, 1), op="signed_conv2d")
+        assert "tables of 16 sums" in explained((1, 64, 1, 1), (8, 32, 1, 1), op="signed_conv2d")  # 2 groups
     if "avx512_amx" in bf.backends.INSTRUCTION_SETS and bf.backends.why_not("avx512_amx") is None:
         with bf.backends.use("avx512_amx"):
             assert "tiles of bytes" in explained((5, 64), (9, 64), dtype=torch.uint8)

@@ -143,6 +143,9 @@ void emit(const Plan& plan, const void* sums, int64_t stride, int64_t first_pixe
 
 // -------------------------------------------------------------------------------------------- few rows
 
+// `dense`: every output pixel sees all channels of just one input pixel.
+bool few_rows(int64_t out_pixels, bool dense) { return dense && out_pixels <= kFewRows; }
+
 template <class T>
 void make_tables(const T* x, int64_t stride, int64_t n, int64_t n_numbers, T* tables) {
   for (int64_t i = 0; i < n_numbers; i += 4, tables += 16) {
@@ -167,7 +170,8 @@ void look_up(Plan& plan) {
   static_assert(sizeof(float) == sizeof(uint32_t) && sizeof(int32_t) == sizeof(uint32_t), "lanes");
   for (int64_t r = 0; r < n_rows; ++r) {
     uint32_t* tables = memory.data() + r * row_tables;
-    int64_t at = r * p.column_stride, step = p.channel_stride;
+    int64_t image = r / (s.height * s.width), y = r / s.width % s.height, step = p.channel_stride;
+    int64_t at = image * p.image_stride + y * p.row_stride + r % s.width * p.column_stride;
     if (plan.real()) {
       make_tables(static_cast<const float*>(p.x) + at, step, n, plan.row_numbers(),
                   reinterpret_cast<float*>(tables));
@@ -525,14 +529,12 @@ void signed_product(const SignedProduct& product) {
   straighten(plan.p);
   plan_weights(plan);
   const ConvShape& s = plan.s();
-  bool few = s.pointwise() && s.groups == 1 && s.batch * s.height == 1 && plan.n_pixels <= kFewRows;
-  if (few && plan.row_words > 0) return look_up(plan);
+  if (few_rows(plan.n_pixels, s.pointwise() && s.groups == 1) && plan.row_words > 0) return look_up(plan);
   plan.real() ? multiply_reals(plan) : multiply_integers(plan);
 }
 
-const char* signed_loop(int64_t out_pixels, bool pointwise, bool real) {
-  if (pointwise && out_pixels <= kFewRows)
-    return "few rows: sums of four inputs looked up, weights read once";
+const char* signed_loop(int64_t out_pixels, bool dense, bool real) {
+  if (few_rows(out_pixels, dense)) return "few rows: sums of four inputs looked up, weights read once";
   if (real) return "tables of 16 sums of four inputs, for as many pixels as two vectors have lanes";
   const KernelTable& table = *table_of(bop2nd_isa_active());
   return table.tiles && table.tiles->order_bytes
@@ -584,6 +586,6 @@ int64_t quantize_rows(Dtype dtype, const void* x, int64_t n_rows, int64_t length
 }  // namespace bop2nd
 
 extern "C" __attribute__((visibility("default"))) const char* bop2nd_signed_loop(int64_t out_pixels,
-                                                                                 int pointwise, int real) {
-  return bop2nd::signed_loop(out_pixels, pointwise != 0, real != 0);
+                                                                                 int dense, int real) {
+  return bop2nd::signed_loop(out_pixels, dense != 0, real != 0);
 }
