@@ -403,7 +403,7 @@ def quantize_rows(x: Tensor, per_row: bool = True) -> tuple[Tensor, Tensor]:
         most = size.new_zeros(x.shape[:-1] if per_row else (1,))
     else:
         most = size.amax(-1) if per_row else size.amax().view(1)
-    scale = most / 127
+    scale = most / torch.full_like(most, 127)  # GPUs multiply by the reciprocal of a number: other bits
     divisor = scale[..., None] if per_row else scale
     q = torch.where(divisor == 0, 0.0, wide / divisor).round().clamp(-127, 127)
     return q.to(torch.int8), scale
