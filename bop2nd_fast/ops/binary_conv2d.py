@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from ..kernels.geometry import PADDING_VALUES, Geometry, pair
+from ..kernels.geometry import PADDING_VALUES, Geometry
 from .derivatives import refuse_second
 from .product import (
     OUTPUTS,
@@ -26,6 +26,7 @@ from .product import (
     check_words,
     conv_geometry,
     empty_outputs,
+    image_arguments,
     records_gradient,
     row_tiles,
 )
@@ -274,11 +275,6 @@ torch.library.register_autograd("bop2nd::binary_conv2d", _autograd, setup_contex
 # ------------------------------------------------------------------------------- the checked function
 
 
-def _is_pair(value: Any) -> bool:
-    """As layers pass it: a tenth of the time that ``pair`` takes."""
-    return type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int
-
-
 def binary_conv2d(
     input: Tensor,
     weight: BinaryTensor,
@@ -306,21 +302,11 @@ def binary_conv2d(
         TypeError, ValueError: operands of other kinds, channel mismatch, unknown padding value, or an
             image smaller than the kernel.
     """
-    check_operands(input, weight, packed_axis=1, n_axes=4)
-    strides = stride if _is_pair(stride) else pair(stride, "stride", 1)
-    paddings = padding if _is_pair(padding) else pair(padding, "padding", 0)
-    dilations = dilation if _is_pair(dilation) else pair(dilation, "dilation", 1)
-    if input.dim() != 4:
-        raise ValueError(f"input must be [N, C, H, W], got shape {tuple(input.shape)}")
-    outputs, per_group = weight.shape[:2]
-    if groups < 1 or outputs % groups or input.shape[1] != groups * per_group:
-        raise ValueError(
-            f"input has {input.shape[1]} channels; a weight {tuple(weight.shape)} with groups={groups} "
-            f"takes {groups * per_group} (and groups must divide its {outputs} outputs)"
-        )
+    check_operands(input, weight, 4)
+    geometry = image_arguments(input, weight, stride, padding, dilation, groups)
     if padding_value not in PADDING_VALUES:
         raise ValueError(f"padding_value must be 0, 1 or -1, got {padding_value!r}")
-    arguments = (strides, paddings, dilations, groups, padding_value)  # whose limits every backend looks at
+    arguments = (*geometry, padding_value)
     op = torch.ops.bop2nd.binary_conv2d.default
     if not records_gradient(input, weight):
         memory = weight.memory

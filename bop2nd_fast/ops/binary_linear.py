@@ -19,6 +19,7 @@ from .derivatives import refuse_second
 from .product import (
     OUTPUTS,
     check_extent,
+    check_features,
     check_operands,
     check_real,
     check_saved,
@@ -209,11 +210,8 @@ def binary_linear(input: Tensor, weight: BinaryTensor, ste_clip: bool = True) ->
     Raises:
         TypeError, ValueError: operands of other kinds, or whose feature counts differ.
     """
-    check_operands(input, weight, packed_axis=1, n_axes=2)
-    if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"input {tuple(input.shape)} does not end in the {weight.shape[1]} features of the weight"
-        )
+    check_operands(input, weight, 2)
+    check_features(input, weight)
     recorded = records_gradient(input, weight)
     # Far below every limit, a fifth of a small product's time is not spent on looking at them.
     if recorded or max(weight.numel(), weight.shape[1]) >= DOT_LIMIT or input.numel() >= INT32_LIMIT:

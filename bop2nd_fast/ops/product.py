@@ -8,14 +8,14 @@ of :mod:`bop2nd_fast.kernels.geometry`. Symbolic sizes are not judged: the call 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
-from ..kernels.geometry import Geometry, Pair, checked_geometry, words_for
+from ..kernels.geometry import Geometry, Pair, checked_geometry, pair, words_for
 
 # The backward pass unpacks activations in tiles: of 8 MiB of fp32, which a CPU's caches hold; of 256 MiB on
 # GPUs, where a tile costs ten launches and a library wants large problems.
@@ -190,16 +190,62 @@ def records_gradient(input: Tensor, weight: BinaryTensor) -> bool:
     return wanted or torch.compiler.is_compiling()
 
 
-def check_operands(input: Tensor, weight: BinaryTensor, packed_axis: int, n_axes: int) -> None:
-    """Raise unless ``weight`` is packed as needed and ``input`` is a floating tensor on its device."""
+def check_operands(
+    input: Tensor,
+    weight: BinaryTensor,
+    n_axes: int,
+    dtypes: Collection[torch.dtype] = REALS,
+    allowed: str = "float32, bfloat16 or float16",
+) -> None:
+    """Raise unless ``weight`` is packed along axis 1 and ``input`` of one of ``dtypes`` on its device."""
     if not isinstance(weight, BinaryTensor):
         raise TypeError(f"weight must be a BinaryTensor (see bop2nd_fast.pack), got {type(weight).__name__}")
-    if weight.dim() != n_axes or weight.bit_layout.dim != packed_axis:
+    if weight.dim() != n_axes or weight.bit_layout.dim != 1:
         raise ValueError(
             f"weight of shape {tuple(weight.shape)} packed along axis {weight.bit_layout.dim}: this operator "
-            f"needs {n_axes} axes packed along axis {packed_axis}"
+            f"needs {n_axes} axes packed along axis 1"
         )
-    if input.dtype not in REALS:
-        raise TypeError(f"input must be float32, bfloat16 or float16, got {input.dtype}: use x.float()")
+    if input.dtype not in dtypes:
+        raise TypeError(f"input must be {allowed}, got {input.dtype}: use x.float()")
     if input.device != weight.device:
         raise ValueError(f"input is on {input.device}, weight on {weight.device}")
+
+
+def check_features(input: Tensor, weight: BinaryTensor) -> None:
+    """Raise ValueError unless the rows of ``input`` are as long as those of ``weight``."""
+    if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"input {tuple(input.shape)} does not end in the {weight.shape[1]} features of the weight"
+        )
+
+
+def image_arguments(
+    input: Tensor,
+    weight: BinaryTensor,
+    stride: int | Pair,
+    padding: int | Pair,
+    dilation: int | Pair,
+    groups: int,
+) -> tuple[Pair, Pair, Pair, int]:
+    """A convolution's geometry, both axes written out; the limits of sizes every backend looks at.
+
+    Raises:
+        ValueError: other numbers than these can be, or channels that do not fit the weight.
+    """
+    strides = stride if _is_pair(stride) else pair(stride, "stride", 1)
+    paddings = padding if _is_pair(padding) else pair(padding, "padding", 0)
+    dilations = dilation if _is_pair(dilation) else pair(dilation, "dilation", 1)
+    if input.dim() != 4:
+        raise ValueError(f"input must be [N, C, H, W], got shape {tuple(input.shape)}")
+    outputs, per_group = weight.shape[:2]
+    if groups < 1 or outputs % groups or input.shape[1] != groups * per_group:
+        raise ValueError(
+            f"input has {input.shape[1]} channels; a weight {tuple(weight.shape)} with groups={groups} "
+            f"takes {groups * per_group} (and groups must divide its {outputs} outputs)"
+        )
+    return strides, paddings, dilations, groups
+
+
+def _is_pair(value: Any) -> TypeGuard[Pair]:
+    """As layers pass it: a tenth of the time that ``pair`` takes."""
+    return type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int

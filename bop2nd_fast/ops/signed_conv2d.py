@@ -15,17 +15,17 @@ from torch.nn.grad import conv2d_weight
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from ..kernels.geometry import Geometry, pair, words_for
+from ..kernels.geometry import Geometry, words_for
 from .derivatives import refuse_second
-from .product import REALS, conv_geometry, empty_outputs, records_gradient
+from .product import REALS, check_operands, conv_geometry, empty_outputs, image_arguments, records_gradient
 from .signed_product import (
+    INPUTS,
     OPERAND_NAMES,
     OPERANDS,
     OUTPUT_NAMES,
     Scaling,
     check_input,
     check_scaling,
-    check_weight,
     real_input,
     refuse_fused,
     scaled_by,
@@ -205,16 +205,8 @@ def signed_conv2d(
         TypeError, ValueError: as :func:`signed_linear`; channel mismatch, or an image smaller than its
             kernel.
     """
-    check_weight(input, weight, 4)
-    geometry = (pair(stride, "stride", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1), groups)
-    if input.dim() != 4:
-        raise ValueError(f"input must be [N, C, H, W], got shape {tuple(input.shape)}")
-    outputs, per_group = weight.shape[:2]
-    if groups < 1 or outputs % groups or input.shape[1] != groups * per_group:
-        raise ValueError(
-            f"input has {input.shape[1]} channels; a weight {tuple(weight.shape)} with groups={groups} "
-            f"takes {groups * per_group} (and groups must divide its {outputs} outputs)"
-        )
+    check_operands(input, weight, 4, *INPUTS)
+    geometry = image_arguments(input, weight, stride, padding, dilation, groups)
     kind = dtype or (input.dtype if input.dtype in REALS else torch.float32)
     op = torch.ops.bop2nd.signed_conv2d.default
     scaling = (multiplier, zero_point, input_scale)

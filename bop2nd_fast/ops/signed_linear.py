@@ -18,15 +18,22 @@ from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, words_for
 from .derivatives import refuse_second
-from .product import REALS, empty_outputs, linear_geometry, records_gradient
+from .product import (
+    REALS,
+    check_features,
+    check_operands,
+    empty_outputs,
+    linear_geometry,
+    records_gradient,
+)
 from .signed_product import (
+    INPUTS,
     OPERAND_NAMES,
     OPERANDS,
     OUTPUT_NAMES,
     Scaling,
     check_input,
     check_scaling,
-    check_weight,
     real_input,
     refuse_fused,
     scaled_by,
@@ -154,11 +161,8 @@ def signed_linear(
         TypeError, ValueError: operands of other kinds, feature counts that differ, a zero point out of range,
             or so many integers that int32 does not hold every sum; the message has the numbers.
     """
-    check_weight(input, weight, 2)
-    if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"input {tuple(input.shape)} does not end in the {weight.shape[1]} features of the weight"
-        )
+    check_operands(input, weight, 2, *INPUTS)
+    check_features(input, weight)
     kind = dtype or (input.dtype if input.dtype in REALS else torch.float32)
     op = torch.ops.bop2nd.signed_linear.default
     scaling = (multiplier, zero_point, input_scale)

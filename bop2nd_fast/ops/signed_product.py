@@ -16,6 +16,7 @@ from ..kernels.geometry import INT32_LIMIT, Geometry
 from .product import OUTPUTS, REALS, check_extent, check_words
 
 INTEGERS = {torch.int8: (-128, 127), torch.uint8: (0, 255)}  # and the range of each
+INPUTS = ((*REALS, *INTEGERS), "float32, bfloat16, float16, int8 or uint8")
 MULTIPLIER_LIMIT = 2**16
 
 # After input and weight (and a convolution's geometry). ``multiplier`` and ``zero_point``: of integers.
@@ -31,8 +32,9 @@ Scaling = tuple[int, int, Tensor | None, Tensor | None]  # multiplier, zero poin
 
 def check_input(input: Tensor, weight: Tensor) -> None:
     """Raises TypeError, ValueError unless ``input`` is real, int8 or uint8, with words beside it."""
-    if input.dtype not in REALS and input.dtype not in INTEGERS:
-        raise TypeError(f"input must be float32, bfloat16, float16, int8 or uint8, got {input.dtype}")
+    dtypes, allowed = INPUTS
+    if input.dtype not in dtypes:
+        raise TypeError(f"input must be {allowed}, got {input.dtype}")
     check_extent(input, "input")
     check_words(weight, "weight", input)
 
@@ -137,18 +139,3 @@ def scaled_by(grad: Tensor, scale: Tensor | None, shape: Sequence[int]) -> Tenso
     if scale is None:
         return grad
     return (grad * (scale.view(shape) if scale.numel() != 1 else scale)).to(grad.dtype)
-
-
-def check_weight(input: Tensor, weight: BinaryTensor, n_axes: int) -> None:
-    """Raise unless ``weight`` is packed along axis 1 and ``input`` a tensor it multiplies, on its device."""
-    if not isinstance(weight, BinaryTensor):
-        raise TypeError(f"weight must be a BinaryTensor (see bop2nd_fast.pack), got {type(weight).__name__}")
-    if weight.dim() != n_axes or weight.bit_layout.dim != 1:
-        raise ValueError(
-            f"weight of shape {tuple(weight.shape)} packed along axis {weight.bit_layout.dim}: this operator "
-            f"needs {n_axes} axes packed along axis 1"
-        )
-    if input.dtype not in REALS and input.dtype not in INTEGERS:
-        raise TypeError(f"input must be float32, bfloat16, float16, int8 or uint8, got {input.dtype}")
-    if input.device != weight.device:
-        raise ValueError(f"input is on {input.device}, weight on {weight.device}")
