@@ -185,3 +185,23 @@ def test_from_latent_refuses_and_changes_nothing() -> None:
             latent.get_parameter("dense9.weight").neg_()
         from_latent(optimizer, binary, latent, c=1.0)
     assert all(not state["exp_avg"].any() for p, state in optimizer.state.items() if "exp_avg" in state)
+
+
+def test_images_of_bytes_reach_a_latent_first_layer() -> None:
+    """Where nothing is recorded it is the product of signs and images that a binary first layer is."""
+    model = nn.Sequential(
+        LatentConv2d(3, 8, 3, input_quantizer=None, bias=True),
+        nn.BatchNorm2d(8),
+        LatentConv2d(8, 4, 3),
+        nn.Flatten(),
+        LatentLinear(4 * 4, 5),
+    ).eval()
+    bytes = torch.randint(0, 256, (2, 3, 6, 6), dtype=torch.uint8)
+    bits, same_bits = (
+        bf.inference.convert(m, bytes, image_bytes=True)(bytes) for m in (model, binarized(model))
+    )
+    assert torch.equal(bits, same_bits)
+    real = LatentLinear(70, 5, input_quantizer=None).eval()
+    x = torch.randn(3, 70)
+    with torch.no_grad():
+        assert torch.equal(real(x), binarized(nn.Sequential(real))(x))

@@ -79,9 +79,9 @@ class LatentLinear(BinaryLinear):
             return F.linear(x, straight_through_sign(self.weight), self.bias)
         words = _bop2nd.pack_bits(self.weight, 1)
         if chosen is None:
-            weight = _bop2nd.unpack_bits(words, self.in_features, 1, dtype=input.dtype)
-            return F.linear(input, weight, self.bias)
-        output = _bop2nd.binary_linear(chosen.surrogate(input, -1)[0], words, False)[0]
+            output = _bop2nd.signed_linear(input, words, dtype=input.dtype)[0]
+        else:
+            output = _bop2nd.binary_linear(chosen.surrogate(input, -1)[0], words, False)[0]
         return output if self.bias is None else output + self.bias
 
 
@@ -98,10 +98,10 @@ class LatentConv2d(BinaryConv2d):
             return self._recorded(input, geometry)
         words = _bop2nd.pack_bits(self.weight, 1)
         if chosen is None:
-            weight = _bop2nd.unpack_bits(words, self.weight.shape[1], 1, dtype=input.dtype)
-            return F.conv2d(input, weight, self.bias, *geometry)
-        x = chosen.surrogate(input, 1)[0]
-        output = _bop2nd.binary_conv2d(x, words, *geometry, self.padding_value, False)[0]
+            output = _bop2nd.signed_conv2d(input, words, *geometry, dtype=input.dtype)[0].permute(0, 3, 1, 2)
+        else:
+            x = chosen.surrogate(input, 1)[0]
+            output = _bop2nd.binary_conv2d(x, words, *geometry, self.padding_value, False)[0]
         return output if self.bias is None else output + self.bias[:, None, None]
 
     def _recorded(self, input: Tensor, geometry: tuple[Any, ...]) -> Tensor:
