@@ -33,6 +33,7 @@ _GEOMETRY = {
     "groups": integer(1),
     "padding_value": one_of(PADDING_VALUES),
 }
+_LEFT_OUT = {**_GEOMETRY, "padding_value": one_of((0,), 0)}  # padded taps of real and 8-bit images
 _DTYPE = {"dtype": one_of(tuple(DTYPES))}
 _DOT = integer(-(2**24), limit=2**24 + 1)
 _LIMIT = Attribute(f"null or {_DOT.allowed}", lambda v: v is None or _DOT.test(v), None)
@@ -275,15 +276,11 @@ class RealConv2d(_RealInput):
         elements = geometry.pixels(image.shape[0]) * patches + image.shape[:2].numel() * height * width
         return 8 * (elements + weight.numel())
 
-    attributes = {**_GEOMETRY, "padding_value": one_of((0,), 0), **_FP32_BYTES}
+    attributes = {**_LEFT_OUT, **_FP32_BYTES}
     n_axes = 4
 
     def _check(self, input: Tensor) -> Geometry:
-        channels = self.weight.shape[1] * self.config["groups"]
-        if input.dim() != 4 or input.shape[1] != channels:
-            wanted = f"[N, {channels}, H, W]"
-            raise ValueError(f"a convolution of {channels} channels takes {wanted}, got {tuple(input.shape)}")
-        return check_image(input.shape[2:], self.weight.shape, self.config, input.shape[0])
+        return check_images(input, self.weight.shape, self.config)
 
     def forward(self, input: Tensor) -> Tensor:
         self._check(input)
@@ -408,6 +405,15 @@ def check_image(size: Any, weight: Any, config: dict[str, Any], batch: int) -> G
         config["stride"], config["padding"], config["dilation"], config["groups"], config["padding_value"],
     )  # fmt: skip
     return geometry.check(batch)
+
+
+def check_images(input: Tensor, weight: Any, config: dict[str, Any]) -> Geometry:
+    """The geometry on real or 8-bit images; raises ``ValueError`` as well where the channels do not fit."""
+    channels = weight[1] * config["groups"]
+    if input.dim() != 4 or input.shape[1] != channels:
+        wanted = f"[N, {channels}, H, W]"
+        raise ValueError(f"a convolution of {channels} channels takes {wanted}, got {tuple(input.shape)}")
+    return check_image(input.shape[2:], weight, config, input.shape[0])
 
 
 def _geometry_text(config: dict[str, Any]) -> str:

@@ -14,10 +14,10 @@ from .layers import (
     _DTYPE,
     _EMITS,
     _FP32_BYTES,
-    _GEOMETRY,
+    _LEFT_OUT,
     _geometry_text,
     _PackedProduct,
-    check_image,
+    check_images,
     dtype_name,
 )
 from .packed_layer import PackedLayer, integer, one_of
@@ -80,23 +80,13 @@ class SignedConv2d(_SignedProduct):
     """
 
     kind = "signed_conv2d"
-    attributes: ClassVar = {
-        **_GEOMETRY,
-        "padding_value": one_of((0,), 0),
-        **_NUMBERS,
-        **_DTYPE,
-        **_EMITS,
-        **_FP32_BYTES,
-    }
+    attributes: ClassVar = {**_LEFT_OUT, **_NUMBERS, **_DTYPE, **_EMITS, **_FP32_BYTES}
     n_axes = 4
 
     def _check(self, input: Tensor) -> Geometry:
-        channels = self.weight.shape[1] * self.config["groups"]
-        if input.dim() != 4 or input.shape[1] != channels:
-            wanted = f"[N, {channels}, H, W]"
-            raise ValueError(f"a convolution of {channels} channels takes {wanted}, got {tuple(input.shape)}")
+        geometry = check_images(input, self.weight.shape, self.config)
         self._check_input(input)
-        return check_image(input.shape[2:], self.weight.shape, self.config, input.shape[0])
+        return geometry
 
     def _out_elements(self, input: Tensor) -> int:
         return self._check(input).pixels(input.shape[0]) * self.weight.shape[0]
