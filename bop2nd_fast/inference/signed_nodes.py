@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..ops.signed_product import OUTPUT_DEFAULTS
+
 _bop2nd = torch.ops.bop2nd
 SIGNED = (_bop2nd.signed_conv2d.default, _bop2nd.signed_linear.default)
-_IGNORED = ("input", "weight", "stride", "padding", "dilation", "groups", "multiplier", "zero_point",
-            "input_scale", "dtype", "straight_through")  # fmt: skip
 
 
 def signed_image(*args: Any, **kwargs: Any) -> Tensor:
@@ -60,6 +60,5 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 
 def plain_but(given: dict[str, Any]) -> list[str]:
-    """Names of the outputs and operands that the layers of a packed model do not take from a graph."""
-    usual = {"values": True, "signs": False, "relu": False}
-    return [k for k, v in given.items() if k not in _IGNORED and v is not usual.get(k)]
+    """Names of what is asked of a product besides its values: layers do not take it from a graph."""
+    return [k for k, v in OUTPUT_DEFAULTS.items() if k != "dtype" and given[k] is not v]

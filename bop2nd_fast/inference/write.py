@@ -207,7 +207,7 @@ class Writer:
         """Signs times real numbers or 8-bit integers; of the images that are to be bytes, with thresholds."""
         given = arguments_of(node)
         words, value = self.traced.tensor(given["weight"]), self.traced.info[given["input"]]
-        if words is None or given["blocked"] is not None or plain_but(given):
+        if words is None or plain_but(given):
             raise ConversionError(f"{node.format_node()} cannot be packed{line_of(node)}")
         image, made = node.target is signed_image, None
         if self.bytes is not None and given["input"] in self.traced.inputs:

@@ -23,7 +23,13 @@ MULTIPLIER_LIMIT = 2**16
 OPERANDS = (
     "int multiplier=1, int zero_point=0, Tensor? input_scale=None, Tensor? straight_through=None, " + OUTPUTS
 )
-OUTPUT_NAMES = tuple(part.split("=")[0].split()[-1] for part in OUTPUTS.split(", "))
+# What an output's keyword is where nothing is asked of it.
+_SWITCHES = {"True": True, "False": False}
+OUTPUT_DEFAULTS = {
+    name: _SWITCHES.get(default)
+    for name, default in (part.split()[-1].split("=") for part in OUTPUTS.split(", "))
+}
+OUTPUT_NAMES = tuple(OUTPUT_DEFAULTS)
 OPERAND_NAMES = tuple(part.split("=")[0].split()[-1] for part in OPERANDS.split(", "))
 
 
@@ -113,11 +119,10 @@ def refuse_fused(names: Sequence[str], values: Sequence[Any], operator: str) -> 
     Raises:
         RuntimeError: outputs other than the defaults.
     """
-    defaults = {"signs": False, "relu": False}
     for name, value in zip(names, values, strict=True):
         if name in ("dtype", "blocked"):
             continue
-        if value is not defaults.get(name, True if name == "values" else None):
+        if value is not OUTPUT_DEFAULTS[name]:
             raise RuntimeError(f"{operator} with {name}={value!r} has no gradient: compute it outside")
 
 
