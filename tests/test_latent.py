@@ -112,8 +112,12 @@ def test_layer_norm_by_hand() -> None:
 def test_options_that_there_are_not() -> None:
     with pytest.raises(ValueError, match="norm must be 'batch' or 'layer', got 'group'"):
         BinaryNet(norm="group")
-    for network in (BinaryNet, BiRealNet18, XNORNet):
-        with pytest.raises(ValueError, match="weights must be 'binary' or 'latent', got 'none'"):
+    for network, allowed in (
+        (BinaryNet, "'binary' or 'latent'"),
+        (BiRealNet18, "'binary' or 'latent' or 'real'"),
+        (XNORNet, "'binary' or 'latent'"),
+    ):
+        with pytest.raises(ValueError, match=f"weights must be {allowed}, got 'none'"):
             network(weights="none")
 
 

@@ -17,7 +17,7 @@ FLOORS = (
     ("cli*",),
     ("train*", "plots", "studies", "interchange", "system_report", "stamp", "terminal"),
     ("__init__",),
-    ("models", "inference", "optim", "nn", "data", "recipes", "checkpoint*"),
+    ("models", "inference", "network_summary", "optim", "nn", "data", "recipes", "checkpoint*"),
     ("ops", "binary_tensor"),
     ("backends", "reference", "gpu_dispatch", "cuda_library", "triton_library"),
     ("kernels", "atomic_write"),
