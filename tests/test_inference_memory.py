@@ -15,6 +15,7 @@ from bop2nd_fast.inference import PackedModel, load
 from bop2nd_fast.inference.graph import InputSpec, Ref, Step
 from bop2nd_fast.inference.layers import Pack, PackedConv2d, RealConv2d
 from bop2nd_fast.inference.memory import LIMIT, PER_INPUT_BYTE
+from bop2nd_fast.inference.signed_layers import SignedConv2d
 from tests.packed_models import aten, layer, output
 
 X = InputSpec((1, 4, 6, 6), torch.float32)
@@ -96,6 +97,18 @@ def test_bombs_are_refused_before_they_go_off(name: str, tmp_path: Path) -> None
         loaded(torch.ones(1, 4, 6, 6))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert after - before < 1.5 * LIMIT
+
+
+def test_zero_points_at_the_edges_of_an_image_are_counted() -> None:
+    """Every output pixel sees other taps in the image, so that each has a correction of its own."""
+    size = 72
+    layer = SignedConv2d(
+        pack(torch.ones(1, 1, size, size), 1),
+        stride=[1, 1], padding=[size // 2] * 2, dilation=[1, 1], groups=1,
+        dtype="float32", input="uint8", zero_point=1,
+    )  # fmt: skip
+    corrections = 4 * 32 * (size + 1) ** 2  # outputs are filled up to 16, and as many lie behind them
+    assert layer.memory(torch.zeros(1, 1, size, size, dtype=torch.uint8)) > corrections
 
 
 def test_the_limit_is_stated_set_and_lifted(tmp_path: Path) -> None:

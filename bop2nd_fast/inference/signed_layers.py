@@ -66,9 +66,11 @@ class _SignedProduct(_PackedProduct):
         return numbers | self._outputs(None) | {"input_scale": input_scale}
 
     def memory(self, *args: Tensor) -> int:
-        return 8 * args[0].numel() + 4 * 3 * self._out_elements(args[0])
+        # Inputs widened, and as tables of 16 sums of four; the results, and for every pixel what a zero point
+        # adds where an image ends, in whole vectors (CPU's ``plan_corrections``).
+        return 24 * args[0].numel() + 4 * 3 * self._out_pixels(args[0]) * (self.weight.shape[0] + 32)
 
-    def _out_elements(self, input: Tensor) -> int:
+    def _out_pixels(self, input: Tensor) -> int:
         raise NotImplementedError
 
 
@@ -88,8 +90,8 @@ class SignedConv2d(_SignedProduct):
         self._check_input(input)
         return geometry
 
-    def _out_elements(self, input: Tensor) -> int:
-        return self._check(input).pixels(input.shape[0]) * self.weight.shape[0]
+    def _out_pixels(self, input: Tensor) -> int:
+        return self._check(input).pixels(input.shape[0])
 
     def forward(self, input: Tensor, input_scale: Tensor | None = None) -> Any:
         self._check(input)
@@ -126,8 +128,8 @@ class SignedLinear(_SignedProduct):
     attributes: ClassVar = {**_NUMBERS, **_DTYPE, **_EMITS, **_FP32_BYTES}
     n_axes = 2
 
-    def _out_elements(self, input: Tensor) -> int:
-        return input.shape[:-1].numel() * self.weight.shape[0]
+    def _out_pixels(self, input: Tensor) -> int:
+        return input.shape[:-1].numel()
 
     def forward(self, input: Tensor, input_scale: Tensor | None = None) -> Any:
         if input.dim() < 1 or input.shape[-1] != self.weight.shape[1]:
