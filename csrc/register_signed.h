@@ -50,7 +50,13 @@ inline void check_scaling(const ConvShape& s, SignedInput kind, const Tensor& in
                  " exceed int32: their sum may reach ", products * largest, ", allowed is less than 2**31");
 }
 
-// `axes`: of the input, for images, rows, columns and channels.
+// Real inputs as fp32, which the loops read.
+inline Tensor widened(const Tensor& input) {
+  bool narrow = signed_input(input) == SignedInput::kReal && input.scalar_type() != ScalarType::Float;
+  return narrow ? torch::stable::to(input, ScalarType::Float) : input;
+}
+
+// `axes`: of the widened input, for images, rows, columns and channels.
 inline std::tuple<Tensor, Tensor> signed_result(const ConvShape& s, const Ints& sizes, const Tensor& input,
                                                 const std::array<Axes, 4>& axes, const Tensor& weight,
                                                 int64_t rows, BOP2ND_SIGNED_OPERANDS) {
@@ -72,11 +78,7 @@ inline std::tuple<Tensor, Tensor> signed_result(const ConvShape& s, const Ints& 
   BOP2ND_REQUIRE(!straight_through || sizes_of(*straight_through) == sizes_of(input),
                  "straight_through must have the input's shape ", text_of(sizes_of(input)), ", got ",
                  text_of(sizes_of(*straight_through)));
-  MaybeTensor wide;
-  if (p.input == SignedInput::kReal && input.scalar_type() != ScalarType::Float)
-    wide = torch::stable::to(input, ScalarType::Float);
-  const Tensor& x = wide ? *wide : input;
-  p.x = x.const_data_ptr();
+  p.x = input.const_data_ptr();
   p.image_stride = axes[0].stride, p.row_stride = axes[1].stride;
   p.column_stride = axes[2].stride, p.channel_stride = axes[3].stride;
   p.multiplier = static_cast<int32_t>(multiplier), p.zero_point = static_cast<int32_t>(zero_point);
@@ -100,17 +102,15 @@ inline std::tuple<Tensor, Tensor> signed_result(const ConvShape& s, const Ints& 
 
 inline std::tuple<Tensor, Tensor> signed_linear(const Tensor given, const Tensor weight,
                                                 BOP2ND_SIGNED_OPERANDS) {
-  signed_input(given);
   check_extent(given, "input");
   BOP2ND_REQUIRE(given.dim() > 0, "input needs at least one axis");
+  Tensor input = widened(given);
   Ints sizes = sizes_of(given);
   int64_t rows = product(sizes, 0, sizes.size() - 1), features = sizes.back();
   ConvShape s = linear_shape(rows, features, weight);
   sizes.back() = s.out_channels;
-  Tensor input = given;
   Axes outer = Axes::of(input, 0, input.dim() - 1);
-  bool wide = signed_input(given) == SignedInput::kReal && given.scalar_type() != ScalarType::Float;
-  if (!outer.uniform || wide || features == 0) input = compact(given), outer.stride = features;
+  if (!outer.uniform || features == 0) input = compact(input), outer.stride = features;
   Axes column = outer;
   int64_t step = input.stride(input.dim() - 1);
   return signed_result(s, sizes, input, {column, column, column, Axes{features, step}}, weight, rows,
@@ -120,14 +120,12 @@ inline std::tuple<Tensor, Tensor> signed_linear(const Tensor given, const Tensor
 inline std::tuple<Tensor, Tensor> signed_conv2d(const Tensor given, const Tensor weight, const Ints stride,
                                                 const Ints padding, const Ints dilation, int64_t groups,
                                                 BOP2ND_SIGNED_OPERANDS) {
-  SignedInput kind = signed_input(given);
   check_extent(given, "input");
   BOP2ND_REQUIRE(given.dim() == 4, "input must be [N, C, H, W]");
+  Tensor input = widened(given);
   ConvShape s = conv_shape(given.size(0), given.size(2), given.size(3), given.size(1), weight, stride,
                            padding, dilation, groups, 0);
   Ints sizes{s.batch, s.out_size(0), s.out_size(1), s.out_channels};
-  bool wide = kind == SignedInput::kReal && given.scalar_type() != ScalarType::Float;
-  Tensor input = wide ? torch::stable::to(given, ScalarType::Float) : given;
   auto axis = [&](int64_t i) { return Axes{input.size(i), input.stride(i)}; };
   return signed_result(s, sizes, input, {axis(0), axis(2), axis(3), axis(1)}, weight, s.batch,
                        BOP2ND_SIGNED_ASKED);
