@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import bop2nd_fast as bf
 from bop2nd_fast import BinaryTensor
 from bop2nd_fast.inference.layers import PackedConv2d, PackedLinear, RealLinear
+from bop2nd_fast.inference.signed_layers import SignedLinear
 from bop2nd_fast.nn import BinaryConv2d, BinaryLinear
 
 from .distributed_processes import pipe, start
@@ -34,6 +35,14 @@ LAYERS: dict[str, tuple[Callable[[Tensor], nn.Module], Callable[[], Tensor]]] = 
         lambda: torch.ops.bop2nd.pack_bits(torch.randn(2, 70, 4, 5), 1),
     ),
     "real linear": (lambda w: RealLinear(bf.pack(w, 1)), lambda: torch.randn(3, 70)),
+    "signed linear": (
+        lambda w: SignedLinear(bf.pack(w, 1), dtype="float32", input="real"),
+        lambda: torch.randn(3, 70),
+    ),
+    "signed linear of 8 bits": (
+        lambda w: _layer(BinaryLinear(70, 40, input_quantizer="int8"), w),
+        lambda: torch.randn(40, 70),
+    ),
 }
 
 
