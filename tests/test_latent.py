@@ -209,3 +209,10 @@ def test_images_of_bytes_reach_a_latent_first_layer() -> None:
     x = torch.randn(3, 70)
     with torch.no_grad():
         assert torch.equal(real(x), binarized(nn.Sequential(real))(x))
+
+
+def test_8_bit_inputs_are_refused() -> None:
+    layer = LatentLinear(4, 2, input_quantizer="int8")
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded), pytest.raises(ValueError, match="8-bit inputs are no signs"):
+            layer(torch.ones(1, 4))

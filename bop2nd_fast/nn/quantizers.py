@@ -219,6 +219,11 @@ class Int8(Quantizer):
         super().__init__()
         self.per_row = bool(per_row)
 
+    def surrogate(self, x: Tensor, dim: int = 1) -> tuple[Tensor, bool]:
+        raise ValueError(
+            "8-bit inputs are no signs: layers with latent weights take a quantizer of signs or None"
+        )
+
     def quantized(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         """int8 of the shape of ``x`` and its scales: of rows (``dim`` -1) or of images (1)."""
         if dim == -1:
