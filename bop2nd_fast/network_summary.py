@@ -2,7 +2,9 @@
 
 Operators are counted where they run (``TorchDispatchMode``) and belong to the innermost module that called
 them, so a user's own modules and packed models are counted like ours. Multiply-accumulates of torch's
-operators are torch's own figures (``torch.utils.flop_counter``, half of them).
+operators are torch's own figures (``torch.utils.flop_counter``, half of them); fused recurrent layers and
+attention run as the products they are made of while they are counted. What torch has no figure for
+(``nn.Bilinear``, a user's own operators) counts as nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -136,7 +139,7 @@ def summary(model: nn.Module, *example: Any, timed: bool = False, repeats: int =
     packed = isinstance(model, PackedModel)
     seen = model if packed else copy.deepcopy(model)
     watch = _Watch(seen)
-    with watch.calls(), torch.no_grad(), _Operators(watch):
+    with _unfused(), watch.calls(), torch.no_grad(), _Operators(watch):
         seen.eval()(*example)
     rows = watch.finished()
     if not packed:
@@ -237,6 +240,20 @@ def _count_parameters(row: Row, module: nn.Module) -> None:
                 row.real_parameters += p.numel()
             row.bytes_packed += p.nbytes if words is None else words.nbytes
             row.bytes_fp32 += 4 * p.numel()
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Within it, torch runs LSTMs and attention as matrix products, which can be counted."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    (onednn, *_) = torch.backends.mkldnn.set_flags(_enabled=False)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.set_flags(_enabled=onednn)
 
 
 class _Operators(TorchDispatchMode):
@@ -362,6 +379,6 @@ def _count(n: float) -> str:
     if not n:
         return ""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= size:
+        if n >= 0.9995 * size:  # as it is rounded: never 1e+03 of the next smaller unit
             return f"{n / size:.3g} {unit}"
     return f"{n:.3g}"

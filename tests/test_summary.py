@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import bop2nd_fast as bf
 from bop2nd_fast.cli import app
 from bop2nd_fast.models import BinaryNet
+from bop2nd_fast.network_summary import _count
 
 
 def small() -> nn.Sequential:
@@ -42,6 +43,45 @@ def test_counts_by_hand() -> None:
     assert found.total.binary_macs == rows["1"].binary_macs + rows["4"].binary_macs
     assert found.total.bops == found.total.binary_macs / 64 + rows["0"].real_macs + rows["5"].signed_macs
     assert rows["1"].kernel and not rows["0"].kernel and rows["1"].seconds is None
+
+
+class Attention(nn.Module):
+    def forward(self, q: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(q, q, q)
+
+
+def test_fused_recurrence_and_attention_are_counted_by_hand() -> None:
+    lstm = bf.summary(nn.LSTM(16, 32, batch_first=True), torch.randn(2, 5, 16)).rows[0]
+    assert lstm.real_macs == 2 * 5 * 4 * 32 * (16 + 32)  # four gates, from input and state
+    assert bf.summary(Attention(), torch.randn(2, 4, 5, 8)).rows[0].real_macs == 2 * (2 * 4 * 5 * 5 * 8)
+    encoder = bf.summary(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), torch.randn(2, 5, 32))
+    projections, products = 2 * 5 * 4 * 32 * 32, 2 * (2 * 4 * 5 * 5 * 8)
+    assert encoder.total.real_macs == projections + products + 2 * 5 * 2 * 32 * 64
+
+
+def test_the_ways_of_torch_stay_as_they_were() -> None:
+    def ways() -> list[bool]:
+        cuda, mha = torch.backends.cuda, torch.backends.mha
+        found = [torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled, mha.get_fastpath_enabled()]
+        return [*found, cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()]
+
+    class Fails(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert not torch.backends.mkldnn.enabled
+            raise ArithmeticError
+
+    before = ways()
+    bf.summary(Attention(), torch.randn(2, 4, 5, 8))
+    with pytest.raises(ArithmeticError):
+        bf.summary(Fails(), torch.zeros(1))
+    assert ways() == before
+
+
+@pytest.mark.parametrize(
+    ("n", "text"), [(0, ""), (999, "999"), (999.7, "1 k"), (999_499, "999 k"), (999_700, "1 M"), (2e9, "2 G")]
+)
+def test_counts_have_three_digits(n: float, text: str) -> None:
+    assert _count(n) == text
 
 
 def test_what_a_training_step_saves_by_hand() -> None:
