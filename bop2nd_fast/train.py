@@ -30,7 +30,7 @@ from .optim import MixedOptimizer, TensorBoardLogger
 from .optim.telemetry import LayerReport, joined, print_report
 from .recipes import Recipe
 from .train_graph import CapturedStep, Step
-from .train_record import Epoch, Progress, Record, TrainingError, evaluate, recorded
+from .train_record import Epoch, Progress, Record, TrainingError, evaluate, recorded, weights_sha256
 from .train_replicas import Replicas
 
 CHECKPOINT, HISTORY = "checkpoint.pt", "history.jsonl"
@@ -104,6 +104,7 @@ class Trainer:
         self.n_steps = recipe.epochs * self.steps_per_epoch
         self.model = recipe.model(dataset, self.seed).to(self.device)
         self.teacher = None if teacher is None else self._checked(teacher.to(self.device).eval())
+        self.teacher_sha256 = None if teacher is None else weights_sha256(teacher)
         self.optimizer, self.schedulers = recipe.preset.build(self.model, self.steps_per_epoch, graph)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
         forward: Callable[[Tensor], Tensor] = self.replicas.wrap(self.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, models
+from .binary_tensor import BinaryTensor
 from .optim.telemetry import LayerReport
 from .recipes import Recipe
 
 if TYPE_CHECKING:
     from .train import Trainer
 
-FORMAT = "bop2nd_fast.checkpoint.2"
+FORMAT = "bop2nd_fast.checkpoint.3"
 
 
 class TrainingError(RuntimeError):
@@ -112,7 +114,7 @@ class Record:
                 "in_channels": it.dataset.in_channels,
                 "image_size": it.dataset.image_size,
             },
-            "run": {"seed": it.seed, "amp": it.amp, "teacher": it.teacher is not None},
+            "run": {"seed": it.seed, "amp": it.amp, "teacher": it.teacher_sha256},
             "history": [epoch.to_dict() for epoch in it.history],
             "epoch": it._epoch.state(),
         }
@@ -130,6 +132,16 @@ class Record:
         history = [Epoch.from_dict(epoch) for epoch in state["history"]]
         it._epoch.load(state["epoch"], it.replicas)
         it.history = history
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of a network's weights and buffers: names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        raw = value.words if isinstance(value, BinaryTensor) else value
+        digest.update(f"{name} {list(value.shape)}\n".encode())
+        digest.update(raw.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def check_format(state: Any) -> None:
@@ -184,7 +196,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def recorded(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of the newest usable checkpoint at ``path`` (see ``checkpoint.load_latest``), and the run's
-    seed, amp and whether it has a teacher. Raises as `read_checkpoint`."""
+    seed, amp and the SHA-256 of its teacher (None without one). Raises as `read_checkpoint`."""
     record = _read(path, checkpoint.load_latest)["members"]["record"]
     return Recipe.from_json(record["recipe"]), record["run"]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bop2nd_fast import checkpoint, data, models, plots, recipes, train, train_record
+from bop2nd_fast import nn as bf_nn
 from bop2nd_fast.binary_tensor import BinaryTensor
 from bop2nd_fast.optim.courses import Cosine, Linear
 
@@ -345,6 +346,32 @@ def test_a_teacher_s_outputs_are_learnt_instead_of_labels():
     student.run()
     assert student.history[-1].loss < student.history[0].loss
     assert student.history[-1].test_accuracy > 0.3  # no label has been seen
+
+
+def test_a_run_goes_on_with_its_own_teacher_alone(tmp_path):
+    def teacher(seed: int) -> torch.nn.Module:
+        return RECIPE.model(small_dataset(128), seed)
+
+    stopped = make_trainer(out=tmp_path, settings={"teacher": teacher(1)})
+    stopped.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    for other in (None, teacher(2)):
+        with pytest.raises(checkpoint.CheckpointError, match=r"teacher was [0-9a-f]{64}, is now"):
+            make_trainer(out=tmp_path, settings={"teacher": other}).restore()
+    assert make_trainer(out=tmp_path, settings={"teacher": teacher(1)}).restore() == stopped.step > 0
+
+
+def test_the_hash_of_weights_covers_every_value_of_every_type():
+    network = torch.nn.Sequential(
+        torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 4, dtype=torch.bfloat16), bf_nn.BinaryLinear(4, 5)
+    )
+    found = {train_record.weights_sha256(network)}
+    for value in network.state_dict().values():
+        raw = value.words if isinstance(value, BinaryTensor) else value
+        raw.view(-1)[-1:] += 1
+        found.add(train_record.weights_sha256(network))
+    assert len(found) == 1 + len(network.state_dict())
 
 
 @pytest.mark.parametrize(("channels", "classes"), [(1, 7), (3, 10)])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import signal
@@ -28,12 +27,11 @@ from optuna.trial import TrialState
 from torch import nn
 
 from .. import data
-from ..binary_tensor import BinaryTensor
 from ..checkpoint import CheckpointError
 from ..recipes import Recipe
 from ..stamp import stamp
 from ..train import CHECKPOINT, Epoch, Trainer, TrainingError
-from ..train_record import model_from_checkpoint
+from ..train_record import model_from_checkpoint, weights_sha256
 from . import records, search
 from .definitions import StudyError
 from .trials import STATES, Trials
@@ -82,12 +80,7 @@ def teacher_of(path: Path, dataset: data.Dataset | data.ImageFolder) -> tuple[nn
     model, plain = model_from_checkpoint(path)
     if (n := len(plain["dataset"]["classes"])) != len(dataset.classes):
         raise StudyError(f"the teacher {path} knows {n} classes, {dataset.name} has {len(dataset.classes)}")
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        raw = value.words if isinstance(value, BinaryTensor) else value
-        digest.update(f"{name} {list(value.shape)}\n".encode())
-        digest.update(raw.detach().contiguous().numpy().data)
-    return model, digest.hexdigest()
+    return model, weights_sha256(model)
 
 
 def held_out(dataset: data.Dataset | data.ImageFolder) -> data.Dataset:
