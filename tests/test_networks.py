@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
-from bop2nd_fast import inference
+from bop2nd_fast import inference, models
 from bop2nd_fast.models import BinaryNet, BiRealNet18, ReActNet18, XNORNet
 from bop2nd_fast.nn import BinaryConv2d, BinaryLinear, ChannelScale, RPReLU, RSign
 from bop2nd_fast.optim import split_parameters
@@ -122,6 +124,20 @@ def test_a_reactnet_of_small_images_converts(weights: str, exact: bool) -> None:
         assert torch.equal(out, expected)
     else:
         torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", ["no", "False", 0, 1, None])
+def test_a_switch_is_true_or_false(value: object) -> None:
+    with pytest.raises(ValueError, match="cifar is a switch"):
+        models.get("birealnet18", num_classes=10, in_channels=3, image_size=32, width=2, cifar=value)
+
+
+def test_a_reactnet_takes_what_a_birealnet_takes() -> None:
+    """Less the two that make it one, in the same order with the same defaults."""
+    both = (dict(inspect.signature(net).parameters) for net in (BiRealNet18, ReActNet18))
+    original, react = both
+    assert [original.pop(own).default for own in ("sign", "activation")] == ["approx_sign", "none"]
+    assert list(react.items()) == list(original.items())
 
 
 def test_bad_sizes() -> None:

@@ -35,10 +35,14 @@ def get(name: str, *, num_classes: int, in_channels: int, image_size: int, **opt
         raise ValueError(f"there is no network {name!r}; there are {', '.join(NAMES)}")
     build = _NETWORKS[name]
     given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    allowed = [option for option in inspect.signature(build).parameters if option not in given]
+    parameters = inspect.signature(build).parameters
+    allowed = [option for option in parameters if option not in given]
     if unknown := sorted({*options} - {*allowed}):
         raise ValueError(f"{name} has no option {', '.join(unknown)}; there are {', '.join(allowed)}")
-    if "image_size" not in inspect.signature(build).parameters:
+    for option, value in options.items():
+        if isinstance(parameters[option].default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{option} is a switch, true or false, got {value!r}")  # any text would be true
+    if "image_size" not in parameters:
         del given["image_size"]
     if name == "binarynet" and image_size < 10:
         options = {"first_padding": 1, **options}  # three poolings would leave nothing
