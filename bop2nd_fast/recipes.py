@@ -24,7 +24,7 @@ from torch import nn
 
 from . import data, models
 from .optim import presets
-from .optim.courses import Constant, Cosine, Course, Courses, Linear, Staircase, parse, stretched, text_of
+from .optim.courses import KINDS, Constant, Cosine, Course, Courses, Linear, parse, stretched, text_of
 from .optim.presets import Preset
 
 # What can run over a training, by optimizer; lr is Adam's, of the real weights.
@@ -33,7 +33,6 @@ HYPERPARAMETERS = {
     "Bop2ndOrder": ("gamma", "sigma", "threshold", "lr"),
     "Adam": ("lr",),
 }
-COURSES = (Constant, Linear, Cosine, Staircase)
 BIAS_CORRECTIONS = ("none", "reference", "adam")
 AUGMENTATIONS = ("none", "flip", "crop_flip", "resized_crop")
 
@@ -80,7 +79,8 @@ class Recipe:
         if missing := [n for n in HYPERPARAMETERS[p.optimizer] if n not in p.courses]:
             raise ValueError(f"{p.optimizer} needs {', '.join(missing)}")
         for name, course in p.courses.items():
-            _of_type(f"the course of {name}", course, COURSES, "a Constant, Linear, Cosine or Staircase")
+            kinds = " or a ".join(kind.__name__ for kind in KINDS.values())
+            _of_type(f"the course of {name}", course, tuple(KINDS.values()), f"a {kinds}")
             _check_range(name, course)
 
     # What a reader asks for, whether the recipe or its preset has it.
@@ -218,8 +218,8 @@ def _check_range(name: str, course: Course) -> None:
         raise ValueError("gamma starts at 0, it must be in (0, 1]: with 0 no weight would ever flip")
     if getattr(course, "end", None) is not None and course.start <= 0:
         raise ValueError(f"a schedule of {name} starts above 0, not at {course.start}")
-    if getattr(course, "every", 1) <= 0 or not getattr(course, "factor", 1) > 0:
-        raise ValueError(f"a staircase of {name} needs a factor and a number of epochs above 0")
+    if not all(0 < getattr(course, part, 1) < math.inf for part in ("every", "factor")):
+        raise ValueError(f"a staircase of {name} needs a finite factor and number of epochs above 0")
 
 
 def _of_preset(preset: Preset) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from bop2nd_fast import checkpoint, data, models, plots, recipes, train, train_record
 from bop2nd_fast import nn as bf_nn
 from bop2nd_fast.binary_tensor import BinaryTensor
-from bop2nd_fast.optim.courses import Cosine, Linear
+from bop2nd_fast.optim.courses import Cosine, Linear, Staircase
 
 VALUES = {"gamma": 3e-3, "sigma": 2e-2, "threshold": 1e-2, "lr": 0.02}
 RECIPE = recipes.get("digits").replace(epochs=2, batch_size=32, width=4, values=VALUES)
@@ -402,6 +403,13 @@ def test_a_number_is_no_course():
     number: Any = 0.001
     with pytest.raises(ValueError, match=r"course of gamma is 0\.001, it must be a Constant"):
         RECIPE.replace(schedules={"gamma": number})
+
+
+@pytest.mark.parametrize("part", ["factor", "every"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_a_staircase_that_leads_nowhere_is_no_course(part, value):
+    with pytest.raises(ValueError, match="staircase of gamma needs a finite factor"):
+        RECIPE.replace(schedules={"gamma": dataclasses.replace(Staircase(1e-3), **{part: value})})
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

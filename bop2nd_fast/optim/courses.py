@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
@@ -76,15 +76,10 @@ class Staircase:
         return max(1, round(steps_per_epoch * self.every))
 
 
-Course: TypeAlias = "Constant | Linear | Cosine | Staircase"
+Course: TypeAlias = Constant | Linear | Cosine | Staircase
 Courses: TypeAlias = dict[str, Course]
 
-KINDS: dict[str, type[Any]] = {
-    "constant": Constant,
-    "linear": Linear,
-    "cosine": Cosine,
-    "staircase": Staircase,
-}
+KINDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Course)}
 FORMS = "constant:VALUE, linear:START:END, cosine:START[:END], staircase:START[:FACTOR[:EVERY_EPOCHS]]"
 
 
