@@ -123,7 +123,7 @@ class Summary:
 def summary(model: nn.Module, *example: Any, timed: bool = False, repeats: int = 20) -> Summary:
     """Call ``model`` on an example and say what every layer is and costs.
 
-    Nothing of the model changes: training mode, batch statistics and gradients stay as they were.
+    Nothing changes: training mode, batch statistics, gradients and torch's random state stay as they were.
 
     Args:
         model: any module, also a ``PackedModel``.
@@ -139,13 +139,14 @@ def summary(model: nn.Module, *example: Any, timed: bool = False, repeats: int =
     packed = isinstance(model, PackedModel)
     seen = model if packed else copy.deepcopy(model)
     watch = _Watch(seen)
-    with _unfused(), watch.calls(), torch.no_grad(), _Operators(watch):
-        seen.eval()(*example)
-    rows = watch.finished()
-    if not packed:
-        _saved(seen, example, watch)
-    if timed:
-        _time(seen, example, watch, repeats)
+    with torch.random.fork_rng({t.device for t in tensors if t.is_cuda}):  # dropout draws
+        with _unfused(), watch.calls(), torch.no_grad(), _Operators(watch):
+            seen.eval()(*example)
+        rows = watch.finished()
+        if not packed:
+            _saved(seen, example, watch)
+        if timed:
+            _time(seen, example, watch, repeats)
     if isinstance(model, PackedModel):
         rows += [
             Row(r.layer, r.kind, bytes_packed=r.bytes_packed, bytes_fp32=r.bytes_fp32)
