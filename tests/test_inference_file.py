@@ -49,7 +49,7 @@ class Mixed(nn.Module):
         return self.dense(self.head(y)).softmax(-1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def packed() -> PackedModel:
     model = bf.models.BinaryNet(width=4, image_size=8, in_channels=1, first_padding=1)
     return convert(wild_batch_norms(model), images((2, 1, 8, 8)))
@@ -57,6 +57,7 @@ def packed() -> PackedModel:
 
 @pytest.fixture
 def path(packed: PackedModel, tmp_path: Path) -> Path:
+    """A file that the test may write to."""
     file = tmp_path / "model.safetensors"
     packed.save(file)
     return file
@@ -65,21 +66,22 @@ def path(packed: PackedModel, tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------------------- round trips
 
 
-@pytest.mark.parametrize(
-    ("model", "shape"),
-    [
-        (
-            bf.models.BinaryNet(width=11, image_size=8, in_channels=1, first_padding=1, padding_value=1),
-            (1, 8, 8),
-        ),
-        (bf.models.BiRealNet18(5, width=8), (3, 32, 32)),
-        (Mixed(), (3, 12, 14)),
-    ],
-    ids=["binarynet", "bi-real-net", "mixed"],
-)
-def test_save_and_load(cpu_backend: str, model: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=["binarynet", "bi-real-net", "mixed"])
+def converted(request: pytest.FixtureRequest) -> tuple[nn.Module, PackedModel, tuple[int, ...]]:
+    """A network, packed, and the shape of its images."""
+    if request.param == "binarynet":
+        size = {"image_size": 8, "in_channels": 1, "first_padding": 1, "padding_value": 1}
+        model, shape = bf.models.BinaryNet(width=11, **size), (1, 8, 8)
+    elif request.param == "bi-real-net":
+        model, shape = bf.models.BiRealNet18(5, width=8), (3, 32, 32)
+    else:
+        model, shape = Mixed(), (3, 12, 14)
     wild_batch_norms(model)
-    packed = convert(model, images((2, *shape)))
+    return model, convert(model, images((2, *shape))), shape
+
+
+def test_save_and_load(converted: tuple, cpu_backend: str, tmp_path: Path) -> None:
+    model, packed, shape = converted
     packed.save(tmp_path / "model.safetensors")
     loaded = load(tmp_path / "model.safetensors")
     assert_identical(loaded, model, images((3, *shape)))
