@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from . import backends
 from .binary_tensor import BinaryTensor
@@ -288,6 +287,8 @@ def _product_kind(func: Any) -> str:
 def _macs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Multiply-accumulates of one call; 0 for what is no product."""
     if func.namespace != "bop2nd":
+        from torch.utils.flop_counter import flop_registry  # imports Triton
+
         packet = func.overloadpacket
         return flop_registry[packet](*args, **kwargs, out_val=result) // 2 if packet in flop_registry else 0
     name = str(func.__name__).partition(".")[0]

@@ -45,7 +45,7 @@ before = dict(os.environ)
 import bop2nd_fast, torch
 assert dict(os.environ) == before, "importing wrote to the environment"
 assert not torch.cuda.is_initialized(), "importing started CUDA"
-for name in ("sklearn", "matplotlib", "typer", "rich"):
+for name in ("sklearn", "matplotlib", "typer", "rich", "sympy", "triton"):
     assert name not in sys.modules, f"importing bop2nd_fast imports {name}"
 """
 

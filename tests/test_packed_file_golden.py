@@ -112,5 +112,5 @@ def test_reading_imports_no_converter() -> None:
                 found = [node.module] if node.module else [alias.name for alias in node.names]
                 left += [part.split(".")[0] for part in found if part.split(".")[0] not in seen]
     assert {"packed_model", "layers", "operators", "graph_json"} <= seen
-    assert seen.isdisjoint({"convert", "chains", "tails", "fold", "trace", "write", "real_convolutions"})
+    assert seen.isdisjoint({"conversion", "chains", "tails", "fold", "trace", "write", "real_convolutions"})
     assert "torch" not in vars(sys.modules["tests.packed_reader"])
