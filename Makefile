@@ -155,7 +155,7 @@ format: install  ## rewrite the sources in the project's style
 
 bench: install  ## every benchmark case on quick sizes; python -m benchmarks.run measures the full ones
 	@echo "==> benchmarks, quick sizes (full ones: $(BIN)/python -m benchmarks.run)"
-	@$(BIN)/python -m pytest benchmarks --benchmark-only -q
+	@$(BIN)/python -m benchmarks.run --quick
 
 fuzz: install  ## long random search against the reference
 	@echo "==> fuzzing against the reference"

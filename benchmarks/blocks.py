@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .families import FAMILIES, best
-from .goals import GOALS
-from .registry import BOUND, OURS
+from rich.table import Table
+from rich.text import Text
+
+from . import results
+from .goals import Goal, best
+from .registry import BOUND, GPU_SUITES, OURS, all_goals, suite
 from .tables import byte_count, duration, significant
 
 Records = Sequence[dict[str, Any]]
+HEADER = ("case", "contender", "threads", "median", "10 % – 90 %", "rate", "time / ours")
+SINGLE = "– single calls between other work"
+# What is not a figure of timed rows, and its aim.
+UNTIMED_GOALS = (("compute-sanitizer memcheck and racecheck, --sanitize", "clean"),)
 
 
 class ReportError(RuntimeError):
@@ -27,37 +32,59 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def suite_block(records: Records, suite: str) -> str:
+def result_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Gate, role or "single", and the cells of ``HEADER`` from the second on, for each line of a record."""
+    for entry in record["contenders"]:
+        cells = [entry["name"], str(entry["threads"])]
+        if "seconds" not in entry:
+            yield entry["gate"], [*cells, f"{entry['gate']}: {entry['gate_detail']}", "", "", ""]
+            continue
+        rate = f"{significant(entry['rate'])} {record['unit']}" if "rate" in entry else ""
+        ratio = f"{entry['ratio']['median']:.2f}" if "ratio" in entry and entry["role"] != BOUND else ""
+        yield entry["role"], [*cells, *_times(entry["seconds"]), rate, ratio]
+        if single := entry.get("single"):
+            times = f"{single['ratio']:.2f}" if "ratio" in single else ""
+            yield "single", [SINGLE, "", *_times(single), "", times]
+
+
+def _times(seconds: Mapping[str, float]) -> tuple[str, str]:
+    return duration(seconds["median"]), f"{duration(seconds['p10'])} – {duration(seconds['p90'])}"
+
+
+def terminal_table(records: Records) -> Table:
+    """One suite's records for a terminal: a block per case, ours in bold."""
+    result = Table(title=f"suite {records[0]['suite']}", title_justify="left")
+    for name, width in zip(HEADER, (34, 44), strict=False):
+        result.add_column(name, max_width=width)
+    for name in HEADER[2:]:
+        result.add_column(name, justify="right", no_wrap=True)
+    styles = {OURS: "bold", "failed": "red", "unavailable": "dim", "single": "dim"}
+    for record in records:
+        case = record["case"]
+        for kind, cells in result_rows(record):
+            if kind in ("failed", "unavailable"):
+                reason = Text(cells[2], overflow="ellipsis", no_wrap=True)
+                reason.truncate(44, overflow="ellipsis")
+                result.add_row(case, *cells[:2], "-", "", "", reason, style=styles[kind])
+            else:
+                result.add_row(case, *cells, style=styles.get(kind, ""))
+            case = ""
+        result.add_section()
+    return result
+
+
+def suite_block(records: Records, name: str) -> str:
     """Every contender of every case of a suite."""
-    rows = []
-    chosen = [r for r in records if r["suite"] == suite]
+    chosen = [r for r in records if r["suite"] == name]
     if not chosen:
-        return f"No results of suite `{suite}` yet."
+        return f"No results of suite `{name}` yet."
+    rows = []
     for record in chosen:
-        for i, entry in enumerate(record["contenders"]):
-            case = record["case"] if i == 0 else ""
-            name = f"**{entry['name']}**" if entry["role"] == OURS else entry["name"]
-            if "seconds" not in entry:
-                rows.append(
-                    [
-                        case,
-                        name,
-                        str(entry["threads"]),
-                        f"{entry['gate']}: {entry['gate_detail']}",
-                        "",
-                        "",
-                        "",
-                    ]
-                )
-                continue
-            s = entry["seconds"]
-            rate = f"{significant(entry['rate'])} {record['unit']}" if "rate" in entry else ""
-            times = f"{entry['ratio']['median']:.2f}" if "ratio" in entry and entry["role"] != BOUND else ""
-            spread = f"{duration(s['p10'])} – {duration(s['p90'])}"
-            rows.append([case, name, str(entry["threads"]), duration(s["median"]), spread, rate, times])
-    header = ("case", "contender", "threads", "median", "10 % – 90 %", "rate", "time / ours")
-    text = table(header, rows)
-    memory = memory_rows(chosen)
+        case = record["case"]
+        for kind, (who, *cells) in result_rows(record):
+            rows.append([case, f"**{who}**" if kind == OURS else who, *cells])
+            case = ""
+    text, memory = table(HEADER, rows), memory_rows(chosen)
     if memory:
         text += "\n\n" + table(("case", "contender", "what", "bytes", "ours is smaller by"), memory)
     return text
@@ -76,39 +103,31 @@ def memory_rows(records: Records) -> list[list[str]]:
 
 
 def goals_block(records: Records) -> str:
-    """Every goal with its measured figure and its verdict."""
+    """Every goal on CPUs with its measured figure and its verdict."""
+    return table(("goal", "aim", "measured", "verdict"), goal_rows(all_goals(), records))
+
+
+def goal_rows(goals: Sequence[Goal], records: Records) -> list[list[str]]:
     rows = []
-    for goal in GOALS:
-        value = goal.value(records)
-        measured = "-" if value is None else f"{significant(value)} {goal.unit}".replace(" x", "x")
-        aim = f"{significant(goal.aim)} {goal.unit}".replace(" x", "x")
+    for goal in goals:
         verdict = goal.verdict(records)
-        rows.append([goal.name, f"≥ {aim}", measured, f"**{verdict}**" if verdict == "missed" else verdict])
-    return table(("goal", "aim", "measured", "verdict"), rows)
+        marked = "**missed**" if verdict == "missed" else verdict
+        rows.append([goal.name, goal.aimed(), goal.text(goal.value(records)), marked])
+    return rows
 
 
 def gpu_goals_block(directory: Path) -> str:
-    """Every GPU goal with its figure, from the one machine whose directory has a ``gpu.jsonl``; else open."""
-    from . import gpu  # its cases need Triton when they run, not here
-
-    paths = sorted(directory.glob("*/gpu.jsonl"))
-    if len(paths) > 1:
-        raise ReportError(f"several machines have a gpu.jsonl: {', '.join(p.parent.name for p in paths)}")
-    lines = paths[0].read_text().splitlines() if paths else []
-    read = [r for line in lines if not (r := json.loads(line))["dry_run"]]
-    records = {r["case"]: {row["name"]: row for row in r.get("contenders", [])} for r in read}
-    rows = []
-    for goal in gpu.GOALS:
-        measured, verdict = "-", "open"
-        with contextlib.suppress(KeyError):  # a case or a contender without a number
-            value = goal.value(records[goal.case])
-            verdict = goal.verdict(value)
-            measured, verdict = significant(value), "**missed**" if verdict == "missed" else verdict
-        rows.append([f"{goal.case}: {goal.name}", goal.aimed(), measured, verdict])
-    rows += [[name, aim, "-", "open"] for name, aim in gpu.UNTIMED_GOALS]
+    """Every GPU goal with its figure, from the one machine that has results of a GPU; else open."""
+    names = [p.parent.name for name in GPU_SUITES for p in sorted(directory.glob(f"*/{name}.jsonl"))]
+    if len(set(names)) > 1:
+        raise ReportError(f"several machines have results of a GPU: {', '.join(names)}")
+    records = results.read_all(directory / names[0]) if names else []
+    records = [r for r in records if r["suite"] in GPU_SUITES]
+    rows = goal_rows(all_goals(GPU_SUITES), records)
+    rows += [[name, aim, "-", "open"] for name, aim in UNTIMED_GOALS]
     text = table(("goal on an H200", "aim", "measured", "verdict"), rows)
-    if read:
-        mark = read[-1]["stamp"]
+    if records:
+        mark = records[-1]["stamp"]
         software = f"torch {mark['torch']}, Triton {mark['triton']}, commit {mark['commit']}"
         text += f"\n\nMeasured on {mark['gpu']}, {software}."
     return text
@@ -144,16 +163,12 @@ def summary_block(records: Records) -> str:
     """For the front page: our time and how often it fits into the best of each family of baselines."""
     rows = []
     for record in records:
-        if not (
-            record["suite"] in ("step", "train_step", "inference")
-            or {"stage", "1024x1024"} & set(record["tags"])
-        ):
-            continue
         ours = next((e for e in record["contenders"] if e["role"] == OURS and "seconds" in e), None)
-        if ours is None:
+        declared = suite(record["suite"])
+        if ours is None or not declared.summary(record):
             continue
         against = []
-        for family, names in FAMILIES[record["suite"]].items():
+        for family, names in declared.families.items():
             if (value := best(record, names)) is not None:
                 against.append(f"{value:.3g}x {family}")
         rows.append(
@@ -177,7 +192,7 @@ def machines_block(machines: Mapping[str, Records], directory: Path, document: P
     rows = []
     for name, records in machines.items():
         last = max((r["stamp"] for r in records), key=lambda s: str(s["date"]))
-        verdicts = [goal.verdict(records) for goal in GOALS]
+        verdicts = [goal.verdict(records) for goal in all_goals()]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("met", "missed", "open") if v in verdicts)
         link = f"[{name}]({os.path.relpath(directory / name / 'README.md', document.parent)})"
         rows.append([link, last["processor"], f"`{last['active_backend']}`", str(last["date"])[:10], counts])

@@ -1,15 +1,15 @@
-"""What a change costs: ``python -m benchmarks.compare BASE [--suite conv] [--op ...] [--rounds 21]``.
+"""What a change costs: ``bop2nd bench --compare BASE [--suite conv] [--op ...] [--rounds 21]``.
 
-BASE (a commit) is checked out beside this tree, in ``build/compare``, and built there with the same
-interpreter. Two processes, one a tree, hold the same cases of the registry and are timed in turns; which of
-them goes first changes every round. The ratio new / old is formed inside a round, between neighbours in time,
-and reported as its median with a 95 % interval of that median (order statistics of the binomial law). A
-contender is checked by its gate in both trees before it is timed.
+BASE (a commit) is checked out beside this tree, in ``build/compare``, and built there, by the same
+interpreter or by one of its own (``--base-python``: another torch, say). Two processes, one a tree, hold the
+same cases of the registry and are timed in turns; which of them goes first changes every round. The ratio
+new / old is formed inside a round, between neighbours in time, and reported as its median with a 95 %
+interval of that median (order statistics of the binomial law). A contender is checked by its gate in both
+trees before it is timed; the exit status is 1 if one of this tree fails, whatever the times are.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from bop2nd_fast.stamp import ROOT
 
-from .registry import SUITES, cases
+from .registry import cases
 from .tables import duration
 from .timing import quantile
 
@@ -49,13 +49,7 @@ class Ratio:
 def compare_samples(
     old: Sample, new: Sample, rounds: int, min_sample_s: float = 0.02
 ) -> tuple[list[float], list[float], list[float]]:
-    """(old seconds, new seconds, ratios), one of each a round; the two take turns at going first.
-
-    Raises:
-        ValueError: fewer than 6 rounds: no interval of a median holds 95 % then.
-    """
-    if rounds < 6:
-        raise ValueError(f"a 95 % interval of a median needs at least 6 rounds, got {rounds}")
+    """(old seconds, new seconds, ratios), one of each a round; the two take turns at going first."""
     once = max(1e-9, min(old(1), old(1), new(1), new(1)))
     n = max(1, math.ceil(min_sample_s / once))
     olds: list[float] = []
@@ -80,17 +74,11 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 class Worker:
     """A process that runs the contenders of one tree."""
 
-    def __init__(self, tree: Path) -> None:
+    def __init__(self, tree: Path, python: str = sys.executable) -> None:
         script = Path(__file__).with_name("compare_worker.py")
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # it may name another tree
-        self._process = subprocess.Popen(
-            [sys.executable, str(script)],
-            cwd=tree,
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen([python, str(script)], cwd=tree, env=environment, **pipes)
         self.ask()
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -102,10 +90,11 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process in {self._process.args!r} ended; its output is above")
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def sampler(self, contender: str) -> Sample:
-        return lambda n: self.ask(run=contender, n=n)["seconds"]
+        return lambda n: float(self.ask(run=contender, n=n)["seconds"])
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -113,38 +102,36 @@ class Worker:
         self._process.wait()
 
 
-def tree_of(base: str) -> Path:
+def tree_of(base: str, python: str = sys.executable) -> Path:
     """The commit, checked out and built.
 
     Raises:
         ValueError: no such commit.
     """
-    found = subprocess.run(
-        ["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    command = ["git", "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if found.returncode:
         raise ValueError(f"{base!r} is not a commit of this repository")
     tree = TREES / found.stdout.strip()[:12]
     if not tree.is_dir():
-        command = ["git", "worktree", "add", "--detach", str(tree), found.stdout.strip()]
+        command = ["git", "worktree", "add", "--force", "--detach", str(tree), found.stdout.strip()]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    build = [python, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(build, cwd=tree, check=True, stdout=subprocess.DEVNULL)
     return tree
 
 
-def compare(
+def ratios_of(
     old: Worker, new: Worker, suites: Sequence[str], op: str | None, quick: bool, rounds: int
-) -> Iterator[Ratio]:
-    """Yield a :class:`Ratio` for every contender of ours that both trees have."""
+) -> Iterator[Ratio | str]:
+    """A :class:`Ratio` for every contender of ours that both trees have; a line for one of this tree that
+    fails its gate."""
     for case in cases(suites, op, quick):
         asked = {"suite": case.suite, "case": case.name, "quick": quick}
-        theirs = old.ask(**asked)["contenders"]
-        for contender in new.ask(**asked)["contenders"]:
-            if contender not in theirs:
+        theirs, ours = old.ask(**asked), new.ask(**asked)
+        yield from (f"{case.suite}: {case.name}: {line}" for line in ours["failed"])
+        for contender in ours["contenders"]:
+            if contender not in theirs["contenders"]:
                 continue
             seconds = compare_samples(old.sampler(contender), new.sampler(contender), rounds)
             before, after = (quantile(s, 0.5) for s in seconds[:2])
@@ -165,42 +152,41 @@ def table(ratios: Sequence[Ratio], base: str) -> Table:
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("base", help="the commit to compare this tree with")
-    parser.add_argument("--suite", action="append", choices=SUITES, help="may be repeated; default: all")
-    parser.add_argument("--op", help="only cases of this operator")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that everything runs")
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--out", type=Path, help="write the ratios there as JSON lines")
-    chosen = parser.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    suites = chosen.suite or list(SUITES)
-    try:
-        cases(suites, chosen.op, chosen.quick)
-        if chosen.rounds < 6:
-            raise ValueError(f"a 95 % interval of a median needs at least 6 rounds, got {chosen.rounds}")
-        tree = tree_of(chosen.base)
-    except ValueError as error:
-        print(f"benchmarks.compare: {error}", file=sys.stderr)
-        return 2
-    old, new = Worker(tree), Worker(ROOT)
-    ratios = []
+def compare(
+    base: str,
+    suites: Sequence[str],
+    console: Console,
+    *,
+    op: str | None = None,
+    quick: bool = False,
+    rounds: int = 21,
+    python: str = sys.executable,
+    out: Path | None = None,
+) -> int:
+    """Compare, print the table, write the ratios to ``out`` as JSON lines; returns the exit status.
+
+    Raises:
+        ValueError: no such commit, an unknown suite or operator, fewer than 6 rounds.
+    """
+    cases(suites, op, quick)
+    if rounds < 6:
+        raise ValueError(f"a 95 % interval of a median needs at least 6 rounds, got {rounds}")
+    old, new = Worker(tree_of(base, python), python), Worker(ROOT)
+    ratios: list[Ratio] = []
+    failed: list[str] = []
     with console.status("comparing") as status:
-        for ratio in compare(old, new, suites, chosen.op, chosen.quick, chosen.rounds):
-            ratios.append(ratio)
-            status.update(f"{ratio.case}: {ratio.contender}: {ratio.median:.3f}")
-            if chosen.out:
-                with chosen.out.open("a") as file:
-                    file.write(json.dumps(vars(ratio)) + "\n")
+        for found in ratios_of(old, new, suites, op, quick, rounds):
+            if isinstance(found, str):
+                failed.append(found)
+                continue
+            ratios.append(found)
+            status.update(f"{found.case}: {found.contender}: {found.median:.3f}")
+            if out:
+                with out.open("a") as file:
+                    file.write(json.dumps(vars(found)) + "\n")
     old.close()
     new.close()
-    console.print(table(ratios, chosen.base))
-    if chosen.quick:
-        console.print("Quick run: it shows that everything works; its numbers mean nothing.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    console.print(table(ratios, base))
+    for line in failed:
+        console.print(f"[bold red]gate failed[/] {line}", highlight=False)
+    return 1 if failed else 0

@@ -10,7 +10,6 @@ import gc
 import json
 import os
 import sys
-import time
 
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # whatever a contender prints must not mix with the answers
@@ -18,7 +17,8 @@ sys.path[0] = os.getcwd()
 
 import torch  # noqa: E402
 
-from benchmarks.registry import OURS, VARIANT, Prepared, Unavailable, cases  # noqa: E402
+from benchmarks.registry import OURS, VARIANT, GateError, Unavailable, cases  # noqa: E402
+from benchmarks.timing import Sampler, cpu_sampler, cuda_sampler  # noqa: E402
 
 
 def reply(**values: object) -> None:
@@ -26,52 +26,51 @@ def reply(**values: object) -> None:
     answers.flush()
 
 
-def build(suite: str, name: str, quick: bool) -> tuple[bool, dict[str, Prepared]]:
-    """Whether the case is timed in inference mode, and our contenders of it, prepared and checked."""
-    case = next((c for c in cases([suite], quick=quick) if c.name == name), None)
+def build(suite: str, name: str, quick: bool) -> tuple[bool, dict[str, Sampler], list[str]]:
+    """Whether the case is timed in inference mode, samplers of our contenders, checked, and who failed."""
+    samplers: dict[str, Sampler] = {}
+    failed: list[str] = []
+    try:
+        case = next((c for c in cases([suite], quick=quick) if c.name == name), None)
+    except ValueError as error:  # an old commit without the suite
+        return False, samplers, [str(error)]
     if case is None:
-        return False, {}
+        return False, samplers, failed
     torch.set_num_threads(case.threads or torch.get_num_threads())
-    prepared: dict[str, Prepared] = {}
     for contender in case.contenders():
         if contender.role not in (OURS, VARIANT) or (quick and contender.slow):
             continue
         try:
             made = contender.make()
+            made.check()
         except Unavailable:
             continue
-        made.check()
+        except GateError as error:
+            failed.append(f"{contender.name}: {error}")
+            continue
         if made.run is not None:
-            prepared[contender.name] = made
-    return case.inference, prepared
+            on_gpu = getattr(case, "device", "cpu") == "cuda"  # old commits know CPUs alone
+            samplers[contender.name] = cuda_sampler([made.run]) if on_gpu else cpu_sampler(made.run)
+    return case.inference, samplers, failed
 
 
 def main() -> None:
     threads = torch.get_num_threads()
     reply(ready=True)
     inference = False
-    prepared: dict[str, Prepared] = {}
+    samplers: dict[str, Sampler] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if "suite" in request:
-            for made in prepared.values():
-                if made.close is not None:
-                    made.close()
-            prepared.clear()
+            samplers.clear()
             gc.collect()
             torch.set_num_threads(threads)
             with torch.no_grad():
-                inference, prepared = build(request["suite"], request["case"], request["quick"])
-            reply(contenders=list(prepared))
+                inference, samplers, failed = build(request["suite"], request["case"], request["quick"])
+            reply(contenders=list(samplers), failed=failed)
             continue
-        run = prepared[request["run"]].run
-        assert run is not None  # see `build`
         with torch.no_grad(), torch.inference_mode(inference):
-            start = time.perf_counter()
-            for _ in range(request["n"]):
-                run()
-            seconds = time.perf_counter() - start
-        reply(seconds=seconds)
+            reply(seconds=samplers[request["run"]](request["n"]))
 
 
 main()

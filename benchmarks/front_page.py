@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from bop2nd_fast.atomic_write import atomic_write
 
-from .results import contender
+from .goals import contender
 from .suites import inference, step, train_step
 from .tables import byte_count, duration, significant
 

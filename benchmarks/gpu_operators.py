@@ -1,5 +1,7 @@
 """The operators of each GPU backend, called directly, whatever ``backends.use`` has made the default.
 
+:class:`Setting` says where and how large GPU cases are.
+
 ``OPERATORS[name]()`` gives an object whose attributes are the operators, or raises :class:`Unavailable`.
 """
 
@@ -8,12 +10,33 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .registry import Unavailable
+from .registry import OURS, VARIANT, Contender, Prepared, Unavailable
+
+ROTATE_BYTES = 256 << 20  # buffers are repeated up to this size: several times the second-level cache
+
+
+@dataclass
+class Setting:
+    """Where and how large: the GPU at full size, or tiny sizes, there or in Triton's interpreter."""
+
+    device: str
+    dry: bool
+
+    def size(self, full: int, tiny: int) -> int:
+        return tiny if self.dry else full
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, device=self.device).to(dtype)
+
+    def copies(self, n_bytes: int) -> int:
+        return 1 if self.dry else max(1, min(64, ROTATE_BYTES // max(1, n_bytes)))
 
 
 def triton() -> Any:
@@ -47,12 +70,22 @@ def cuda() -> Any:
 OPERATORS: dict[str, Callable[[], Any]] = {"triton": triton, "cuda": cuda}
 
 
-def on_each_backend(make: Callable[[str, Any], Iterator[Any]], absent: Callable[..., Any]) -> Iterator[Any]:
-    """What ``make(name, operators)`` yields for each backend; ``absent(name, reason)`` for a missing one."""
+def on_each_backend(make: Callable[[str, str, Any], Iterator[Contender]]) -> Iterator[Contender]:
+    """What ``make(name, role, operators)`` yields for each backend; the first that is here is ours, the
+    others are variants. A contender without a number stands for a missing one."""
+    role = OURS
     for name, operators in OPERATORS.items():
         try:
             found = operators()
         except Unavailable as reason:
-            yield absent(name, reason)
+            yield _missing(name, reason)
         else:
-            yield from make(name, found)
+            yield from make(name, role, found)
+            role = VARIANT
+
+
+def _missing(name: str, reason: Unavailable) -> Contender:
+    def make() -> Prepared:
+        raise reason
+
+    return Contender(name, VARIANT, make)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bop2nd_fast import backends, reference
 
+from .gates import equal
 from .gpu_operators import OPERATORS
-from .gpu_setting import equal
 from .registry import GateError, Unavailable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -21,13 +21,14 @@ import torch
 
 from bop2nd_fast.stamp import stamp
 
-from .gpu_cases import conv_operands, linear_operands, step_contender
-from .gpu_setting import Setting, close, context_lost, equal, failures
-from .registry import GateError
+from .gates import close, context_lost, equal, failures
+from .gpu_operators import Setting
+from .registry import OURS, GateError
+from .suites.gpu import conv_operands, linear_operands, step_contender
 from .timing import QUICK, cuda_sampler, measure
 
 Run = Callable[[], object]
-Check = Callable[[Any], None]
+Check = Callable[[Any], object]
 MATMUL_SHAPES = ((8192, 8192, 8192), (256, 4096, 4096), (64, 4096, 4096), (16, 4096, 4096), (1, 4096, 4096))
 CONV_SHAPES = ((256, 64, 56), (256, 128, 28), (256, 256, 14), (256, 512, 7))
 GRADIENT_SHAPES = ((8192, 4096, 4096), (50, 1024, 1024))  # rows, outputs, features
@@ -47,7 +48,7 @@ class Candidate:
     check: Check
 
 
-def compared(want: Run, compare: Callable[..., None]) -> Check:
+def compared(want: Run, compare: Callable[..., object]) -> Check:
     """A check against what ``want`` returns, made once: ``compare`` is ``equal`` or ``close``."""
     made = functools.cache(want)
 
@@ -87,14 +88,16 @@ def step_candidates(s: Setting, chip: str, kind: str) -> Iterator[Candidate]:
 
     moment = BF16 if kind == "bf16" else F32
     shapes: list[tuple[int, ...]] = [(s.size(8192, 8), s.size(8192, 64))]
-    step = step_contender(s, shapes, "step", bop_step.bop_step_, moment, moment)
+    step = step_contender(s, shapes, "step", OURS, bop_step.bop_step_, moment, moment).make()
+    assert step.run is not None
+    work = step.run
     for words, warps in ((16, 4), (32, 4), (32, 8), (64, 8)):
         for registers in (128, 144, 200) if kind == "bf16" else (64, 96, 128):
             tile = tuning.StepTile(words, warps, registers)
 
             def run(tile: Any = tile) -> None:
                 tuning.STEP_TILES[chip, kind] = tile
-                step.runs[0]()
+                work()
 
             yield Candidate(f'STEP_TILES["{chip}", "{kind}"]', tile, run, lambda _: step.check())
 
@@ -259,7 +262,7 @@ def _seconds(s: Setting, c: Candidate) -> float:
         c.check(c.run())
     except refused as error:
         print(f"{c.value}: {type(error).__name__}: {error}", flush=True)
-        if (lost := context_lost(s)) is not None:
+        if (lost := context_lost(s.device)) is not None:
             raise RuntimeError(f"the GPU's context is lost: {lost}") from error
         return math.inf
     if s.dry:

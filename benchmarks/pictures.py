@@ -17,10 +17,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from bop2nd_fast.atomic_write import atomic_write
 
 from . import roofline
-from .families import FAMILIES, best
-from .registry import OURS, VARIANT
-from .results import contender
-from .suites import conv, linear, step, train_step
+from .goals import best, contender
+from .registry import OURS, SUITES, VARIANT, suite
+from .suites import conv, linear, step
 from .tables import significant
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -33,28 +32,18 @@ Records = Sequence[dict[str, Any]]
 def draw_all(records: Records, directory: Path) -> list[Path]:
     """Draw what the records allow, as PNGs in ``directory``; returns the files."""
     written = []
-    conv_records = [r for r in records if r["suite"] == "conv"]
-    stages = [r for r in conv_records if {conv.GOAL, conv.LARGE_BATCH} & set(r["tags"])]
-    others = [r for r in conv_records if r not in stages and conv.INNER not in r["tags"]]
-    rows = [
-        ("step", "Optimizer step: time of others over bop2nd's", _of(records, "step")),
-        ("conv", "3x3 convolutions of a ResNet-18's stages: time of others over bop2nd's", stages),
-        ("conv_networks", "Convolutions of BinaryNet, XNOR-Net, Bi-Real-Net and others", others),
-        ("linear", "Linear layers: time of others over bop2nd's", _of(records, "linear")),
-        ("pack", "Packing: time of others over bop2nd's", _of(records, "pack")),
-        (
-            "backward",
-            "Both gradients of a convolution: time of others over bop2nd's",
-            _of(records, "backward"),
-        ),
-        ("inference", "Inference: time of others over the packed network's", _of(records, "inference")),
-    ]
-    for name, title, chosen in rows:
-        if any(best(r, names) for r in chosen for names in FAMILIES[r["suite"]].values()):
-            written.append(_save(_speedups(title, chosen), directory / f"{name}.png"))
-    training = _of(records, "train_step")
-    if training and contender(training[0], train_step.PACKED):
-        written.append(_save(_training(training[0]), directory / "train_step.png"))
+    for name in SUITES:
+        declared = suite(name)
+        for picture in declared.pictures:
+            chosen = [r for r in _of(records, name) if picture.chosen(r)]
+            figure = None
+            if picture.kind == "training":
+                first = [e for r in chosen[:1] for e in r["contenders"] if e["role"] == OURS]
+                figure = _training(picture.title, chosen[0]) if first and "seconds" in first[0] else None
+            elif any(best(r, names) for r in chosen for names in declared.families.values()):
+                figure = _speedups(picture.title, chosen)
+            if figure is not None:
+                written.append(_save(figure, directory / f"{picture.name}.png"))
     if any(contender(r, roofline.REGISTER) for r in records):
         written.append(_save(_roofline(records), directory / "roofline.png"))
     return written
@@ -87,7 +76,7 @@ def _plain(axes: Axes, grid: str) -> None:
 
 def _speedups(title: str, records: Records) -> Figure:
     """Grouped horizontal bars, one group per case, one bar per class of baselines, logarithmic axis."""
-    families = FAMILIES[records[0]["suite"]]
+    families = suite(records[0]["suite"]).families
     shown = [r for r in records if any(best(r, names) for names in families.values())]
     groups = [[(i, best(r, names)) for i, names in enumerate(families.values())] for r in shown]
     bars = [[(i, v) for i, v in group if v is not None] for group in groups]
@@ -155,23 +144,23 @@ def _case_label(record: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------------------- training
 
 
-def _training(record: dict[str, Any]) -> Figure:
+def _training(title: str, record: dict[str, Any]) -> Figure:
     """Time and three kinds of memory of one training step, ours beside the latent-weight networks."""
     entries = [e for e in record["contenders"] if "seconds" in e]
     names = [str(e["name"]).replace(", ", "\n") for e in entries]
     colours = [{OURS: BLUE, VARIANT: SKY}.get(e["role"], ORANGE) for e in entries]
     panels = [("Time", "ms", [1e3 * e["seconds"]["median"] for e in entries])]
-    for key, title in (
+    for key, what in (
         ("allocator_peak", "Peak of torch's allocator"),
         ("rss_growth", "Growth of the resident set"),
         ("saved_for_backward", "Kept for backward"),
     ):
         if any(key in e.get("memory", {}) for e in entries):
-            panels.append((title, "MiB", [e.get("memory", {}).get(key, 0) / 2**20 for e in entries]))
+            panels.append((what, "MiB", [e.get("memory", {}).get(key, 0) / 2**20 for e in entries]))
     figure = Figure(
         figsize=(max(9.5, 3.1 * len(panels) + 1.2), 0.62 * len(entries) + 1.9), layout="constrained"
     )
-    for k, (title, unit, values) in enumerate(panels):
+    for k, (what, unit, values) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), k + 1)
         _plain(axes, "x")
         axes.barh(range(len(values)), values, color=colours, height=0.7)
@@ -186,9 +175,9 @@ def _training(record: dict[str, Any]) -> Figure:
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.5 * max(values))
-        axes.set_title(title, fontsize=10.5, loc="left")
+        axes.set_title(what, fontsize=10.5, loc="left")
         axes.set_xlabel(unit, fontsize=9)
-    figure.suptitle(f"Training step: {record['case']}", fontsize=12.5, fontweight="bold")
+    figure.suptitle(f"{title}: {record['case']}", fontsize=12.5, fontweight="bold")
     _caption(figure, [record])
     return figure
 

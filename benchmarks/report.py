@@ -25,7 +25,7 @@ from bop2nd_fast.stamp import ROOT
 
 from . import blocks, front_page, results
 from .blocks import ReportError
-from .registry import SUITES
+from .registry import GPU_SUITES, SUITES
 
 DOCUMENTS = tuple(
     ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/gpu.md", "docs/performance.md")
@@ -113,7 +113,8 @@ def machine_text(records: blocks.Records, directory: Path) -> str:
         "## Pictures",
         blocks.pictures_block(directory),
     ]
-    for suite in SUITES:
+    gpu = [s for s in GPU_SUITES if any(r["suite"] == s for r in records)]
+    for suite in (*SUITES, *gpu):
         parts += [f"## {suite}", blocks.suite_block(records, suite)]
     return "\n\n".join(parts) + "\n"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bop2nd_fast.atomic_write import atomic_write
 
-from .registry import ROLES, SUITES, UNITS
+from .registry import GPU_SUITES, ROLES, SUITES, UNITS
 
 SCHEMA = 1
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -42,7 +42,7 @@ def check(record: dict[str, Any]) -> None:
             raise ValueError(f"{where}: {name} must be {kind.__name__}, got {record.get(name)!r}")
     if record["schema"] != SCHEMA:
         raise ValueError(f"{where}: schema {record['schema']} is not {SCHEMA}")
-    if record["suite"] not in SUITES or record["unit"] not in UNITS:
+    if record["suite"] not in SUITES + GPU_SUITES or record["unit"] not in UNITS:
         raise ValueError(f"{where}: unknown suite or unit {record['unit']!r}")
     for name in _STAMP:
         if name not in record["stamp"]:
@@ -50,7 +50,7 @@ def check(record: dict[str, Any]) -> None:
     for entry in record["contenders"]:
         if entry.get("role") not in ROLES or entry.get("gate") not in GATES or not entry.get("gate_detail"):
             raise ValueError(f"{where}: contender {entry.get('name')!r} has no role or no gate")
-        if (entry["gate"] == "passed") != ("seconds" in entry):
+        if (entry["gate"] == "passed") != ("seconds" in entry) and not record.get("untimed"):
             raise ValueError(f"{where}: contender {entry['name']!r}: a number if and only if the gate passed")
 
 
@@ -66,7 +66,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def read_all(directory: Path) -> list[dict[str, Any]]:
     """The records of all suites in a machine's directory."""
-    return [record for suite in SUITES for record in read(directory / f"{suite}.jsonl")]
+    found = [record for suite in SUITES + GPU_SUITES for record in read(directory / f"{suite}.jsonl")]
+    return [record for record in found if not record.get("untimed")]
 
 
 def put(directory: Path, record: dict[str, Any], order: list[str]) -> None:
@@ -82,12 +83,3 @@ def put(directory: Path, record: dict[str, Any], order: list[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     text = "\n".join(lines) + "\n"
     atomic_write(path, lambda file: file.write(text.encode()))
-
-
-def contender(record: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """A measured contender of a record by name; None if it is not there or has no number."""
-    for entry in record["contenders"]:
-        if entry["name"] == name and "seconds" in entry:
-            found: dict[str, Any] = entry
-            return found
-    return None

@@ -3,6 +3,7 @@
 A *sampler* runs a contender ``n`` times and returns the seconds it took. :func:`measure` calls every sampler
 once per round, in an order that rotates from round to round, and reports medians with their 10 % and 90 %
 quantiles. Ratios are formed inside a round, between neighbours in time, before their median is taken.
+:func:`measure_singles` times one call at a time with other work between the calls, as a network has it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
 Sampler = Callable[[int], float]
 Clock = Callable[[], float]
 
@@ -22,16 +25,20 @@ SETTLE_BELOW_S = 0.05  # shorter calls are repeated once, untimed, before a samp
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure: rounds, shortest sample, and what one contender may cost in a case."""
+    """How long to measure: rounds, shortest sample, what one contender may cost in a case; rounds of single
+    calls (0: none) and the bytes that the other work between them reads and writes."""
 
     rounds: int = 15
     min_sample_s: float = 0.004
     max_contender_s: float = 3.0
     min_samples: int = 4
+    singles: int = 0
+    other_bytes: int = 64 << 20
 
 
-FULL = Plan()
-QUICK = Plan(rounds=5, min_sample_s=0.001, max_contender_s=0.5, min_samples=3)
+FULL = Plan(singles=15)
+QUICK = Plan(rounds=5, min_sample_s=0.001, max_contender_s=0.5, min_samples=3, singles=3, other_bytes=1 << 20)
+GPU = Plan(rounds=15, max_contender_s=1.0, singles=15, other_bytes=512 << 20)
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,37 @@ def cuda_sampler(runs: Sequence[Callable[[], object]]) -> Sampler:
     return sample
 
 
+def captured(run: Callable[[], T], warm_up: int = 3) -> Callable[[], T]:
+    """``run`` as a CUDA graph: replays the launches of one call and returns what that call returned."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warm_up):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = run()
+
+    def replay() -> T:
+        graph.replay()
+        return kept
+
+    return replay
+
+
+def host_seconds(run: Callable[[], object], n: int = 50) -> float:
+    """Median seconds that a call keeps the CPU until it returns, with nothing enqueued before it."""
+    samples = []
+    for _ in range(n):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        samples.append(time.perf_counter() - start)
+    torch.cuda.synchronize()
+    return quantile(samples, 0.5)
+
+
 @dataclass
 class Series:
     """Seconds per run of one contender, by round; rounds it sat out are missing."""
@@ -137,15 +175,46 @@ def measure(samplers: Mapping[str, Sampler], plan: Plan = FULL) -> dict[str, Ser
         series[name] = Series(repeats)
         affordable = int(plan.max_contender_s / (once * (repeats + settle[name])))
         shares[name] = min(plan.rounds, max(plan.min_samples, affordable))
-    names = list(samplers)
     for r in range(plan.rounds):
-        for name in names[r % len(names) :] + names[: r % len(names)]:
+        for name in rotated(samplers, r):
             if not takes_part(r, shares[name], plan.rounds):
                 continue
             if settle[name]:
                 samplers[name](1)
             series[name].by_round[r] = samplers[name](series[name].repeats) / series[name].repeats
     return series
+
+
+def measure_singles(
+    samplers: Mapping[str, Sampler], other: Callable[[], object], warm: Mapping[str, Series], plan: Plan
+) -> dict[str, Series]:
+    """Time single calls in turns, ``other`` work before each; slow ones as often as half of what a contender
+    may cost allows, by their times in ``warm`` loops."""
+    rounds, series = plan.singles, {name: Series(1) for name in samplers}
+    shares = {
+        name: min(rounds, max(plan.min_samples, int(plan.max_contender_s / 2 / warm[name].seconds().median)))
+        for name in samplers
+    }
+    for r in range(rounds):
+        for name in rotated(samplers, r):
+            if takes_part(r, shares[name], rounds):
+                other()
+                series[name].by_round[r] = samplers[name](1)
+    return series
+
+
+def other_work(device: str, n_bytes: int) -> Callable[[], object]:
+    """What runs between single calls: reads and writes ``n_bytes``, more than caches hold, and multiplies, so
+    that neither operands nor code nor threads are as the last call left them."""
+    buffer, square = torch.zeros(n_bytes // 8, device=device), torch.ones(128, 128, device=device)
+    return lambda: (buffer.add_(1), square @ square)
+
+
+def rotated(samplers: Mapping[str, Sampler], round_: int) -> list[str]:
+    """The names in the order of a round: another one goes first in each."""
+    names = list(samplers)
+    first = round_ % len(names) if names else 0
+    return names[first:] + names[:first]
 
 
 def takes_part(round_: int, share: int, rounds: int) -> bool:

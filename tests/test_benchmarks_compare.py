@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import compare
+from benchmarks import compare, run
 from bop2nd_fast.stamp import ROOT
 
 
@@ -31,20 +31,21 @@ def test_the_two_trees_take_turns_at_going_first():
     assert (old, new) == ([0.5] * 6, [1.0] * 6)
     assert ratios == [2.0] * 6
     assert calls[4:] == ["new", "old", "old", "new"] * 3
-    with pytest.raises(ValueError, match="6 rounds"):
-        compare.compare_samples(sampler("old", 1), sampler("new", 1), rounds=5)
 
 
 def test_an_unknown_commit_is_refused(capsys):
-    assert compare.main(["no-such-commit"]) == 2
+    assert run.main(["--compare", "no-such-commit"]) == 2
     assert "no-such-commit" in capsys.readouterr().err
+    assert run.main(["--compare", "HEAD", "--rounds", "5"]) == 2
+    assert "at least 6 rounds" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_this_tree_against_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "tree_of", lambda base: ROOT)
+    monkeypatch.setattr(compare, "tree_of", lambda base, python: ROOT)
     out = tmp_path / "ratios.jsonl"
-    assert compare.main(["HEAD", "--suite", "linear", "--quick", "--rounds", "6", "--out", str(out)]) == 0
+    asked = ["--compare", "HEAD", "--suite", "linear", "--quick", "--rounds", "6", "--out", str(out)]
+    assert run.main(asked) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row["contender"] for row in rows} >= {"bop2nd", "bf.nn.BinaryLinear"}
     assert all(row["low"] <= row["median"] <= row["high"] for row in rows)

@@ -15,7 +15,7 @@ from bop2nd_fast import reference
 from bop2nd_fast.ops.binary_conv2d import _backward as unpacked_tiles
 
 from ..networks import BINARYNET, CONVOLUTIONS, STAGES, ConvShape, networks_with
-from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared
+from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Picture, Prepared, Suite, gated
 
 PACKED, ONE_THREAD = "bop2nd", "bop2nd, 1 thread"
 INPUT, WEIGHT, BF16 = "bop2nd, of the input alone", "bop2nd, of the weight alone", "bop2nd, bf16 gradient"
@@ -120,13 +120,17 @@ def _make_packed(
         )
         return gradients
 
-    return Prepared(lambda: data.compare(run(), masked=True, worst=worst), run)
+    return gated(run, lambda got: data.compare(got, masked=True, worst=worst))
 
 
 def _make_floats(data: _Data, memory_format: torch.memory_format) -> Prepared:
     operands = [t.contiguous(memory_format=memory_format) for t in (data.grad, data.x, data.weight)]
 
-    def run() -> tuple[Tensor, Tensor]:
-        return data.of_floats(*operands)
+    return gated(lambda: data.of_floats(*operands), lambda got: data.compare(got, masked=False))
 
-    return Prepared(lambda: data.compare(run(), masked=False), run)
+
+SUITE = Suite(
+    cases,
+    families={"torch, signs as fp32": TORCH, "torch, unpacked tiles": (TILES,)},
+    pictures=(Picture("backward", "Both gradients of a convolution: time of others over bop2nd's"),),
+)

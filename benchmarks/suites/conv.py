@@ -6,7 +6,7 @@ the type and the memory format they like best.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,11 +18,12 @@ import bop2nd_fast as bf
 from bop2nd_fast import reference
 
 from .. import int8, larq_adapter, roofline
+from ..gates import equal, rounded
+from ..goals import Goal, faster, mean, over
 from ..networks import CONVOLUTIONS, OTHERS, STAGES, ConvShape, networks_with
-from ..registry import BASELINE, BOUND, OURS, VARIANT, Case, Contender, GateError, Prepared
+from ..registry import ALL_THREADS, BASELINE, OURS, VARIANT, Case, Contender, Picture, Prepared, Suite, gated
 
 GOAL, LARGE_BATCH, INNER = "stage", "stage, batch 64", "inner loop"
-ALL_THREADS = 0  # Contender.threads: as many as torch has
 
 PACKED, BOTH_THREADS, MODULE = "bop2nd", "bop2nd, all threads", "bf.nn.BinaryConv2d"
 BITS, TRAINING = "bop2nd, bits in", "bop2nd, with the mask for training"
@@ -95,9 +96,7 @@ class _Data:
 
     def compare(self, output: Tensor) -> str:
         """Exact comparison of the last images; a channels-last or a plain output alike."""
-        if not torch.equal(output[-CHECKED_IMAGES:].float(), self.expected):
-            worst = (output[-CHECKED_IMAGES:].float() - self.expected).abs().max().item()
-            raise GateError(f"off by {worst} from the reference")
+        equal(output[-CHECKED_IMAGES:].float(), self.expected, "output")
         return f"equal to the reference (last {len(self.expected)} images)"
 
 
@@ -124,7 +123,7 @@ def _contenders(shape: ConvShape) -> list[Contender]:
     for name, engine in zip(INT8[1:], int8.CONV_ENGINES, strict=True):
         result.append(entry(name, BASELINE, partial(_int8, partial(int8.quantized_conv, engine), data)))
     if shape.groups == 1:
-        result.append(entry(INT_MM, BOUND, partial(_make_int_mm, data)))
+        result.append(entry(INT_MM, BASELINE, partial(_make_int_mm, data)))
     if shape.batch == 1 and shape.groups == 1 and shape.weight_words < LARQ_WORDS:
         result.append(entry(LARQ, BASELINE, partial(_make_larq, data), slow=True))
     return [*result, roofline.register_contender()]
@@ -134,13 +133,8 @@ def _make_ours(data: _Data, ste_clip: bool = False) -> Prepared:
     words, groups = data.weight.words, data.shape.groups
     blocked = torch.ops.bop2nd.prepack_weight(words, groups) if bf.backends.wants_blocked() else None
 
-    def run() -> Tensor:
-        output: Tensor = torch.ops.bop2nd.binary_conv2d(
-            data.x, words, *data.geometry, 0, ste_clip, blocked=blocked
-        )[0]
-        return output
-
-    return Prepared(lambda: data.compare(run()), run)
+    op = torch.ops.bop2nd.binary_conv2d
+    return gated(lambda: op(data.x, words, *data.geometry, 0, ste_clip, blocked=blocked)[0], data.compare)
 
 
 def _make_module(data: _Data) -> Prepared:
@@ -155,7 +149,7 @@ def _make_module(data: _Data) -> Prepared:
         groups=s.groups,
     )
     module.weight.copy_(data.weight)
-    return Prepared(lambda: data.compare(module(data.x)), lambda: module(data.x))
+    return gated(lambda: module(data.x), data.compare)
 
 
 def _make_bits(data: _Data) -> Prepared:
@@ -163,31 +157,21 @@ def _make_bits(data: _Data) -> Prepared:
     blocked = torch.ops.bop2nd.prepack_weight(words, groups) if bf.backends.wants_blocked() else None
     x = torch.ops.bop2nd.pack_bits_ste(data.x, 1, groups)[0]
 
-    def run() -> Tensor:
-        output: Tensor = torch.ops.bop2nd.binary_conv2d_packed(
-            x, words, data.shape.channels, *data.geometry, 0, blocked=blocked
-        )[0]
-        return output
-
-    return Prepared(lambda: data.compare(run().permute(0, 3, 1, 2)), run)
+    op, channels = torch.ops.bop2nd.binary_conv2d_packed, data.shape.channels
+    run = lambda: op(x, words, channels, *data.geometry, 0, blocked=blocked)[0]  # noqa: E731
+    return gated(run, lambda output: data.compare(output.permute(0, 3, 1, 2)))
 
 
 def _make_float(data: _Data, dtype: torch.dtype, memory_format: torch.memory_format) -> Prepared:
     x = data.signs.to(dtype).contiguous(memory_format=memory_format)
     weight = data.dense.to(dtype).contiguous(memory_format=memory_format)
 
-    def run() -> Tensor:
-        return F.conv2d(x, weight, None, *data.geometry)
-
-    def check() -> str:
-        got = run()[-CHECKED_IMAGES:].float()
+    def compare(output: Tensor) -> str:
         if dtype == torch.float32:
-            return data.compare(got)
-        if not torch.allclose(got, data.expected, rtol=2**-8, atol=0):
-            raise GateError("further from the exact result than rounding to bf16 explains")
-        return "equal to the reference but for rounding to bf16"
+            return data.compare(output)
+        return rounded(output[-CHECKED_IMAGES:], data.expected, dtype)
 
-    return Prepared(check, run)
+    return gated(lambda: F.conv2d(x, weight, None, *data.geometry), compare)
 
 
 def _int8(build: Callable[..., Prepared], data: _Data) -> Prepared:
@@ -196,7 +180,7 @@ def _int8(build: Callable[..., Prepared], data: _Data) -> Prepared:
 
 
 def _make_int_mm(data: _Data) -> Prepared:
-    """On operands cut into columns beforehand: only a bound, im2col would come on top."""
+    """On operands cut into columns beforehand: no convolution, im2col would come on top."""
     s = data.shape
     columns = F.unfold(data.signs[:1], s.kernel, s.dilation, s.padding, s.stride)[0].T.contiguous()
     a = columns if s.batch == 1 else columns.repeat(s.batch, 1)
@@ -208,3 +192,38 @@ def _make_larq(data: _Data) -> Prepared:
     words = data.weight.words
     expected = reference.binary_conv2d(data.x, words, *data.geometry, 1, False)[0]
     return larq_adapter.convolution(data.shape, data.x, data.dense, expected)
+
+
+def _is_stage(record: Mapping[str, Any]) -> bool:
+    return bool({GOAL, LARGE_BATCH} & set(record["tags"]))
+
+
+def _goal(what: str, aim: float, *theirs: str) -> Goal:
+    name = f"3x3 convolution, 4 stages, batch 1, 1 thread: against {what}"
+    return Goal(name, aim, mean("conv", over(*theirs), tag=GOAL))
+
+
+SUITE = Suite(
+    cases,
+    families={"fp32": FP32, "bf16": BF16, "int8": INT8, "Larq": (LARQ,)},
+    goals=(
+        _goal("fp32", 20, *FP32),
+        _goal("bf16", 9, *BF16),
+        _goal("int8", 4.5, *INT8),
+        _goal("Larq Compute Engine 0.16", 60, LARQ),
+        Goal(
+            "3x3 convolution, 4 stages, batch 1: 2 threads against 1",
+            1.8,
+            mean("conv", faster(BOTH_THREADS), tag=GOAL),
+        ),
+    ),
+    pictures=(
+        Picture("conv", "3x3 convolutions of a ResNet-18's stages: time of others over bop2nd's", _is_stage),
+        Picture(
+            "conv_networks",
+            "Convolutions of BinaryNet, XNOR-Net, Bi-Real-Net and others",
+            lambda record: not _is_stage(record) and INNER not in record["tags"],
+        ),
+    ),
+    summary=lambda record: GOAL in record["tags"],
+)

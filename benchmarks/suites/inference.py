@@ -14,11 +14,20 @@ from torch import Tensor, nn
 
 import bop2nd_fast as bf
 
-from ..latent_network import twin, zeros_positive
+from ..float_network import Sign, floating
 from ..networks import BINARYNET, BIREALNET
-from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared
-
-ALL_THREADS = 0
+from ..registry import (
+    ALL_THREADS,
+    BASELINE,
+    OURS,
+    VARIANT,
+    Case,
+    Contender,
+    GateError,
+    Picture,
+    Prepared,
+    Suite,
+)
 
 PACKED, BOTH_THREADS, ROUNDED, EVAL = (
     "bf.inference.convert",
@@ -120,7 +129,7 @@ def _make_float(
     dtype: torch.dtype = torch.float32,
     compiled: bool = False,
 ) -> Prepared:
-    net: nn.Module = twin(model, inference=True).to(dtype)
+    net = floating(model).to(dtype)
     data = x.to(dtype)
     if channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -134,13 +143,21 @@ def _make_float(
                     raise GateError("its output is not finite")
             return "finite (bf16 rounds away the small sums whose sign decides)"
         with torch.inference_mode():
-            with zeros_positive(net):
-                verdict = _close(net(data), model(x))
+            _zeros_positive(net, True)
+            verdict = _close(net(data), model(x))
+            _zeros_positive(net, False)
             if not compiled:
                 return verdict
             return f"uncompiled {verdict}; compiled {_close(run(data), net(data))}"
 
     return Prepared(check, lambda: run(data))
+
+
+def _zeros_positive(net: nn.Module, value: bool) -> None:
+    """Exact zeros count as the bits of ours have it, for a comparison."""
+    for module in net.modules():
+        if isinstance(module, Sign):
+            module.zeros_positive = value
 
 
 def _close(got: Tensor, want: Tensor) -> str:
@@ -149,3 +166,11 @@ def _close(got: Tensor, want: Tensor) -> str:
     if error > 0.05:
         raise GateError(f"differs by {error:.2g} of the output's norm")
     return f"within {error:.1e} of the reference's output (norm)"
+
+
+SUITE = Suite(
+    cases,
+    families={"fp32": (FP32, FP32_LAST), "bf16": (BF16,), "fp32, compiled": (COMPILED,)},
+    pictures=(Picture("inference", "Inference: time of others over the packed network's"),),
+    summary=lambda record: True,
+)

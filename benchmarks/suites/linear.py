@@ -13,11 +13,12 @@ import bop2nd_fast as bf
 from bop2nd_fast import reference
 
 from .. import int8, roofline
+from ..gates import equal, rounded
+from ..goals import Goal, Record, contender, mean, over, share
 from ..networks import BINARYNET
-from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared
+from ..registry import ALL_THREADS, BASELINE, OURS, VARIANT, Case, Contender, Picture, Prepared, Suite, gated
 
 GOAL, MEMORY_BOUND, INNER = "1024x1024", "4096x4096", "inner loop"
-ALL_THREADS = 0
 
 PACKED, BOTH_THREADS, MODULE, BITS = "bop2nd", "bop2nd, all threads", "bf.nn.BinaryLinear", "bop2nd, bits in"
 FP32, BF16 = "F.linear fp32", "F.linear bf16"
@@ -72,9 +73,7 @@ class _Data:
         return reference.unpack_bits(self.weight.words, self.weight.shape[1])
 
     def compare(self, output: Tensor) -> str:
-        if not torch.equal(output, self.expected):
-            raise GateError(f"off by {(output - self.expected).abs().max().item()} from the reference")
-        return "equal to the reference"
+        return equal(output, self.expected, "output")
 
 
 def _contenders(batch: int, inputs: int, outputs: int) -> list[Contender]:
@@ -110,42 +109,28 @@ def _make_ours(data: _Data) -> Prepared:
     words = data.weight.words
     blocked = torch.ops.bop2nd.prepack_weight(words) if bf.backends.wants_blocked() else None
 
-    def run() -> Tensor:
-        output: Tensor = torch.ops.bop2nd.binary_linear(data.x, words, False, blocked=blocked)[0]
-        return output
-
-    return Prepared(lambda: data.compare(run()), run)
+    op = torch.ops.bop2nd.binary_linear
+    return gated(lambda: op(data.x, words, False, blocked=blocked)[0], data.compare)
 
 
 def _make_module(data: _Data) -> Prepared:
     module = bf.nn.BinaryLinear(data.weight.shape[1], data.weight.shape[0])
     module.weight.copy_(data.weight)
-    return Prepared(lambda: data.compare(module(data.x)), lambda: module(data.x))
+    return gated(lambda: module(data.x), data.compare)
 
 
 def _make_bits(data: _Data) -> Prepared:
     words = data.weight.words
     blocked = torch.ops.bop2nd.prepack_weight(words) if bf.backends.wants_blocked() else None
     x = torch.ops.bop2nd.pack_bits(data.x, -1)
-
-    def run() -> Tensor:
-        output: Tensor = torch.ops.bop2nd.binary_linear_packed(
-            x, words, data.weight.shape[1], blocked=blocked
-        )[0]
-        return output
-
-    return Prepared(lambda: data.compare(run()), run)
+    op, inputs = torch.ops.bop2nd.binary_linear_packed, data.weight.shape[1]
+    return gated(lambda: op(x, words, inputs, blocked=blocked)[0], data.compare)
 
 
 def _make_float(data: _Data, dtype: torch.dtype) -> Prepared:
     x, weight = data.signs.to(dtype), data.dense.to(dtype)
 
-    def check() -> str:
-        if not torch.allclose(F.linear(x, weight).float(), data.expected, rtol=2**-8, atol=0):
-            raise GateError(f"further from the exact result than rounding to {dtype} explains")
-        return f"equal to the reference but for rounding to {str(dtype).removeprefix('torch.')}"
-
-    return Prepared(check, lambda: F.linear(x, weight))
+    return gated(lambda: F.linear(x, weight), lambda output: rounded(output, data.expected, dtype))
 
 
 def _make_int8(data: _Data, build: Callable[..., Prepared]) -> Prepared:
@@ -154,3 +139,37 @@ def _make_int8(data: _Data, build: Callable[..., Prepared]) -> Prepared:
 
 def _make_int_mm(data: _Data) -> Prepared:
     return int8.int_mm(data.signs, data.dense.T, data.expected)
+
+
+def _weight_bytes(record: Record) -> float | None:
+    """Bytes of the fp32 weight over bytes of the words, from the byte counts of the contenders."""
+    ours, dense, shapes = contender(record, PACKED), contender(record, FP32), record["shapes"]
+    if ours is None or dense is None:
+        return None
+    activations = 4 * shapes["batch"] * (shapes["inputs"] + shapes["outputs"])
+    return float((dense["bytes"] - activations) / (ours["bytes"] - activations))
+
+
+SUITE = Suite(
+    cases,
+    families={"fp32": (FP32,), "bf16": (BF16,), "int8": INT8},
+    goals=(
+        Goal(
+            "inner loop (bits in, dots out): share of the register loop's rate",
+            90,
+            mean("linear", share(BITS, roofline.REGISTER), tag=INNER, scale=100),
+            "%",
+        ),
+        *(
+            Goal(
+                f"linear 1024x1024, batch {n}: against fp32",
+                20,
+                mean("linear", over(FP32), start=f"1024-1024 batch {n}", tag=GOAL),
+            )
+            for n in (1, 256)
+        ),
+        Goal("linear 1024x1024: weight bytes, fp32 over packed", 32, mean("linear", _weight_bytes, tag=GOAL)),
+    ),
+    pictures=(Picture("linear", "Linear layers: time of others over bop2nd's"),),
+    summary=lambda record: GOAL in record["tags"],
+)

@@ -13,7 +13,8 @@ from torch import Tensor
 from bop2nd_fast import reference
 
 from .. import roofline
-from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared
+from ..gates import equal
+from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Picture, Prepared, Suite, gated
 
 PACK, PACK_LAST, PACK_BF16 = "bop2nd::pack_bits_ste", "channels-last input", "bf16 input"
 SIGNS_ONLY, ONE_THREAD = "signs only", "1 thread"
@@ -85,31 +86,25 @@ def _numpy_pack(x: Tensor) -> np.ndarray:
 
 
 def _make_pack(x: Tensor, run: Callable[[Tensor], object]) -> Prepared:
-    def check() -> str:
-        got = run(x)
+    def compare(got: object) -> str:
         want = reference.pack_bits_ste(x, 1)
         if isinstance(got, tuple):
-            equal = all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+            same = all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
         elif isinstance(got, np.ndarray):
             as_bytes = want[0].numpy().view(np.uint8)[..., : got.shape[-1]]
-            equal = bool((as_bytes == got).all())
+            same = bool((as_bytes == got).all())
         else:
             assert isinstance(got, Tensor)
-            equal = torch.equal(got, want[0])
-        if not equal:
+            same = torch.equal(got, want[0])
+        if not same:
             raise GateError("bits differ from the reference")
         return "bits equal to the reference"
 
-    return Prepared(check, lambda: run(x))
+    return gated(lambda: run(x), compare)
 
 
 def _make_sign(x: Tensor) -> Prepared:
-    def check() -> str:
-        if not torch.equal(torch.sign(x) < 0, x < 0):
-            raise GateError("torch.sign disagrees with x < 0")
-        return "same signs"
-
-    return Prepared(check, lambda: torch.sign(x))
+    return gated(lambda: torch.sign(x), lambda signs: equal(signs < 0, x < 0, "torch.sign"))
 
 
 def _unpack_contenders(shape: tuple[int, ...]) -> list[Contender]:
@@ -133,9 +128,11 @@ def _unpack_contenders(shape: tuple[int, ...]) -> list[Contender]:
 
 
 def _make_unpack(words: Tensor, length: int, run: Callable[[], Tensor]) -> Prepared:
-    def check() -> str:
-        if not torch.equal(run(), reference.unpack_bits(words, length, 1)):
-            raise GateError("values differ from the reference")
-        return "equal to the reference"
+    return gated(run, lambda got: equal(got, reference.unpack_bits(words, length, 1), "values"))
 
-    return Prepared(check, run)
+
+SUITE = Suite(
+    cases,
+    families={"eager torch": (EAGER,), "numpy.packbits": (NUMPY,), "torch.sign": (SIGN,)},
+    pictures=(Picture("pack", "Packing: time of others over bop2nd's"),),
+)

@@ -12,10 +12,22 @@ from torch import Tensor
 from bop2nd_fast import reference
 
 from .. import roofline
+from ..gates import equal
+from ..goals import Goal, mean, over
 from ..networks import BINARYNET
-from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared
+from ..registry import (
+    ALL_THREADS,
+    BASELINE,
+    OURS,
+    VARIANT,
+    Case,
+    Contender,
+    Prepared,
+    Suite,
+    gated,
+)  # fmt: skip
 
-ALL_THREADS, GOAL = 0, "batch 64"
+GOAL = "batch 64"
 REAL, BYTES, BITS = "bop2nd, fp32 in", "bop2nd, uint8 in", "bop2nd, uint8 in, bits out"
 BOTH_THREADS = "bop2nd, fp32 in, all threads"
 FP32, FP32_LAST = "F.conv2d fp32", "F.conv2d fp32, channels-last"
@@ -52,15 +64,11 @@ class _Data:
         self.expected = F.conv2d(self.real.double(), self.dense.double(), None, 1, 1).float()
 
     def compare(self, output: Tensor) -> str:
-        if not torch.equal(output, self.expected):
-            raise GateError(f"off by {float((output - self.expected).abs().max())} from the exact sums")
-        return "equal to the exact sums"
+        return equal(output, self.expected, "sums")
 
     def compare_bits(self, words: Tensor) -> str:
         below = self.expected < self.threshold[:, None, None]
-        if not torch.equal(words, reference.pack_bits(0.5 - below.float(), 1)):
-            raise GateError("other signs than the exact sums have")
-        return "equal to the signs of the exact sums"
+        return equal(words, reference.pack_bits(0.5 - below.float(), 1), "words of signs")
 
 
 def _contenders(batch: int, outputs: int, size: int) -> list[Contender]:
@@ -91,7 +99,7 @@ def _make_ours(data: _Data, x: Tensor) -> Prepared:
         values: Tensor = torch.ops.bop2nd.signed_conv2d(x, data.words, *GEOMETRY, **_numbers(x))[0]
         return values.permute(0, 3, 1, 2)
 
-    return Prepared(lambda: data.compare(run()), run)
+    return gated(run, data.compare)
 
 
 def _make_bits(data: _Data) -> Prepared:
@@ -102,14 +110,23 @@ def _make_bits(data: _Data) -> Prepared:
         words: Tensor = torch.ops.bop2nd.signed_conv2d(*images, **_numbers(data.images), **asked)[1]
         return words
 
-    return Prepared(lambda: data.compare_bits(run()), run)
+    return gated(run, data.compare_bits)
 
 
 def _make_float(data: _Data, last: bool) -> Prepared:
     layout = torch.channels_last if last else torch.contiguous_format
     x, weight = data.real.contiguous(memory_format=layout), data.dense.contiguous(memory_format=layout)
 
-    def run() -> Tensor:
-        return F.conv2d(x, weight, None, 1, 1)
+    return gated(lambda: F.conv2d(x, weight, None, 1, 1), data.compare)
 
-    return Prepared(lambda: data.compare(run()), run)
+
+SUITE = Suite(
+    cases,
+    goals=(
+        Goal(
+            "first layer of BinaryNet, batch 64, real images: against fp32",
+            1.5,
+            mean("signed_conv", over(FP32), tag=GOAL),
+        ),
+    ),
+)

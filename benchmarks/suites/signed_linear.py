@@ -14,9 +14,21 @@ import bop2nd_fast as bf
 from bop2nd_fast import reference
 
 from .. import roofline
-from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared, Unavailable
+from ..goals import Goal, mean, over
+from ..registry import (
+    ALL_THREADS,
+    BASELINE,
+    OURS,
+    VARIANT,
+    Case,
+    Contender,
+    GateError,
+    Prepared,
+    Suite,
+    Unavailable,
+    gated,
+)  # fmt: skip
 
-ALL_THREADS = 0
 REAL, EIGHT = "bop2nd, fp32 in", "bop2nd, int8 in"
 BOTH_THREADS, QUANTIZED = "bop2nd, fp32 in, all threads", "bop2nd, fp32 in, quantized to int8"
 FP32, BF16, INT_MM, ONEDNN = "F.linear fp32", "F.linear bf16", "int8 torch._int_mm", "int8 onednn::qlinear"
@@ -82,7 +94,7 @@ def _contenders(rows: int, inputs: int, outputs: int) -> list[Contender]:
 
 
 def _prepared(data: _Data, run: Callable[[], Tensor], allowed: float = 0.0) -> Prepared:
-    return Prepared(lambda: data.compare(run(), allowed), run)
+    return gated(run, lambda output: data.compare(output, allowed))
 
 
 def _make_ours(data: _Data, dtype: torch.dtype) -> Prepared:
@@ -141,3 +153,20 @@ def _make_onednn(data: _Data) -> Prepared:
         return output
 
     return _prepared(data, run)
+
+
+def _goal(what: str, aim: float, tag: str, ours: str, *theirs: str) -> Goal:
+    return Goal(what, aim, mean("signed_linear", over(*theirs, ours=ours), tag=tag))
+
+
+SUITE = Suite(
+    cases,
+    goals=(
+        _goal("256 real rows by signs: against fp32", 3, MATRIX, REAL, FP32),
+        _goal("256 int8 rows by signs: against fp32", 6, MATRIX, EIGHT, FP32),
+        _goal("256 int8 rows by signs: against torch's int8", 1, MATRIX, EIGHT, INT_MM, ONEDNN),
+        _goal("one real row by signs: against fp32", 8, VECTOR, REAL, FP32),
+        _goal("one real row by signs: against bf16", 12, VECTOR, REAL, BF16),
+        _goal("one int8 row by signs: against bf16", 12, VECTOR, EIGHT, BF16),
+    ),
+)

@@ -19,8 +19,20 @@ from bop2nd_fast import reference
 
 from .. import eager_step, roofline
 from ..eager_step import EPS, GAMMA, SIGMA, TAU, DenseState
+from ..goals import Formula, Goal, faster, mean, over
 from ..networks import BINARYNET, BINARYNET_WEIGHTS, WeightShape, resnet18_weights
-from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared, Unavailable
+from ..registry import (
+    BASELINE,
+    OURS,
+    VARIANT,
+    Case,
+    Contender,
+    GateError,
+    Picture,
+    Prepared,
+    Suite,
+    Unavailable,
+)  # fmt: skip
 
 ONE_LARGE: tuple[WeightShape, ...] = ((8192, 8192),)
 WINDOW_ROWS = 8  # of a tensor too large to check as a whole
@@ -270,3 +282,33 @@ def _make_adam(data: _Data) -> Prepared:
         return "another algorithm; its first step is lr * sign(gradient), as it should be"
 
     return Prepared(check, optimizer.step)
+
+
+def _goals(start: str, label: str) -> tuple[Goal, ...]:
+    def goal(what: str, aim: float, formula: Formula, unit: str = "x", scale: float = 1.0) -> Goal:
+        return Goal(f"step, {label}: {what}", aim, mean("step", formula, start=start, scale=scale), unit)
+
+    return (
+        goal("against careful eager under torch.compile", 1.35, over(COMPILED)),
+        goal("against torch.optim.Adam(fused=True)", 1.2, over(ADAM)),
+        goal("against careful eager", 15, over(CAREFUL)),
+        goal("share of the read/write loop's bandwidth", 95, over(roofline.STREAM), "%", 100),
+        goal("bf16 moments and gradients against fp32", 1.7, faster(BF16)),
+    )
+
+
+SUITE = Suite(
+    cases,
+    families={
+        "careful eager, compiled": (COMPILED,),
+        "Adam, fused": (ADAM,),
+        "careful eager": (CAREFUL,),
+        "eager as published": (PUBLISHED,),
+    },
+    goals=(
+        *_goals("64 M", "64 M weights in one tensor"),
+        *_goals("ResNet-18", "22 tensors of a ResNet-18"),
+    ),
+    pictures=(Picture("step", "Optimizer step: time of others over bop2nd's"),),
+    summary=lambda record: True,
+)

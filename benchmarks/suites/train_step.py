@@ -1,8 +1,8 @@
 """Suite ``train_step``: forward, backward and optimizer step of BinaryNet, in time and in memory.
 
-The baseline is the same network as most people write it (``latent_network.py``): fp32 latent weights,
-``sign`` with a straight-through estimator, ``F.conv2d``, Adam. Memory is measured in a process of its own:
-``python -m benchmarks.suites.train_step NAME WIDTH BATCH IMAGE_SIZE THREADS``.
+The baseline is the same network as most people write it: fp32 latent weights (``bf.nn.LatentConv2d``: signs
+with a straight-through estimator, ``F.conv2d``), torch's pooling, Adam. Memory is measured in a process of
+its own: ``python -m benchmarks.suites.train_step NAME WIDTH BATCH IMAGE_SIZE THREADS``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 import bop2nd_fast as bf
 
 from .. import memory
-from ..latent_network import twin, zeros_positive
+from ..float_network import torch_pools
+from ..goals import Goal, mean, memory_over, over
 from ..networks import BINARYNET
-from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared
+from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Picture, Prepared, Suite
 
 PACKED, PACKED_BF16 = "bop2nd", "bop2nd, bf16 moments"
 PACKED_LEAN = "bop2nd, bf16 moments, step in backward"
@@ -76,38 +77,45 @@ class Training:
     x: Tensor
     labels: Tensor
     forward: Callable[[Tensor], Tensor]
+    amp: bool = False
 
     def step(self) -> Tensor:
         with torch.enable_grad():
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
-            loss = F.cross_entropy(self.forward(self.x), self.labels)
+            with torch.autocast(self.x.device.type, dtype=torch.bfloat16, enabled=self.amp):
+                loss = F.cross_entropy(self.forward(self.x).float(), self.labels)
             loss.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
         return loss.detach()
 
 
-def training(name: str, width: int, batch: int, image_size: int) -> Training:
+def training(
+    name: str, width: int, batch: int, image_size: int, device: str = "cpu", amp: bool = False
+) -> Training:
     """Contender ``name``, from one seed: all start from the same signs and see the same batch."""
     torch.manual_seed(SEED)
-    model: nn.Module = bf.models.BinaryNet(width=width, image_size=image_size)
-    x, labels = torch.randn(batch, 3, image_size, image_size), torch.randint(0, 10, (batch,))
+    model: nn.Module = bf.models.BinaryNet(width=width, image_size=image_size, weights="latent")
+    x = torch.randn(batch, 3, image_size, image_size).to(device)
+    labels = torch.randint(0, 10, (batch,)).to(device)
+    graphs = device == "cuda"  # a step may be captured
     optimizers: list[torch.optim.Optimizer]
     if name in ALL_PACKED:
+        model = bf.nn.binarized(model).to(device)
         binary, real = bf.optim.split_parameters(model)
         moments = torch.float32 if name == PACKED else torch.bfloat16
-        bop = bf.optim.Bop2ndOrder(binary, moment_dtype=moments)
-        adam = torch.optim.Adam(real, lr=0.01, fused=True)
+        bop = bf.optim.Bop2ndOrder(binary, moment_dtype=moments, capturable=graphs)
+        adam = torch.optim.Adam(real, lr=0.01, fused=True, capturable=graphs)
         if name == PACKED_LEAN:
             bf.optim.step_in_backward(model, bop)
         optimizers = [adam] if name == PACKED_LEAN else [bop, adam]
     else:
-        model = twin(model)
+        model = torch_pools(model).to(device)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizers = [torch.optim.Adam(trained, lr=0.01, fused=True if name != LATENT else None)]
     forward: Any = torch.compile(model, dynamic=False) if name == LATENT_COMPILED else model
-    return Training(model, optimizers, x, labels, forward)
+    return Training(model, optimizers, x, labels, forward, amp)
 
 
 def steps(name: str, width: int, batch: int, image_size: int, n: int) -> Training:
@@ -160,8 +168,7 @@ def _check_latent(name: str) -> str:
     """The twin computes the loss and the weight gradients of our network."""
     ours = training(PACKED, 16, 6, 16)
     other = training(LATENT if name == LATENT_COMPILED else name, 16, 6, 16)
-    with zeros_positive(other.model):
-        losses = [t.step().item() for t in (ours, other)]
+    losses = [t.step().item() for t in (ours, other)]
     gradients = [
         [p.grad for m in t.model.modules() if (p := getattr(m, "weight", None)) is not None and p.dim() > 1]
         for t in (ours, other)
@@ -170,6 +177,32 @@ def _check_latent(name: str) -> str:
     if abs(losses[0] - losses[1]) > 1e-3 or worst > 1e-2:
         raise GateError(f"losses {losses}; weight gradients differ by {worst:.2g} of their norm")
     return f"same loss and weight gradients as ours (within {worst:.1e} of their norm)"
+
+
+def _memory_goal(what: str, key: str) -> Goal:
+    name = f"BinaryNet training step: {what}, latent over ours"
+    return Goal(name, 2, mean("train_step", memory_over(LATENT, PACKED, key)))
+
+
+SUITE = Suite(
+    cases,
+    families={
+        "latent weights, Adam": (LATENT,),
+        "latent weights, fused Adam": (LATENT_FUSED,),
+        "latent weights, compiled": (LATENT_COMPILED,),
+    },
+    goals=(
+        Goal(
+            "BinaryNet training step: against latent weights and Adam",
+            1.5,
+            mean("train_step", over(LATENT)),
+        ),
+        _memory_goal("peak of torch's allocator", "allocator_peak"),
+        _memory_goal("growth of the resident set", "rss_growth"),
+    ),
+    pictures=(Picture("train_step", "Training step", kind="training"),),
+    summary=lambda record: True,
+)
 
 
 def main(arguments: list[str]) -> None:

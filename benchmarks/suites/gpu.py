@@ -1,0 +1,380 @@
+"""Suite ``gpu``: the kernels of every GPU backend, on the machine's GPU; ``python -m benchmarks.gpu``.
+
+With ``quick`` and no GPU the cases are of sizes that Triton's interpreter can do on a CPU. Checks compare
+with the specification, exactly where the result is integers or bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bop2nd_fast import backends, reference
+
+from .. import gpu_training
+from ..eager_step import EPS, GAMMA, SIGMA, TAU, DenseState, careful
+from ..gates import close, equal
+from ..goals import Figure, Goal, mean, memory_over, over, rate, share
+from ..gpu_operators import Setting, on_each_backend
+from ..networks import STAGES, resnet18_weights
+from ..registry import (
+    BASELINE,
+    BOUND,
+    VARIANT,
+    Case,
+    Contender,
+    GateError,
+    Prepared,
+    Suite,
+    Unavailable,
+    gated,
+)  # fmt: skip
+from ..timing import captured
+
+PEAK, COPY, COMPILED, ADAM = "tensor cores from registers", "copy", "torch.compile", "Adam fused"
+CAREFUL, CUBLAS, CUDNN = "careful eager", "cuBLAS bf16", "cuDNN bf16"
+LARGE, RESNET, TRAINING = "step, 64 M weights", "step, ResNet-18", "BinaryNet training step"
+F32, BF16 = torch.float32, torch.bfloat16
+Run = Callable[[], Any]
+Entries = Iterator[Contender]
+
+
+def entry(
+    name: str, role: str, run: Run, compare: Callable[[Any], str], n_bytes: int = 0, products: int = 0
+) -> Contender:
+    """A contender whose operands lie there already; ``compare`` takes what ``run`` returns."""
+    make = partial(gated, run, compare)
+    return Contender(name, role, make, bytes=n_bytes or None, operations=products or None)
+
+
+def in_graph(s: Setting, name: str, run: Run, compare: Callable[[Any], str], products: int) -> Contender:
+    """The same call replayed from a CUDA graph: without what the host does for a launch."""
+
+    def make() -> Prepared:
+        if s.device != "cuda":
+            raise Unavailable("an interpreter has no CUDA graphs")
+        return gated(captured(run), compare)
+
+    return Contender(f"{name}, CUDA graph", VARIANT, make, operations=products)
+
+
+# ---------------------------------------------------------------------------------------------- the step
+
+
+def copy_bandwidth(s: Setting, n_bytes: int) -> Contender:
+    """A plain copy that moves ``n_bytes``, half of them read: the bound for what only moves memory."""
+    source = torch.zeros(max(1, n_bytes // 8), device=s.device)
+    target = torch.empty_like(source)
+    return entry(COPY, BOUND, lambda: target.copy_(source), lambda got: equal(got, source, "copy"), n_bytes)
+
+
+def step_contender(
+    s: Setting,
+    shapes: list[tuple[int, ...]],
+    name: str,
+    role: str,
+    step: Callable[..., None],
+    grad: Any,
+    moment: Any,
+) -> Contender:
+    """The operator ``step`` on packed weights, with gradients and moments of these dtypes."""
+    words = [reference.pack_bits(s.normal(*shape)) for shape in shapes]
+    grads = [s.normal(*shape, dtype=grad) for shape in shapes]
+    m = [s.normal(*shape).mul_(3e-3).to(moment) for shape in shapes]
+    v = [s.normal(*shape).square_().mul_(0.1).add_(0.9).to(moment) for shape in shapes]
+    hyper = torch.tensor([GAMMA, SIGMA, TAU, TAU * EPS], device=s.device)
+    counts = torch.empty(len(shapes), 2, dtype=torch.int64, device=s.device)
+    seed = torch.tensor([5, 1], device=s.device) if moment == BF16 else None
+
+    def run() -> None:
+        step(words, grads, m, v, hyper, counts, seed=seed)
+
+    def check() -> str:
+        want = [[t.clone() for t in column] for column in (words, grads, m, v)]
+        want_counts = torch.empty_like(counts)
+        reference.bop_step_(want[0], want[1], want[2], want[3], hyper, want_counts, seed=seed)
+        run()
+        equal(counts, want_counts, f"{name}: counts")
+        for what, got, wanted in zip(("words", "m", "v"), (words, m, v), (want[0], *want[2:]), strict=True):
+            for g, w in zip(got, wanted, strict=True):
+                equal(g, w, f"{name}: {what}")
+        return "words, moments and counts bit-identical to the reference"
+
+    n = sum(map(math.prod, shapes))
+    n_bytes = n * (torch.empty(0, dtype=grad).element_size() + 4 * m[0].element_size()) + n // 4
+    return Contender(name, role, lambda: Prepared(check, run), bytes=n_bytes)
+
+
+def dense_baselines(s: Setting, shapes: list[tuple[int, ...]], compiled: bool) -> Entries:
+    """Careful eager, the same compiled, and fused Adam, on dense fp32 weights."""
+    weights = [s.normal(*shape).sign_().add_(0.5).sign_() for shape in shapes]
+    grads = [s.normal(*shape) for shape in shapes]
+    m, v = ([torch.zeros_like(g) for g in grads] for _ in range(2))
+    state, n = DenseState(weights, grads, m, v), sum(map(math.prod, shapes))
+
+    def contender(name: str, step: Run, check: Callable[[], str]) -> Contender:
+        return Contender(name, BASELINE, lambda: Prepared(check, step), bytes=28 * n)
+
+    def eager(name: str, step: Callable[[DenseState], None]) -> Contender:
+        def check() -> str:
+            want = [torch.lerp(a, g, GAMMA) for a, g in zip(m, grads, strict=True)]
+            step(state)
+            return [close(got, w, name, 1e-5) for got, w in zip(m, want, strict=True)][-1]
+
+        return contender(name, lambda: step(state), check)
+
+    yield eager(CAREFUL, careful)
+    if compiled:
+        yield eager(COMPILED, torch.compile(careful, fullgraph=True, dynamic=False))
+    params = [torch.nn.Parameter(w.clone()) for w in weights]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+    adam = torch.optim.Adam(params, lr=1e-4, fused=True)
+
+    def first_step() -> str:
+        before = params[0].detach().clone()
+        adam.step()
+        return close(before - params[0].detach(), 1e-4 * grads[0].sign(), "Adam's first step")
+
+    yield contender(ADAM, adam.step, first_step)
+
+
+def step_case(s: Setting, shapes: list[tuple[int, ...]], compiled: bool) -> Entries:
+    if s.dry:
+        shapes = [(64, 64)] if len(shapes) == 1 else [(8, 3, 3, 3), (8, 40), (4, 64)]
+
+    def ours(name: str, role: str, operators: Any) -> Entries:
+        yield step_contender(s, shapes, name, role, operators.bop_step_, F32, F32)
+        low = f"{name}, bf16 state and gradients"
+        yield step_contender(s, shapes, low, VARIANT, operators.bop_step_, BF16, BF16)
+
+    yield from on_each_backend(ours)
+    yield from dense_baselines(s, shapes, compiled and not s.dry)
+    n = sum(map(math.prod, shapes))
+    yield copy_bandwidth(s, 20 * n + n // 4)
+
+
+# ---------------------------------------------------------------------------------------------- packing
+
+
+def pack_case(s: Setting, shape: tuple[int, ...], dim: int, dtype: Any, last: bool) -> Entries:
+    x = s.normal(*shape, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    n_bytes = x.numel() * x.element_size() + x.numel() // 4
+    words, want = reference.pack_bits(x, dim), torch.where(x < 0, -1.0, 1.0).to(dtype)
+    packed = reference.pack_bits_ste(x, dim)
+
+    def ours(name: str, role: str, operators: Any) -> Entries:
+        def same(got: Any) -> str:
+            return [equal(g, w, f"{name}: pack") for g, w in zip(got, packed, strict=True)][-1]
+
+        pack = lambda: operators.pack_bits_ste(x, dim)  # noqa: E731
+        yield entry(f"{name} pack signs and mask", role, pack, same, n_bytes)
+        unpack = lambda: operators.unpack_bits(words, shape[dim], dim, dtype=dtype)  # noqa: E731
+        yield entry(f"{name} unpack", VARIANT, unpack, lambda got: equal(got, want, name), n_bytes)
+
+    yield from on_each_backend(ours)
+    yield copy_bandwidth(s, n_bytes)
+
+
+# ---------------------------------------------------------------------------------------------- products
+
+
+def linear_operands(s: Setting, rows: int, outputs: int, features: int) -> tuple[Tensor, Tensor]:
+    """Words of random signs, ``[rows, W]`` and ``[outputs, W]``."""
+    return reference.pack_bits(s.normal(rows, features)), reference.pack_bits(s.normal(outputs, features))
+
+
+def conv_operands(s: Setting, batch: int, channels: int, side: int) -> tuple[Tensor, Tensor]:
+    """Words of random signs, an image ``[N, H, W, words]`` and 3x3 weights ``[O, 3, 3, words]``."""
+    image = s.normal(batch, channels, side, side, dtype=BF16)
+    return reference.pack_bits(image, 1), reference.pack_bits(s.normal(channels, channels, 3, 3), 1)
+
+
+def linear_case(s: Setting, rows: int, outputs: int, features: int, square: bool) -> Entries:
+    """``[rows, features] x [features, outputs]``, bits in, dots out; ``square``: and what bounds it."""
+    x_words, w_words = linear_operands(s, rows, outputs, features)
+    want = reference.binary_linear_packed(x_words, w_words, features)[0]
+    products = rows * outputs * features
+
+    def rotating(
+        name: str,
+        role: str,
+        call: Callable[[Tensor], Tensor],
+        weight: Tensor,
+        compare: Callable[[Tensor], str],
+    ) -> Contender:
+        """A call on as many copies of the weight as no cache holds."""
+        copies = [weight.clone() for _ in range(s.copies(weight.nbytes) - 1)]
+        make = lambda: Prepared(  # noqa: E731
+            lambda: compare(call(weight)), partial(call, weight), rotate=[partial(call, c) for c in copies]
+        )
+        return Contender(name, role, make, bytes=weight.nbytes, operations=products)
+
+    def ours(name: str, role: str, operators: Any) -> Entries:
+        def call(weight: Tensor, **tile: Any) -> Tensor:
+            result: Tensor = operators.binary_linear_packed(x_words, weight, features, **tile)[0]
+            return result
+
+        same = lambda got: equal(got, want, name)  # noqa: E731
+        yield rotating(name, role, call, w_words, same)
+        if square and name == "triton":
+            from bop2nd_fast.kernels import tuning
+
+            popcount = partial(call, tile=tuning.POPCOUNT)
+            yield rotating("triton popcount", VARIANT, popcount, w_words, same)
+        if not square:
+            yield in_graph(s, name, partial(call, w_words), same, products)
+
+    yield from on_each_backend(ours)
+    if square:
+        yield tensor_core_peak(s)
+    x, w = (reference.unpack_bits(t, features, dtype=BF16) for t in (x_words, w_words))
+    yield rotating(CUBLAS, BASELINE, partial(F.linear, x), w, lambda got: close(got, want, CUBLAS))
+
+
+def tensor_core_peak(s: Setting) -> Contender:
+    """The instruction of the CUDA C++ products, back to back from registers: their bound on this chip."""
+    n_iterations = 4096  # about a millisecond if a multiprocessor does 16384 products a clock
+    reason = "an emulated chip has no peak" if s.device != "cuda" else backends.why_not("cuda")
+
+    def make() -> Prepared:
+        if reason is not None:
+            raise Unavailable(reason)
+
+        def check() -> str:
+            if backends._cuda.mma_peak(1) <= 0:
+                raise GateError("the peak kernel stands for no work")
+            return "stands for work"
+
+        return Prepared(check, lambda: backends._cuda.mma_peak(n_iterations))
+
+    products = None if reason else int(backends._cuda.mma_peak(n_iterations))
+    return Contender(PEAK, BOUND, make, operations=products)
+
+
+def conv_case(s: Setting, batch: int, channels: int, side: int) -> Entries:
+    signs, words = conv_operands(s, batch, channels, side)
+    x, w = (reference.unpack_bits(t, channels, 1, dtype=BF16) for t in (signs, words))  # channels-last
+    geometry = ([1, 1], [1, 1], [1, 1], 1, 0)
+    want = reference.binary_conv2d(x, words, *geometry, False)[0]
+    threshold = torch.arange(channels, dtype=torch.int32, device=s.device) % 7 - 3
+    asked: dict[str, Any] = {"values": False, "signs": True, "threshold": threshold}
+    bits = reference.binary_conv2d_packed(signs, words, channels, *geometry, **asked)[1]
+    products, n_bytes = batch * side**2 * channels**2 * 9, 4 * x.numel()
+
+    def ours(name: str, role: str, operators: Any) -> Entries:
+        def floats() -> Tensor:
+            result: Tensor = operators.binary_conv2d(x, words, *geometry, False)[0]
+            return result
+
+        def packed() -> Tensor:
+            result: Tensor = operators.binary_conv2d_packed(signs, words, channels, *geometry, **asked)[1]
+            return result
+
+        same = lambda got: equal(got, bits, f"{name}: bits")  # noqa: E731
+        yield entry(name, role, floats, lambda got: equal(got, want, f"{name}: conv"), n_bytes, products)
+        yield entry(f"{name} bits to bits", VARIANT, packed, same, products=products)
+        yield in_graph(s, f"{name} bits to bits", packed, same, products)
+
+    yield from on_each_backend(ours)
+    cudnn = lambda: F.conv2d(x, w, padding=1)  # noqa: E731
+    yield entry(CUDNN, BASELINE, cudnn, lambda got: close(got, want, "cuDNN"), n_bytes, products)
+
+
+# ------------------------------------------------------------------------------------------------ all cases
+
+
+def cases(quick: bool) -> list[Case]:
+    return cases_of(Setting("cuda" if torch.cuda.is_available() else "cpu", quick))
+
+
+def cases_of(s: Setting) -> list[Case]:
+    """All cases at the sizes of a setting."""
+    image = (s.size(256, 2), s.size(64, 40), s.size(56, 5), s.size(56, 5))
+    edge, wide = s.size(8192, 64), s.size(4096, 64)
+    rows: list[tuple[str, str, str, Callable[[], Entries]]] = [
+        ("bop_step_", "GB/s", LARGE, partial(step_case, s, [(8192, 8192)], True)),
+        ("bop_step_", "GB/s", RESNET, partial(step_case, s, list(resnet18_weights()), False)),
+        ("pack_bits_ste", "GB/s", "pack rows fp32", partial(pack_case, s, (edge, edge), -1, F32, False)),
+        ("pack_bits_ste", "GB/s", "pack NCHW bf16", partial(pack_case, s, image, 1, BF16, False)),
+        ("pack_bits_ste", "GB/s", "pack channels-last bf16", partial(pack_case, s, image, 1, BF16, True)),
+        ("binary_linear", "GMAC/s", "linear 8192^3", partial(linear_case, s, edge, edge, edge, True)),
+        ("binary_linear", "GMAC/s", "linear batch 1, 4096^2", partial(linear_case, s, 1, wide, wide, False)),
+    ]
+    for shape in STAGES[: s.size(4, 1)]:
+        channels, side = s.size(shape.channels, 40), s.size(shape.side, 5)
+        make = partial(conv_case, s, s.size(256, 1), channels, side)
+        rows.append(("binary_conv2d", "GMAC/s", f"conv 3x3 {channels}ch {side}x{side}", make))
+    rows.append(("train_step", "1/s", TRAINING, partial(gpu_training.contenders, s)))
+    return [Case("gpu", op, name, {}, unit, make, device="cuda") for op, unit, name, make in rows]
+
+
+# ------------------------------------------------------------------------------------------------ goals
+
+
+def _goal(
+    case: str, what: str, aim: float | None, formula: Any, unit: str = "x", scale: float = 1.0, **more: Any
+) -> Goal:
+    return Goal(f"{case}: {what}", aim, mean("gpu", formula, start=case, scale=scale), unit, **more)
+
+
+def _of_copy(case: str, ours: str, aim: float) -> Goal:
+    return _goal(case, "of copy bandwidth", aim, share(ours, COPY), "%", 100)
+
+
+def _conv_goals(shape: str) -> tuple[Goal, ...]:
+    case = f"conv 3x3 {shape}"
+    return (
+        _goal(case, "float to float over cuDNN", 1.5, over(CUDNN, ours="triton")),
+        _goal(case, "bits to bits over cuDNN", 3, over(CUDNN, ours="triton bits to bits")),
+        _goal(case, "CUDA C++, bits to bits over cuDNN", 3, over(CUDNN, ours="cuda bits to bits")),
+    )
+
+
+def _host_us(records: Any) -> float | None:
+    rows = [e for r in records if r["case"] == RESNET for e in r["contenders"] if e["name"] == "triton"]
+    return next((1e6 * e["host_seconds"] for e in rows if "host_seconds" in e), None)
+
+
+PACK = "triton pack signs and mask"
+MEMORY: Figure = mean(
+    "gpu", memory_over(gpu_training.OURS, gpu_training.FAKE, "peak"), start=TRAINING, scale=100
+)
+SUITE = Suite(
+    cases,
+    families={
+        "careful eager": (CAREFUL,),
+        "compiled, cuBLAS, cuDNN": (COMPILED, CUBLAS, CUDNN),
+        "Adam, fused": (ADAM,),
+        "fake-quantized": (gpu_training.FAKE,),
+    },
+    goals=(
+        _of_copy(LARGE, "triton", 90),
+        _goal(LARGE, "over torch.compile", 1.3, over(COMPILED, ours="triton")),
+        _goal(LARGE, "over Adam fused", 1.3, over(ADAM, ours="triton")),
+        _goal(LARGE, "over careful eager", 8, over(CAREFUL, ours="triton")),
+        _goal(LARGE, "CUDA C++, time over Triton's", 1.03, over("cuda", ours="triton"), at_most=True),
+        _of_copy(RESNET, "triton", 70),
+        Goal(f"{RESNET}: host time of a call", 25, _host_us, "µs", at_most=True),
+        *(
+            _of_copy(case, PACK, 85)
+            for case in ("pack rows fp32", "pack NCHW bf16", "pack channels-last bf16")
+        ),
+        _goal("linear 8192^3", "over cuBLAS bf16", 1.4, over(CUBLAS, ours="triton")),
+        _goal("linear 8192^3", "tensor cores' peak from registers", None, rate(PEAK), "PMAC/s", 1e-6),
+        _goal("linear 8192^3", "CUDA C++, of the tensor cores' peak", 70, share("cuda", PEAK), "%", 100),
+        _goal("linear 8192^3", "CUDA C++, over cuBLAS bf16", 3, over(CUBLAS, ours="cuda")),
+        _goal("linear batch 1, 4096^2", "over cuBLAS bf16", 8, over(CUBLAS, ours="triton")),
+        *(goal for c in STAGES for goal in _conv_goals(f"{c.channels}ch {c.side}x{c.side}")),
+        _goal(TRAINING, "graph over fake-quantized", 2, over(gpu_training.FAKE, ours=gpu_training.GRAPH)),
+        Goal(f"{TRAINING}: peak memory, of fake-quantized", 50, MEMORY, "%", at_most=True),
+    ),
+    summary=lambda record: True,
+)
