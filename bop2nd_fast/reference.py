@@ -305,31 +305,8 @@ def epilogue(
     given is fp32 ``[O]``. Bit 1 (-1) where ``dot < threshold`` (int32 ``[O]``), without thresholds where
     ``value + sign_shift < 0`` before anything is rounded to ``dtype``.
 
-    Raises:
-        ValueError: nothing asked for, what belongs to signs without them, two activations, bounds out of
-            order or beyond 2**24, or operands of another shape or dtype.
+    What the operators refuse (``kernels/outputs.py``) is not looked at here.
     """
-    n = dot.shape[-1]
-    if not (values or signs) or (threshold is not None and not signs):
-        raise ValueError(f"values={values}, signs={signs}: one is needed, and thresholds belong to signs")
-    least, most = -(2**24) if low is None else low, 2**24 if high is None else high
-    if not -(2**24) <= least <= most <= 2**24:
-        raise ValueError(f"low {least} and high {most} must be in this order and within 2**24")
-    if relu and slope is not None:
-        raise ValueError("relu and slope: one activation")
-    if sign_shift is not None and (not signs or threshold is not None):
-        raise ValueError("sign_shift belongs to signs without thresholds")
-    for name, tensor, shape, kind in (
-        ("threshold", threshold, (n,), torch.int32),
-        ("scale", scale, (n,), torch.float32),
-        ("shift", shift, (n,), torch.float32),
-        ("residual", residual, tuple(dot.shape), dtype),
-        ("slope", slope, (n,), torch.float32),
-        ("post_shift", post_shift, (n,), torch.float32),
-        ("sign_shift", sign_shift, (n,), torch.float32),
-    ):
-        if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != kind):
-            raise ValueError(f"{name} must be {kind} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
     value = (dot if low is None and high is None else dot.clamp(low, high)).float()
     value = value if input_scale is None else value * input_scale
     value = value if scale is None else value * scale

@@ -34,7 +34,7 @@ inline ConvShape linear_shape(int64_t rows, int64_t features, const Tensor& weig
   check_words(weight, "weight");
   BOP2ND_REQUIRE(weight.dim() == 2 && features >= 0 && weight.size(1) == words_for(features), "weight words ",
                  text_of(sizes_of(weight)), " do not fit ", features, " input features");
-  return checked({rows, 1, 1, features, 1, weight.size(0), {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
+  return checked({.batch = rows, .channels = features, .out_channels = weight.size(0)});
 }
 
 // [outputs, kernel rows, kernel columns, words of a group]; images and their size.
@@ -45,17 +45,17 @@ inline ConvShape conv_shape(int64_t batch, int64_t height, int64_t width, int64_
   BOP2ND_REQUIRE(weight.dim() == 4 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
                  "weight must be [O, kH, kW, words] and stride, padding, dilation two numbers");
   BOP2ND_REQUIRE(padding_value >= -1 && padding_value <= 1, "padding_value must be 0, 1 or -1");
-  ConvShape s = checked({batch,
-                         height,
-                         width,
-                         channels,
-                         groups,
-                         weight.size(0),
-                         {weight.size(1), weight.size(2)},
-                         {stride[0], stride[1]},
-                         {padding[0], padding[1]},
-                         {dilation[0], dilation[1]},
-                         static_cast<int>(padding_value)});
+  ConvShape s = checked({.batch = batch,
+                         .height = height,
+                         .width = width,
+                         .channels = channels,
+                         .groups = groups,
+                         .out_channels = weight.size(0),
+                         .kernel = {weight.size(1), weight.size(2)},
+                         .stride = {stride[0], stride[1]},
+                         .padding = {padding[0], padding[1]},
+                         .dilation = {dilation[0], dilation[1]},
+                         .padding_value = static_cast<int>(padding_value)});
   BOP2ND_REQUIRE(weight.size(3) == s.group_words(), "weight words ", text_of(sizes_of(weight)),
                  " do not fit ", channels, " input channels in ", groups, " groups");
   return s;
@@ -70,15 +70,16 @@ inline void check_saved(const Tensor& grad, const Ints& grad_sizes, const Tensor
   if (sizes_of(mask) != Ints{0}) check_sizes(mask, saved, "mask (or empty)");
 }
 
-// What a packed product is asked to emit: the schema's keywords (OUTPUTS in ops/product.py), in their order.
-#define BOP2ND_OUTPUTS                                                                                       \
-  bool values, bool signs, const MaybeTensor threshold, const MaybeTensor scale, const MaybeTensor shift,    \
-      const MaybeTensor residual, std::optional<int64_t> low, std::optional<int64_t> high, bool relu,        \
-      const MaybeTensor slope, const MaybeTensor post_shift, const MaybeTensor sign_shift, ScalarType dtype, \
-      const MaybeTensor blocked
-#define BOP2ND_ASKED                                                                                       \
-  values, signs, threshold, scale, shift, residual, low, high, relu, slope, post_shift, sign_shift, dtype, \
-      blocked
+// What a packed product is asked to emit: the schema's keywords (SCHEMA in kernels/outputs.py), in their
+// order, as parameters and as arguments.
+#define BOP2ND_PARAMETER(name) const MaybeTensor name,
+#define BOP2ND_ARGUMENT(name) name,
+#define BOP2ND_OUTPUTS                                                              \
+  bool values, bool signs, const MaybeTensor threshold, const MaybeTensor residual, \
+      std::optional<int64_t> low, std::optional<int64_t> high, bool relu,           \
+      BOP2ND_PER_OUTPUT(BOP2ND_PARAMETER) ScalarType dtype, const MaybeTensor blocked
+#define BOP2ND_ASKED \
+  values, signs, threshold, residual, low, high, relu, BOP2ND_PER_OUTPUT(BOP2ND_ARGUMENT) dtype, blocked
 
 // compute(shape, words of the input, weight words, blocked, epilogue) on one device.
 using Compute = void (*)(const ConvShape&, const Tensor&, const Tensor&, const MaybeTensor&, const Epilogue&);
@@ -96,7 +97,9 @@ std::tuple<Tensor, Tensor> asked_outputs(const ConvShape& s, Ints sizes, const T
                  " must be in this order and within 2**24");
   BOP2ND_REQUIRE(!(relu && slope), "relu and slope: one activation");
   BOP2ND_REQUIRE(!sign_shift || (signs && !threshold), "sign_shift belongs to signs without thresholds");
-  std::array<MaybeTensor, 7> kept;
+#define BOP2ND_ONE(name) +1
+  std::array<MaybeTensor, 2 BOP2ND_PER_OUTPUT(BOP2ND_ONE)> kept;
+#undef BOP2ND_ONE
   size_t n_kept = 0;
   auto per_output = [&](const MaybeTensor& given, const char* what) {
     if (given) check_beside(x, *given, what);
@@ -108,12 +111,13 @@ std::tuple<Tensor, Tensor> asked_outputs(const ConvShape& s, Ints sizes, const T
   if (residual) check_beside(x, *residual, "residual");
   to.threshold = static_cast<const int32_t*>(
       operand(threshold, kept[n_kept++], {s.out_channels}, ScalarType::Int, "threshold"));
-  to.scale = per_output(scale, "scale"), to.shift = per_output(shift, "shift");
   to.residual = operand(residual, kept[n_kept++], sizes, dtype, "residual");
   to.low = low ? static_cast<int32_t>(least) : INT32_MIN,
   to.high = high ? static_cast<int32_t>(most) : INT32_MAX;
-  to.relu = relu, to.slope = per_output(slope, "slope");
-  to.post_shift = per_output(post_shift, "post_shift"), to.sign_shift = per_output(sign_shift, "sign_shift");
+  to.relu = relu;
+#define BOP2ND_FILL(name) to.name = per_output(name, #name);
+  BOP2ND_PER_OUTPUT(BOP2ND_FILL)
+#undef BOP2ND_FILL
   Tensor reals = new_tensor(x, values ? sizes : Ints{0}, dtype);
   sizes.back() = words_for(s.out_channels);
   Tensor bits = new_tensor(x, signs ? sizes : Ints{0}, ScalarType::Int);

@@ -24,10 +24,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .bits import decode_for_registers, decode_for_shared, popcount
-from .epilogue import Outputs, finish, outputs_for, store_tile
+from .epilogue import finish, outputs_for, store_tile
 from .geometry import Geometry, checked_geometry
 from .grid import check_index, grid_of, program_of
 from .operands import check_floats, check_words
+from .outputs import Outputs
 from .pack_bits import pack_activation
 from .tuning import MatmulTile, conv_tile, family, on_device_of
 

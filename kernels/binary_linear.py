@@ -25,10 +25,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .bits import decode_for_registers, decode_for_shared, popcount
-from .epilogue import Outputs, outputs_for, store_tile
+from .epilogue import outputs_for, store_tile
 from .geometry import words_for
 from .grid import check_index, grid_of, program_of
 from .operands import check_words
+from .outputs import Outputs
 from .pack_bits import pack_activation
 from .tuning import MatmulTile, family, linear_tile, on_device_of
 

@@ -9,12 +9,12 @@ With everything that may be given, in fp32, each operation rounded on its own (`
 outputs (a batch norm and a sign fold into the threshold). Either or both in one pass: values are the larger
 part of a layer's memory traffic, 2 or 4 bytes per output against 1/8 for bits.
 
-An operand more is a field of :class:`Outputs`, its line in :func:`store_tile` and one in ``outputs_for``.
+An operand more is a field of ``Outputs`` and its line in :func:`store_tile`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -24,34 +24,8 @@ from torch import Tensor
 from .bits import to_float32
 from .geometry import words_for
 from .grid import grid_of, program_of
-from .operands import FLOATS
+from .outputs import Outputs, check_outputs
 from .tuning import on_device_of
-
-
-class Outputs(NamedTuple):
-    """What a product stores, and what that is made of; kernels take the tuple, with None for what is absent.
-
-    ``reals``: values in their dtype; ``signs``: their sign words. Empty tensors: not asked for. ``low``,
-    ``high``: integers; ``relu``: 1 or None, either way known to the compiler.
-    """
-
-    reals: Any
-    signs: Any
-    threshold: Any = None
-    scale: Any = None
-    shift: Any = None
-    residual: Any = None
-    low: Any = None
-    high: Any = None
-    relu: Any = None
-    slope: Any = None
-    post_shift: Any = None
-    sign_shift: Any = None
-
-    def asked(self) -> Outputs:
-        """This tuple with None in the place of empty results."""
-        reals, signs, *others = self
-        return Outputs(reals if reals.numel() else None, signs if signs.numel() else None, *others)
 
 
 @triton.jit
@@ -121,69 +95,19 @@ def finish_kernel(dots, to, rows, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.cons
 # ---------------------------------------------------------------------------------------- launchers
 
 
-def outputs_for(
-    like: Tensor,
-    shape: tuple[int, ...],
-    values: bool = True,
-    signs: bool = False,
-    threshold: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    low: int | None = None,
-    high: int | None = None,
-    relu: bool = False,
-    slope: Tensor | None = None,
-    post_shift: Tensor | None = None,
-    sign_shift: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-    blocked: Tensor | None = None,
-) -> Outputs:
-    """Memory for the outputs ``shape`` of a packed product; ``blocked`` is the CPU's and unused.
-
-    Raises:
-        TypeError, ValueError: nothing asked for, what belongs to signs without them, two activations, bounds
-            out of order or beyond 2**24, or operands of another shape, dtype or device.
-    """
-    n = shape[-1]
-    if dtype not in FLOATS:
-        raise TypeError(f"dtype is {dtype}, allowed are {FLOATS}")
-    if not (values or signs) or (threshold is not None and not signs):
-        raise ValueError(f"values={values}, signs={signs}: one is needed, and thresholds belong to signs")
-    least, most = -(2**24) if low is None else low, 2**24 if high is None else high
-    if not -(2**24) <= least <= most <= 2**24:
-        raise ValueError(f"low {least} and high {most} must be in this order and within 2**24")
-    if relu and slope is not None:
-        raise ValueError("relu and slope: one activation")
-    if sign_shift is not None and (not signs or threshold is not None):
-        raise ValueError("sign_shift belongs to signs without thresholds")
-    for name, tensor, kind in (
-        ("threshold", threshold, torch.int32),
-        ("scale", scale, torch.float32),
-        ("shift", shift, torch.float32),
-        ("residual", residual, dtype),
-        ("slope", slope, torch.float32),
-        ("post_shift", post_shift, torch.float32),
-        ("sign_shift", sign_shift, torch.float32),
-    ):
-        if tensor is None:
-            continue
-        wanted = shape if name == "residual" else (n,)
-        if tensor.shape != wanted or tensor.dtype != kind:
-            raise ValueError(f"{name} must be {kind} {list(wanted)}, got {tensor.dtype} {list(tensor.shape)}")
-        if tensor.device != like.device:
-            raise ValueError(f"{name} is on {tensor.device}, the first operand on {like.device}")
+def outputs_for(like: Tensor, shape: tuple[int, ...], **asked: Any) -> Outputs:
+    """Memory for the outputs ``shape`` of a packed product; raises as ``check_outputs`` does."""
+    check_outputs(like, shape, **asked)
+    given: dict[str, Any] = {k: v.contiguous() if isinstance(v, Tensor) else v for k, v in asked.items()}
+    given.pop("blocked", None)
+    values, signs = given.pop("values", True), given.pop("signs", False)
+    dtype, relu = given.pop("dtype", torch.float32), given.pop("relu", False)
     return Outputs(
-        like.new_empty(shape if values else 0, dtype=dtype),
-        like.new_empty((*shape[:-1], words_for(n)) if signs else 0, dtype=torch.int32),
-        _contiguous(threshold), _contiguous(scale), _contiguous(shift), _contiguous(residual),
-        low, high, 1 if relu else None,
-        _contiguous(slope), _contiguous(post_shift), _contiguous(sign_shift),
-    )  # fmt: skip
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+        like.new_empty(shape if values else (0,), dtype=dtype),
+        like.new_empty((*shape[:-1], words_for(shape[-1])) if signs else (0,), dtype=torch.int32),
+        relu=1 if relu else None,
+        **given,
+    )
 
 
 def finish(dots: Tensor, outputs: Outputs) -> None:

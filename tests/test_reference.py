@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bop2nd_fast import reference as ref
+from bop2nd_fast.kernels.outputs import check_outputs
 from tests.epilogues import refused_epilogues
 
 
@@ -165,7 +166,13 @@ def test_epilogue_by_hand() -> None:
 def test_epilogue_refuses() -> None:
     for asked, message in refused_epilogues((2, 3)):
         with pytest.raises(ValueError, match=message):
-            ref.epilogue(torch.zeros(2, 3), **asked)
+            check_outputs(torch.zeros(2, 3), (2, 3), **asked)
+    with pytest.raises(TypeError, match="float64"):
+        check_outputs(torch.zeros(2, 3), (2, 3), dtype=torch.float64)
+    with pytest.raises(TypeError, match="no operand gain"):
+        check_outputs(torch.zeros(2, 3), (2, 3), gain=torch.ones(3))
+    with pytest.raises(ValueError, match="shift is on meta"):
+        check_outputs(torch.zeros(2, 3), (2, 3), shift=torch.ones(3, device="meta"))
 
 
 # ------------------------------------------------------------------------------------- both gradients

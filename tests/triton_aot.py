@@ -32,8 +32,8 @@ from bop2nd_fast.kernels import (
     pack_bits,
     tuning,
 )
-from bop2nd_fast.kernels.epilogue import Outputs
 from bop2nd_fast.kernels.geometry import Geometry
+from bop2nd_fast.kernels.outputs import Outputs
 
 NVIDIA_TOOLS = "backends/nvidia/bin"
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import PADDING_VALUES, Geometry, words_for
+from ..kernels.outputs import PER_OUTPUT
 from .packed_layer import Attribute, PackedLayer, integer, one_of, pair
 
 
@@ -43,9 +44,6 @@ _EMITS = {
     "high": _LIMIT,
     "relu": one_of((None, True), None),
 }
-
-
-_TAIL = ("scale", "shift", "slope", "post_shift", "sign_shift")
 
 
 class _WeightLayer(PackedLayer):
@@ -84,11 +82,11 @@ class _PackedProduct(_WeightLayer):
     (``slope``), or nothing.
     """
 
-    tensors = ("weight", "threshold", "bias", *_TAIL)
+    tensors = ("weight", "threshold", "bias", *PER_OUTPUT)
     operands = ("words", "residual")
 
     def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
-        tail = {name: kwargs.pop(name, None) for name in _TAIL}
+        tail = {name: kwargs.pop(name, None) for name in PER_OUTPUT}
         super().__init__(weight, **kwargs)
         for name, factor in tail.items():
             self._tensor(name, factor, torch.float32, (weight.shape[0],))
@@ -99,7 +97,7 @@ class _PackedProduct(_WeightLayer):
         self._settings = {name: self.config[name] for name in ("low", "high", "relu") if name in self.config}
         if not self._tail and (self._settings or any(t is not None for t in tail.values())):
             raise ValueError(
-                f"{self.kind}: {', '.join(_TAIL)}, low, high and relu belong to a layer with emits"
+                f"{self.kind}: {', '.join(PER_OUTPUT)}, low, high and relu belong to a layer with emits"
             )
         if "relu" in self._settings and tail["slope"] is not None:
             raise ValueError(f"{self.kind}: relu and slope exclude each other")
@@ -121,7 +119,7 @@ class _PackedProduct(_WeightLayer):
         if self.threshold is not None:
             return asked | {"threshold": self.threshold}
         if self._tail:
-            held = {name: self._buffers[name] for name in _TAIL if self._buffers[name] is not None}
+            held = {name: self._buffers[name] for name in PER_OUTPUT if self._buffers[name] is not None}
             asked |= {"residual": residual, "dtype": DTYPES[self.config["dtype"]]}
             return asked | held | self._settings
         return {"shift": self.bias} if self._adds_bias() else {}

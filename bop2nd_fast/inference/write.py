@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..binary_tensor import BinaryTensor, Layout, pack
 from ..kernels.geometry import words_for
+from ..kernels.outputs import PER_OUTPUT
 from . import operators
 from .chains import CONVOLUTION, Epilogue, channels_of, find_chain, max_pool
 from .conditions import Conditions
@@ -36,9 +37,6 @@ _NUMBERS: dict[Any, str] = {
     torch.sym_max: "max", torch.sym_min: "min", torch.sym_float: "of", torch.sym_int: "trunc",
     torch.sym_sqrt: "sqrt", max: "max", min: "min", abs: "abs",
 }  # fmt: skip
-
-
-_BEHIND = ("slope", "post_shift", "sign_shift")
 
 
 class Bits:
@@ -351,14 +349,14 @@ class Writer:
             bias = None if made.bias is None else made.bias.clone()
             layer = self._packed(made, weight, padding_bits, bias=bias)
         else:
-            shift = made.shift - padding_bits * made.scale
+            per_output = {k: t.float() for k in PER_OUTPUT if (t := getattr(made, k)) is not None}
+            per_output["shift"] = (made.shift - padding_bits * made.scale).float()
             emits = "both" if made.values and made.signs else "signs" if made.signs else "values"
             layer = self._packed(
-                made, weight, padding_bits, scale=made.scale.float(), shift=shift.float(), emits=emits,
+                made, weight, padding_bits, emits=emits,
                 low=None if made.low is None else made.low + padding_bits,
                 high=None if made.high is None else made.high + padding_bits,
-                relu=made.relu or None,
-                **{k: t.float() for k in _BEHIND if (t := getattr(made, k)) is not None},
+                relu=made.relu or None, **per_output,
             )  # fmt: skip
         residual = () if made.residual is None else (self._ref(made.residual),)
         self.made[made.source] = layer

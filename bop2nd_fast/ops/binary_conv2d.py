@@ -16,9 +16,9 @@ from torch import Tensor
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import PADDING_VALUES, Geometry
+from ..kernels.outputs import SCHEMA, check_outputs
 from .derivatives import refuse_second
 from .product import (
-    OUTPUTS,
     check_operands,
     check_real,
     check_saved,
@@ -72,7 +72,8 @@ def _reference(
 def _reference_packed(
     input: Tensor, weight: Tensor, in_channels: int, *arguments: Any, blocked: Any = None, **outputs: Any
 ) -> tuple[Tensor, Tensor]:
-    _packed_geometry(input, weight, in_channels, *arguments)
+    geometry = _packed_geometry(input, weight, in_channels, *arguments)
+    check_outputs(input, (input.shape[0], *geometry.out, weight.shape[0]), **outputs)
     return reference.binary_conv2d_packed(input, weight, in_channels, *arguments, **outputs)
 
 
@@ -82,7 +83,7 @@ backends.define(
     _reference,
 )
 backends.define(
-    f"binary_conv2d_packed(Tensor input, Tensor weight, int in_channels, {_GEOMETRY}, *, {OUTPUTS}) "
+    f"binary_conv2d_packed(Tensor input, Tensor weight, int in_channels, {_GEOMETRY}, *, {SCHEMA}) "
     "-> (Tensor, Tensor)",
     _reference_packed,
 )

@@ -15,9 +15,9 @@ from torch import Tensor
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import DOT_LIMIT, INT32_LIMIT, Geometry, words_for
+from ..kernels.outputs import SCHEMA, check_outputs
 from .derivatives import refuse_second
 from .product import (
-    OUTPUTS,
     check_extent,
     check_features,
     check_operands,
@@ -63,6 +63,7 @@ def _reference_packed(
     input: Tensor, weight: Tensor, in_features: int, blocked: Any = None, **outputs: Any
 ) -> tuple[Tensor, Tensor]:
     _packed_geometry(input, weight, in_features)
+    check_outputs(input, (*input.shape[:-1], weight.shape[0]), **outputs)
     return reference.binary_linear_packed(input, weight, in_features, **outputs)
 
 
@@ -72,7 +73,7 @@ backends.define(
     _reference,
 )
 backends.define(
-    f"binary_linear_packed(Tensor input, Tensor weight, int in_features, *, {OUTPUTS}) -> (Tensor, Tensor)",
+    f"binary_linear_packed(Tensor input, Tensor weight, int in_features, *, {SCHEMA}) -> (Tensor, Tensor)",
     _reference_packed,
 )
 

@@ -16,18 +16,12 @@ from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, Pair, checked_geometry, pair, words_for
+from ..kernels.outputs import check_outputs
 
 # The backward pass unpacks activations in tiles: of 8 MiB of fp32, which a CPU's caches hold; of 256 MiB on
 # GPUs, where a tile costs ten launches and a library wants large problems.
 TILE_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
 REALS = (torch.float32, torch.bfloat16, torch.float16)
-
-# What a packed product emits: values, sign words or both in one pass; see reference.epilogue.
-OUTPUTS = (
-    "bool values=True, bool signs=False, Tensor? threshold=None, Tensor? scale=None, Tensor? shift=None, "
-    "Tensor? residual=None, int? low=None, int? high=None, bool relu=False, Tensor? slope=None, "
-    "Tensor? post_shift=None, Tensor? sign_shift=None, ScalarType dtype=float, Tensor? blocked=None"
-)
 
 
 def check_real(tensor: Tensor, what: str) -> None:
@@ -165,10 +159,12 @@ def empty_outputs(
     dtype: torch.dtype = torch.float32,
     **operands: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Memory for the values ``[..., O]`` and their sign words; what is not asked for is empty."""
-    for name, operand in operands.items():
-        if isinstance(operand, Tensor) and operand.device != like.device:
-            raise ValueError(f"{name} is on {operand.device}, the first operand on {like.device}")
+    """Memory for the values ``[..., O]`` and their sign words; what is not asked for is empty.
+
+    Raises:
+        TypeError, ValueError: as :func:`~bop2nd_fast.kernels.outputs.check_outputs`.
+    """
+    check_outputs(like, shape, values=values, signs=signs, dtype=dtype, **operands)
     words = (*shape[:-1], words_for(shape[-1]))
     return (
         like.new_empty(shape if values else (0,), dtype=dtype),

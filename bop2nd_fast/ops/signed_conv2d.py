@@ -16,6 +16,7 @@ from torch.nn.grad import conv2d_weight
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, words_for
+from ..kernels.outputs import check_outputs
 from .derivatives import refuse_second
 from .product import REALS, check_operands, conv_geometry, empty_outputs, image_arguments, records_gradient
 from .signed_product import (
@@ -62,7 +63,8 @@ def _reference(
     outputs |= dict(zip(OPERAND_NAMES, given, strict=False))
     outputs.pop("blocked", None)
     scaling, arguments = scaling_of(outputs), (stride, padding, dilation, groups)
-    _check(input, weight, arguments, scaling, outputs.get("threshold"))
+    geometry = _check(input, weight, arguments, scaling, outputs.get("threshold"))
+    check_outputs(input, (input.shape[0], *geometry.out, weight.shape[0]), **outputs)
     if input.is_cuda and input.dtype in REALS and input.numel() and weight.numel():
         return by_torch(input, weight, arguments, scaling[2], **outputs)
     return reference.signed_conv2d(input, weight, *arguments, *scaling[:2], input_scale=scaling[2], **outputs)

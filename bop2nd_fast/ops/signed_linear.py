@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, words_for
+from ..kernels.outputs import check_outputs
 from .derivatives import refuse_second
 from .product import (
     REALS,
@@ -57,6 +58,7 @@ def _reference(input: Tensor, weight: Tensor, *given: Any, **outputs: Any) -> tu
     outputs.pop("blocked", None)
     scaling = scaling_of(outputs)
     _check(input, weight, scaling, outputs.get("threshold"))
+    check_outputs(input, (*input.shape[:-1], weight.shape[0]), **outputs)
     if input.is_cuda and input.dtype in REALS:
         return by_torch(input, weight, scaling[2], **outputs)
     return reference.signed_linear(input, weight, *scaling[:2], input_scale=scaling[2], **outputs)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import INT32_LIMIT, Geometry
-from .product import OUTPUTS, REALS, check_extent, check_words
+from ..kernels.outputs import SCHEMA
+from .product import REALS, check_extent, check_words
 
 INTEGERS = {torch.int8: (-128, 127), torch.uint8: (0, 255)}  # and the range of each
 INPUTS = ((*REALS, *INTEGERS), "float32, bfloat16, float16, int8 or uint8")
@@ -21,13 +22,13 @@ MULTIPLIER_LIMIT = 2**16
 
 # After input and weight (and a convolution's geometry). ``multiplier`` and ``zero_point``: of integers.
 OPERANDS = (
-    "int multiplier=1, int zero_point=0, Tensor? input_scale=None, Tensor? straight_through=None, " + OUTPUTS
+    "int multiplier=1, int zero_point=0, Tensor? input_scale=None, Tensor? straight_through=None, " + SCHEMA
 )
 # What an output's keyword is where nothing is asked of it.
 _SWITCHES = {"True": True, "False": False}
 OUTPUT_DEFAULTS = {
     name: _SWITCHES.get(default)
-    for name, default in (part.split()[-1].split("=") for part in OUTPUTS.split(", "))
+    for name, default in (part.split()[-1].split("=") for part in SCHEMA.split(", "))
 }
 OUTPUT_NAMES = tuple(OUTPUT_DEFAULTS)
 OPERAND_NAMES = tuple(part.split("=")[0].split()[-1] for part in OPERANDS.split(", "))

@@ -30,12 +30,13 @@ namespace bop2nd {
 constexpr int64_t kMaxInt32 = (int64_t{1} << 31) - 1;
 constexpr int64_t kMaxDot = (int64_t{1} << 24) - 1, kMaxCount = (int64_t{1} << 60) - 1;
 
+// Sizes of nothing are a linear layer's.
 struct ConvShape {
-  int64_t batch, height, width;  // of the input
-  int64_t channels, groups;      // input channels, of all groups
-  int64_t out_channels;          // of all groups
-  int64_t kernel[2], stride[2], padding[2], dilation[2];
-  int padding_value;  // 0, 1 or -1
+  int64_t batch = 0, height = 1, width = 1;  // of the input
+  int64_t channels = 0, groups = 1;          // input channels, of all groups
+  int64_t out_channels = 0;                  // of all groups
+  int64_t kernel[2] = {1, 1}, stride[2] = {1, 1}, padding[2] = {0, 0}, dilation[2] = {1, 1};
+  int padding_value = 0;  // 0, 1 or -1
 
   int64_t group_channels() const { return channels / groups; }
   int64_t group_words() const { return words_for(group_channels()); }

@@ -7,7 +7,8 @@
 //
 // act: none; ReLU, what is below 0 becomes 0; PReLU, what is below 0 is multiplied by slope[o]. In fp32,
 // every operation rounded on its own; values are rounded to `dtype` at the end. `reference.epilogue` says the
-// same. An operand more: a field here, its line in `finish`, its name in BOP2ND_OUTPUTS (register_product.h).
+// same. An operand more for each output: its name in BOP2ND_PER_OUTPUT and its line in `finish`; the bindings
+// (register_product.h) and the runtime have it from there.
 // Limits: no torch; compiles for host and device.
 #pragma once
 
@@ -15,19 +16,20 @@
 
 namespace bop2nd {
 
+// The operands that are fp32 [outputs], in the order of the operators' schemas (kernels/outputs.py).
+#define BOP2ND_PER_OUTPUT(APPLY) APPLY(scale) APPLY(shift) APPLY(slope) APPLY(post_shift) APPLY(sign_shift)
+
 struct Epilogue {
   Dtype dtype = Dtype::kFloat32;       // of `values` and `residual`
   void* values = nullptr;              // [pixels, outputs]
   uint32_t* signs = nullptr;           // [pixels, words_for(outputs)]
-  const int32_t* threshold = nullptr;  // [outputs], like all that follow
-  const float* scale = nullptr;
-  const float* shift = nullptr;
-  const void* residual = nullptr;  // like `values`
+  const int32_t* threshold = nullptr;  // [outputs]
+  const void* residual = nullptr;      // like `values`
   int32_t low = INT32_MIN, high = INT32_MAX;
   bool relu = false;
-  const float* slope = nullptr;
-  const float* post_shift = nullptr;
-  const float* sign_shift = nullptr;
+#define BOP2ND_FIELD(name) const float* name = nullptr;
+  BOP2ND_PER_OUTPUT(BOP2ND_FIELD)
+#undef BOP2ND_FIELD
 
   // Whether there is more than scale, shift, residual and thresholds.
   BOP2ND_HD bool has_more() const {

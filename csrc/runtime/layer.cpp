@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "../core/bit_layout.h"
+#include "../core/epilogue.h"
 #include "error.h"
 
 namespace bop2nd::runtime {
@@ -18,40 +20,53 @@ struct Kind {
   std::vector<const char*> attributes, tensors;
 };
 
+#define BOP2ND_NAME(name) #name,
+constexpr const char* kPerOutput[] = {BOP2ND_PER_OUTPUT(BOP2ND_NAME)};
+constexpr const char* kOfProducts[] = {"weight", "threshold", "bias", BOP2ND_PER_OUTPUT(BOP2ND_NAME)};
+#undef BOP2ND_NAME
+
 const std::vector<Kind>& kinds() {
+  static const std::vector<const char*> of_products(std::begin(kOfProducts), std::end(kOfProducts));
   static const std::vector<Kind> all = {
-      {"packed_conv2d",
-       LayerKind::kPackedConv2d,
-       {"stride", "padding", "dilation", "groups", "padding_value", "dtype", "emits", "low", "high", "relu",
-        "fp32_bytes"},
-       {"weight", "threshold", "bias", "scale", "shift", "slope", "post_shift", "sign_shift"}},
-      {"packed_linear",
-       LayerKind::kPackedLinear,
-       {"padding_bits", "dtype", "emits", "low", "high", "relu", "fp32_bytes"},
-       {"weight", "threshold", "bias", "scale", "shift", "slope", "post_shift", "sign_shift"}},
-      {"signed_conv2d",
-       LayerKind::kSignedConv2d,
-       {"stride", "padding", "dilation", "groups", "padding_value", "input", "multiplier", "zero_point",
-        "dtype", "emits", "low", "high", "relu", "fp32_bytes"},
-       {"weight", "threshold", "bias", "scale", "shift", "slope", "post_shift", "sign_shift"}},
-      {"signed_linear",
-       LayerKind::kSignedLinear,
-       {"input", "multiplier", "zero_point", "dtype", "emits", "low", "high", "relu", "fp32_bytes"},
-       {"weight", "threshold", "bias", "scale", "shift", "slope", "post_shift", "sign_shift"}},
-      {"real_conv2d",
-       LayerKind::kRealConv2d,
-       {"stride", "padding", "dilation", "groups", "padding_value", "fp32_bytes"},
-       {"weight", "bias"}},
-      {"real_linear", LayerKind::kRealLinear, {"fp32_bytes"}, {"weight", "bias"}},
-      {"pack", LayerKind::kPack, {"dim", "length", "groups"}, {}},
-      {"regroup", LayerKind::kRegroup, {"length", "groups"}, {}},
-      {"flatten_bits", LayerKind::kFlattenBits, {}, {}},
-      {"pool_bits",
-       LayerKind::kPoolBits,
-       {"kernel_size", "stride", "padding", "dilation", "ceil_mode"},
-       {"decreasing"}},
-      {"max_pool", LayerKind::kMaxPool, {"kernel_size", "stride", "padding", "dilation", "ceil_mode"}, {}},
-      {"constant", LayerKind::kConstant, {}, {"value"}},
+      {.name = "packed_conv2d",
+       .kind = LayerKind::kPackedConv2d,
+       .attributes = {"stride", "padding", "dilation", "groups", "padding_value", "dtype", "emits", "low",
+                      "high", "relu", "fp32_bytes"},
+       .tensors = of_products},
+      {.name = "packed_linear",
+       .kind = LayerKind::kPackedLinear,
+       .attributes = {"padding_bits", "dtype", "emits", "low", "high", "relu", "fp32_bytes"},
+       .tensors = of_products},
+      {.name = "signed_conv2d",
+       .kind = LayerKind::kSignedConv2d,
+       .attributes = {"stride", "padding", "dilation", "groups", "padding_value", "input", "multiplier",
+                      "zero_point", "dtype", "emits", "low", "high", "relu", "fp32_bytes"},
+       .tensors = of_products},
+      {.name = "signed_linear",
+       .kind = LayerKind::kSignedLinear,
+       .attributes = {"input", "multiplier", "zero_point", "dtype", "emits", "low", "high", "relu",
+                      "fp32_bytes"},
+       .tensors = of_products},
+      {.name = "real_conv2d",
+       .kind = LayerKind::kRealConv2d,
+       .attributes = {"stride", "padding", "dilation", "groups", "padding_value", "fp32_bytes"},
+       .tensors = {"weight", "bias"}},
+      {.name = "real_linear",
+       .kind = LayerKind::kRealLinear,
+       .attributes = {"fp32_bytes"},
+       .tensors = {"weight", "bias"}},
+      {.name = "pack", .kind = LayerKind::kPack, .attributes = {"dim", "length", "groups"}, .tensors = {}},
+      {.name = "regroup", .kind = LayerKind::kRegroup, .attributes = {"length", "groups"}, .tensors = {}},
+      {.name = "flatten_bits", .kind = LayerKind::kFlattenBits, .attributes = {}, .tensors = {}},
+      {.name = "pool_bits",
+       .kind = LayerKind::kPoolBits,
+       .attributes = {"kernel_size", "stride", "padding", "dilation", "ceil_mode"},
+       .tensors = {"decreasing"}},
+      {.name = "max_pool",
+       .kind = LayerKind::kMaxPool,
+       .attributes = {"kernel_size", "stride", "padding", "dilation", "ceil_mode"},
+       .tensors = {}},
+      {.name = "constant", .kind = LayerKind::kConstant, .attributes = {}, .tensors = {"value"}},
   };
   return all;
 }
@@ -175,7 +190,7 @@ void check_product(const Layer& layer) {
   check_tensor(layer, "bias", Type::kF32, n);
   check_tensor(layer, "threshold", Type::kI32, n);
   bool tail = layer.emits != Layer::Emits::kPlain, more = layer.has_low || layer.has_high || layer.relu;
-  for (const char* key : {"scale", "shift", "slope", "post_shift", "sign_shift"}) {
+  for (const char* key : kPerOutput) {
     check_tensor(layer, key, Type::kF32, n);
     more = more || layer.tensor(key);
   }

@@ -46,8 +46,9 @@ Epilogue epilogue_of(const Layer& layer, const float* padding) {
     to.post_shift = padding ? layer.floats("bias") : nullptr;
     return to;
   }
-  to.scale = layer.floats("scale"), to.shift = layer.floats("shift"), to.slope = layer.floats("slope");
-  to.post_shift = layer.floats("post_shift"), to.sign_shift = layer.floats("sign_shift");
+#define BOP2ND_FILL(name) to.name = layer.floats(#name);
+  BOP2ND_PER_OUTPUT(BOP2ND_FILL)
+#undef BOP2ND_FILL
   if (layer.has_low) to.low = layer.low;
   if (layer.has_high) to.high = layer.high;
   to.relu = layer.relu;
@@ -115,17 +116,17 @@ Value plan_product(Planner& p, const Layer& layer, const Step& step, const ConvS
 
 ConvShape conv_shape(const Layer& layer, int64_t batch, int64_t rows, int64_t columns) {
   const Sizes& w = layer.weight_shape;
-  return checked({batch,
-                  rows,
-                  columns,
-                  w[1] * layer.groups,
-                  layer.groups,
-                  w[0],
-                  {w[2], w[3]},
-                  {layer.stride[0], layer.stride[1]},
-                  {layer.padding[0], layer.padding[1]},
-                  {layer.dilation[0], layer.dilation[1]},
-                  static_cast<int>(layer.padding_value)});
+  return checked({.batch = batch,
+                  .height = rows,
+                  .width = columns,
+                  .channels = w[1] * layer.groups,
+                  .groups = layer.groups,
+                  .out_channels = w[0],
+                  .kernel = {w[2], w[3]},
+                  .stride = {layer.stride[0], layer.stride[1]},
+                  .padding = {layer.padding[0], layer.padding[1]},
+                  .dilation = {layer.dilation[0], layer.dilation[1]},
+                  .padding_value = static_cast<int>(layer.padding_value)});
 }
 
 Value plan_conv(Planner& p, const Layer& layer, const Step& step) {
@@ -160,7 +161,7 @@ Value plan_dense(Planner& p, const Layer& layer, const Step& step) {
           "a row does not fit its features");
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < x.rank(); ++i) rows *= x.shape[i];
-  ConvShape shape = checked({rows, 1, 1, w[1], 1, w[0], {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
+  ConvShape shape = checked({.batch = rows, .channels = w[1], .out_channels = w[0]});
   Multiply multiply =
       words ? multiply_words(shape, x) : multiply_reals(shape, x, {w[1], w[1], w[1], 1}, weight_words(layer));
   Sizes values = x.shape, signs = x.shape;
@@ -249,20 +250,20 @@ Value plan_flatten_bits(Planner& p, const Step& step) {
   return Value::of(x);
 }
 
-RealWeight real_weight(const Layer& layer) { return {{}, weight_words(layer), layer.weight_shape}; }
+RealWeight real_weight(const Layer& layer) {
+  return {.tensor = {}, .words = weight_words(layer), .shape = layer.weight_shape};
+}
 
 Value plan_real(Planner& p, const Layer& layer, const Step& step) {
-  Tensor x = p.real(step.arguments[0]), bias{Type::kF32, {layer.weight_shape[0]}, {1}, {}, 0};
+  Tensor x = p.real(step.arguments[0]), bias;
+  bias.shape = {layer.weight_shape[0]}, bias.strides = {1};
   bias.place.fixed = layer.floats("bias");
   const Tensor* added = bias.place.fixed ? &bias : nullptr;
   if (layer.kind == LayerKind::kRealLinear)
     return Value::of(plan_real_linear(p, x, real_weight(layer), added));
-  Geometry g{{{layer.weight_shape[2], layer.weight_shape[3]}},
-             layer.stride,
-             layer.padding,
-             layer.dilation,
-             layer.groups,
-             false};
+  Geometry g{};
+  g.kernel = {{layer.weight_shape[2], layer.weight_shape[3]}};
+  g.stride = layer.stride, g.padding = layer.padding, g.dilation = layer.dilation, g.groups = layer.groups;
   return Value::of(plan_real_conv(p, x, real_weight(layer), added, g));
 }
 
@@ -288,8 +289,8 @@ Value plan_layer(Planner& p, const Layer& layer, const Step& step) {
     case LayerKind::kPoolBits:
       return plan_pool_bits(p, layer, p.words(step.arguments[0]));
     case LayerKind::kMaxPool: {
-      Geometry g{layer.kernel_size, layer.stride, layer.padding, layer.dilation, 1, layer.ceil_mode};
-      return Value::of(plan_windows(p, p.real(step.arguments[0]), g, Reduction::kMax, {}));
+      Tensor x = p.real(step.arguments[0]);
+      return Value::of(plan_windows(p, x, pool_geometry(layer), Reduction::kMax, {}));
     }
     case LayerKind::kConstant:
       break;
