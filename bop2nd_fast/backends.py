@@ -144,7 +144,6 @@ class _Extension:
         symbols.bop2nd_isa_name.restype = ctypes.c_char_p
         symbols.bop2nd_isa_requires.restype = ctypes.c_char_p
         symbols.bop2nd_isa_calls.restype = ctypes.c_int64
-        symbols.bop2nd_signed_loop.restype = ctypes.c_char_p
         symbols.bop2nd_signed_loop.argtypes = (ctypes.c_int64, ctypes.c_int, ctypes.c_int)
         symbols.bop2nd_all_signs.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_uint32)
         self.symbols = symbols
@@ -452,7 +451,7 @@ def explain(
         loop = (
             signed_loop(op, shapes, **geometry) if chosen in INSTRUCTION_SETS and len(shapes) == 2 else None
         )
-        return text if loop is None else f"{text}; {loop}"
+        return text if loop is None else f"{text}; {SIGNED_LOOPS[loop]}"
     if op in SIGNED:
         return f"{text}\n  triton, cuda: no kernel of theirs, plain torch multiplies unpacked weights"
     work = gpu_dispatch.product(op, shapes, geometry)
@@ -469,12 +468,18 @@ def explain(
 
 
 SIGNED = ("signed_linear", "signed_conv2d")
+SIGNED_LOOPS = {  # in the order of SignedLoop in csrc/cpu/signed_product.h
+    "few rows": "few rows: sums of four inputs looked up, weights read once",
+    "sum tables": "tables of 16 sums of four inputs, for as many pixels as two vectors have lanes",
+    "byte tiles": "tiles of bytes, signs turned into bytes in the caches",
+    "byte lanes": "four products of bytes a lane, signs turned into bytes in the nearest cache",
+}
 
 
 def signed_loop(
     op: str, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype = torch.float32, **geometry: Any
 ) -> str | None:
-    """Which loop of the extension multiplies real or 8-bit inputs of ``shapes``; None for other operators."""
+    """Which of SIGNED_LOOPS multiplies real or 8-bit inputs of ``shapes``; None for other operators."""
     if op not in SIGNED or _extension.symbols is None:
         return None
     x, weight = shapes
@@ -484,7 +489,8 @@ def signed_loop(
         sizes = [pair(geometry.get(k, d), k, d) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1))]
         rows = x[0] * math.prod(map(output_size, x[2:], weight[2:], *sizes))
         dense = tuple(weight[1:]) == (x[1], 1, 1) and sizes[0] == (1, 1) and sizes[1] == (0, 0)
-    return _extension.symbols.bop2nd_signed_loop(rows, int(dense), int(dtype.is_floating_point)).decode()
+    loop = _extension.symbols.bop2nd_signed_loop(rows, int(dense), int(dtype.is_floating_point))
+    return tuple(SIGNED_LOOPS)[loop]
 
 
 def _chosen(op: str, device: str) -> tuple[str, str]:

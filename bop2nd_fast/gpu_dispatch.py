@@ -230,18 +230,21 @@ def product(op: str, shapes: Sequence[tuple[int, ...]], geometry: dict[str, Any]
     return Product.linear(*operands) if op in LINEAR else Product.convolution(*operands, **geometry)
 
 
+def triton_tile(op: str, work: Product, chip: Chip) -> tuning.MatmulTile:
+    """The tile that ``kernels/tuning.py`` chooses."""
+    family = tuning.family_of(chip.arch // 10)
+    if op in LINEAR:
+        return tuning.linear_tile(family, work.rows, work.outputs)
+    return tuning.conv_tile(family, work.outputs, work.group_words)
+
+
 def triton_kernel(op: str, work: Product | None, chip: Chip | None) -> str:
-    """What Triton would run: the tile that ``kernels/tuning.py`` chooses."""
+    """What Triton would run, in words."""
     if op in tuning.BACKWARD and tuning.BACKWARD[op].runs == "torch":
         return "its kernels are there, but torch's library is preferred"
     if work is None or chip is None:
         return _without_choice(op, work, chip)
-    family = tuning.family_of(chip.arch // 10)
-    tile = (
-        tuning.linear_tile(family, work.rows, work.outputs)
-        if op in LINEAR
-        else tuning.conv_tile(family, work.outputs, work.group_words)
-    )
+    tile = triton_tile(op, work, chip)
     loop = {
         "rows": "row loop with popcounts, the weights are read once",
         "popcount": "popcount loop, a tensor-core tile would be mostly empty",
@@ -251,24 +254,52 @@ def triton_kernel(op: str, work: Product | None, chip: Chip | None) -> str:
     return f"{loop}; {size}; {timed(tile.measured)}"
 
 
-def cuda_kernel(op: str, work: Product | None, chip: Chip | None, symbols: ctypes.CDLL | None) -> str:
-    """What CUDA C++ would run: the plan of ``csrc/cuda/binary_plan.h``, asked through ``_C``.
+class _PlanNumbers(ctypes.Structure):
+    """``PlanNumbers`` of csrc/cuda/explain.cpp."""
+
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("tile_rows", "tile_columns", "math", "n_slices"))
+
+
+MATH = ("XOR.POPC", "AND.POPC", "int8")  # in the order of ``Math`` in csrc/cuda/fragment.h
+
+
+@dataclass(frozen=True)
+class CudaPlan:
+    """The tile of a block (8 x 32: bits are counted without tensor cores), what it multiplies with, the
+    number of slices of k, and all that in words."""
+
+    tile: tuple[int, int]
+    math: str
+    n_slices: int
+    text: str
+
+
+def cuda_plan(work: Product, chip: Chip, symbols: ctypes.CDLL) -> CudaPlan:
+    """The plan of ``csrc/cuda/binary_plan.h``, asked through ``_C``.
 
     Raises:
         ValueError: sizes beyond the kernels' limits.
     """
+    text, shape, plan = ctypes.create_string_buffer(512), work.shape(), _PlanNumbers()
+    n = symbols.bop2nd_gpu_explain(
+        ctypes.byref(shape), ctypes.sizeof(shape), chip.arch, chip.n_multiprocessors, ctypes.byref(plan),
+        text, len(text),
+    )  # fmt: skip
+    words = text.value.decode()
+    if n < 0:
+        raise ValueError(words)
+    return CudaPlan((plan.tile_rows, plan.tile_columns), MATH[plan.math], plan.n_slices, words)
+
+
+def cuda_kernel(op: str, work: Product | None, chip: Chip | None, symbols: ctypes.CDLL | None) -> str:
+    """What CUDA C++ would run, in words; raises as :func:`cuda_plan`."""
     if work is None or chip is None:
         return _without_choice(op, work, chip)
     if symbols is None:
         return "unknown here: the plan is part of the C++ extension, which is not there"
-    text, shape = ctypes.create_string_buffer(512), work.shape()
-    n = symbols.bop2nd_gpu_explain(
-        ctypes.byref(shape), ctypes.sizeof(shape), chip.arch, chip.n_multiprocessors, text, len(text)
-    )
-    if n < 0:
-        raise ValueError(text.value.decode())
     untimed = sum(limit.measured is None for limit in cuda_limits(symbols))
-    return text.value.decode() + (f"; {untimed} of its limits not measured" if untimed else "")
+    text = cuda_plan(work, chip, symbols).text
+    return text + (f"; {untimed} of its limits not measured" if untimed else "")
 
 
 def _without_choice(op: str, work: Product | None, chip: Chip | None) -> str:

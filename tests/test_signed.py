@@ -208,23 +208,25 @@ def test_what_gpus_run_agrees_to_rounding() -> None:
     same(ours, ref.signed_conv2d(image, kernel, *args, input_scale=scale[:2], **asked))
 
 
-def test_explain_names_the_loop() -> None:
-    def explained(*shapes: tuple[int, ...], op: str = "signed_linear", **geometry: Any) -> str:
-        return bf.backends.explain(op, *shapes, **geometry)
+def test_the_loop_follows_rows_and_kinds() -> None:
+    """``explain`` tells of the loop that ``signed_loop`` names."""
+
+    def loop(x: tuple[int, ...], w: tuple[int, ...], **geometry: Any) -> str | None:
+        op = "signed_linear" if len(w) == 2 else "signed_conv2d"
+        name = bf.backends.signed_loop(op, (x, w), **geometry)
+        assert name is not None
+        assert bf.backends.explain(op, x, w, **geometry).endswith(bf.backends.SIGNED_LOOPS[name])
+        return name
 
     with bf.backends.use("scalar"):
-        assert "few rows" in explained((4, 64), (9, 64)) and "tables of 16 sums" in explained(
-            (5, 64), (9, 64)
-        )
-        assert "products of bytes" in explained((5, 64), (9, 64), dtype=torch.int8)
-        image = {"op": "signed_conv2d", "padding": 1}
-        assert "tables of 16 sums" in explained((1, 3, 2, 2), (8, 3, 3, 3), **image)
-        assert "scalar, forced" in explained((1, 3, 1, 4), (8, 3, 1, 1), op="signed_conv2d")
-        assert "few rows" in explained((1, 3, 1, 4), (8, 3, 1, 1), op="signed_conv2d")
-        assert "tables of 16 sums" in explained((1, 64, 1, 1), (8, 32, 1, 1), op="signed_conv2d")  # 2 groups
+        assert loop((4, 64), (9, 64)) == "few rows" and loop((5, 64), (9, 64)) == "sum tables"
+        assert loop((5, 64), (9, 64), dtype=torch.int8) == "byte lanes"
+        assert loop((1, 3, 2, 2), (8, 3, 3, 3), padding=1) == "sum tables"
+        assert loop((1, 3, 1, 4), (8, 3, 1, 1)) == "few rows"
+        assert loop((1, 64, 1, 1), (8, 32, 1, 1)) == "sum tables"  # 2 groups
     if "avx512_amx" in bf.backends.INSTRUCTION_SETS and bf.backends.why_not("avx512_amx") is None:
         with bf.backends.use("avx512_amx"):
-            assert "tiles of bytes" in explained((5, 64), (9, 64), dtype=torch.uint8)
+            assert loop((5, 64), (9, 64), dtype=torch.uint8) == "byte tiles"
 
 
 # ------------------------------------------------------------------------------------------ bad input

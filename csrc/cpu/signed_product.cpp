@@ -127,16 +127,16 @@ void emit(const Plan& plan, const void* sums, int64_t stride, int64_t first_pixe
       corrections.push_back(plan.corrections.data() + number * plan.correction_stride);
     }
   }
-  SignedRows rows{sums,
-                  stride,
-                  n_rows,
-                  multiplier,
-                  corrections.empty() ? nullptr : corrections.data(),
-                  scales.empty() ? nullptr : scales.data(),
-                  first_pixel,
-                  first_output,
-                  n_outputs,
-                  plan.s().out_channels};
+  SignedRows rows{.sums = sums,
+                  .sum_stride = stride,
+                  .n_rows = n_rows,
+                  .multiplier = multiplier,
+                  .correction = corrections.empty() ? nullptr : corrections.data(),
+                  .input_scale = scales.empty() ? nullptr : scales.data(),
+                  .first_pixel = first_pixel,
+                  .first_output = first_output,
+                  .n_outputs = n_outputs,
+                  .all_outputs = plan.s().out_channels};
   const SignedTable& table = *plan.table->signed_products;
   (plan.real() ? table.emit_reals : table.emit_integers)(rows, p.to);
 }
@@ -188,18 +188,24 @@ void look_up(Plan& plan) {
                           : plan.table->signed_products->look_up_integers;
   constexpr int64_t kBlocks = 4;  // of 16 outputs, the largest block
   int64_t n_blocks = s.group_blocks();
-  parallel_ranges(
-      ceil_div(n_blocks, kBlocks), ceil_div(1 << 11, plan.row_words), [&](int64_t begin, int64_t end) {
-        uint32_t sums[16 * kBlocks + 16];
-        for (int64_t i = begin; i < end; ++i) {
-          int64_t first = i * kBlocks, last = std::min(n_blocks, first + kBlocks);
-          for (int64_t r = 0; r < n_rows; ++r) {
-            loop({memory.data() + r * row_tables, w, plan.row_words, s.out_channels, first, last, sums});
-            emit(plan, sums, 16 * kBlocks, r, 1, 16 * first,
-                 std::min(s.out_channels - 16 * first, 16 * kBlocks), 1);
-          }
-        }
-      });
+  parallel_ranges(ceil_div(n_blocks, kBlocks), ceil_div(1 << 11, plan.row_words),
+                  [&](int64_t begin, int64_t end) {
+                    uint32_t sums[16 * kBlocks + 16];
+                    for (int64_t i = begin; i < end; ++i) {
+                      int64_t first = i * kBlocks, last = std::min(n_blocks, first + kBlocks);
+                      for (int64_t r = 0; r < n_rows; ++r) {
+                        loop({.tables = memory.data() + r * row_tables,
+                              .w = w,
+                              .row_words = plan.row_words,
+                              .outputs = s.out_channels,
+                              .first_block = first,
+                              .last_block = last,
+                              .sums = sums});
+                        emit(plan, sums, 16 * kBlocks, r, 1, 16 * first,
+                             std::min(s.out_channels - 16 * first, 16 * kBlocks), 1);
+                      }
+                    }
+                  });
 }
 
 // ---------------------------------------------------------------------------------------------- tiles
@@ -215,7 +221,7 @@ std::vector<Run> runs_of(const Plan& plan, int64_t first, int64_t n) {
   for (int64_t lane = 0; lane < n;) {
     int64_t pixel = first + lane, x = pixel % width, row = pixel / width;
     int64_t count = std::min(width - x, n - lane);
-    runs.push_back({row / height, row % height, x, count, lane});
+    runs.push_back({.image = row / height, .y = row % height, .x = x, .n = count, .lane = lane});
     lane += count;
   }
   return runs;
@@ -249,7 +255,10 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t pixels, int64_t unit, int64
   std::vector<Task> tasks;
   for (int64_t first = 0; first < plan.n_pixels; first += pixels) {
     for (int64_t o = 0; o < n; o += outputs)
-      tasks.push_back({first, std::min(pixels, plan.n_pixels - first), o, std::min(n, o + outputs)});
+      tasks.push_back({.first = first,
+                       .n = std::min(pixels, plan.n_pixels - first),
+                       .begin = o,
+                       .end = std::min(n, o + outputs)});
   }
   return tasks;
 }
@@ -308,16 +317,16 @@ void run_real_task(const Plan& plan, const Task& task, int64_t lanes) {
   for (int64_t g = 0; g < s.groups; ++g) {
     gather_reals(plan, runs, g, lanes, a);
     int64_t first = s.groups > 1 ? 0 : task.begin;  // in the group
-    SignedSums work{a,
-                    lanes,
-                    plan.row_words,
-                    plan.by_chunk.data() + g * plan.row_words * per_group + first,
-                    per_group,
-                    1,
-                    0,
-                    group_task,
-                    by_output,
-                    true};
+    SignedSums work{.a = a,
+                    .a_stride = lanes,
+                    .n_chunks = plan.row_words,
+                    .signs = plan.by_chunk.data() + g * plan.row_words * per_group + first,
+                    .chunk_stride = per_group,
+                    .n_segments = 1,
+                    .segment_stride = 0,
+                    .n = group_task,
+                    .sums = by_output,
+                    .fresh = true};
     if (plan.row_words == 0) std::fill(by_output, by_output + group_task * lanes, 0.0f);
     table.signed_sums(work);
     table.transpose(by_output, lanes, group_task, lanes, by_pixel + (s.groups > 1 ? g * per_group : 0), n);
@@ -483,9 +492,17 @@ void run_byte_task(const BytePlan& b, const Task& task) {
       multiply_tiles(b, task, g, reinterpret_cast<const int8_t*>(bytes), first, group_task, sums, group_sums);
     } else {
       plan.table->signed_products->multiply_bytes(
-          {bytes, b.row_bytes, task.n, b.blocked + g * s.group_blocks() * 16 * plan.row_words, plan.row_words,
-           per_group, first / 16, ceil_div(first + group_task, 16), sums, group_sums,
-           reinterpret_cast<int8_t*>(bytes + n_bytes)});
+          {.x = bytes,
+           .row_bytes = b.row_bytes,
+           .n_rows = task.n,
+           .w = b.blocked + g * s.group_blocks() * 16 * plan.row_words,
+           .row_words = plan.row_words,
+           .outputs = per_group,
+           .first_block = first / 16,
+           .last_block = ceil_div(first + group_task, 16),
+           .sums = sums,
+           .sum_stride = group_sums,
+           .panel = reinterpret_cast<int8_t*>(bytes + n_bytes)});
     }
     for (int64_t r = 0; r < task.n && all > 0; ++r)
       std::memcpy(together + r * all + g * per_group, sums + r * group_sums,
@@ -503,12 +520,14 @@ void multiply_integers(Plan& plan) {
   // x = multiplier * (byte +- 128) - zero_point
   int64_t offset = p.zero_point + (!flips ? 0 : tiles ? -128 : 128) * static_cast<int64_t>(p.multiplier);
   if (offset != 0) plan_corrections(plan, offset);
-  BytePlan b{plan, blocked_rows(plan), tiles, static_cast<uint8_t>(flips ? 0x80 : 0), 0, {}};
-  b.row_bytes = round_up(plan.row_numbers(), 64);
+  BytePlan b{.plan = plan,
+             .blocked = blocked_rows(plan),
+             .tiles = tiles,
+             .flip = static_cast<uint8_t>(flips ? 0x80 : 0),
+             .row_bytes = round_up(plan.row_numbers(), 64),
+             .chunks = {}};
   if (b.row_bytes % 256 == 0) b.row_bytes += 64;  // see tile_convolution.cpp
-  for (int64_t word = 0; word < plan.row_words; word += 2)
-    b.chunks.push_back({32 * word, static_cast<int32_t>(word),
-                        static_cast<int32_t>(std::min<int64_t>(2, plan.row_words - word))});
+  add_chunks(b.chunks, 0, 0, plan.row_words);
   int64_t outputs = std::min<int64_t>(kTaskOutputs, round_up(plan.s().out_channels, 64));
   int64_t rows = std::min(kTaskRowBytes / b.row_bytes, kTaskSums / outputs) / 32 * 32;
   rows = std::clamp<int64_t>(rows, 32, 256);
@@ -533,13 +552,11 @@ void signed_product(const SignedProduct& product) {
   plan.real() ? multiply_reals(plan) : multiply_integers(plan);
 }
 
-const char* signed_loop(int64_t out_pixels, bool dense, bool real) {
-  if (few_rows(out_pixels, dense)) return "few rows: sums of four inputs looked up, weights read once";
-  if (real) return "tables of 16 sums of four inputs, for as many pixels as two vectors have lanes";
+SignedLoop signed_loop(int64_t out_pixels, bool dense, bool real) {
+  if (few_rows(out_pixels, dense)) return SignedLoop::kFewRows;
+  if (real) return SignedLoop::kSumTables;
   const KernelTable& table = *table_of(bop2nd_isa_active());
-  return table.tiles && table.tiles->order_bytes
-             ? "tiles of bytes, signs turned into bytes in the caches"
-             : "four products of bytes a lane, signs turned into bytes in the nearest cache";
+  return table.tiles && table.tiles->order_bytes ? SignedLoop::kByteTiles : SignedLoop::kByteLanes;
 }
 
 int64_t quantize_rows(Dtype dtype, const void* x, int64_t n_rows, int64_t length, bool per_row, int8_t* q,
@@ -585,7 +602,7 @@ int64_t quantize_rows(Dtype dtype, const void* x, int64_t n_rows, int64_t length
 
 }  // namespace bop2nd
 
-extern "C" __attribute__((visibility("default"))) const char* bop2nd_signed_loop(int64_t out_pixels,
-                                                                                 int dense, int real) {
-  return bop2nd::signed_loop(out_pixels, dense != 0, real != 0);
+extern "C" __attribute__((visibility("default"))) int bop2nd_signed_loop(int64_t out_pixels, int dense,
+                                                                         int real) {
+  return static_cast<int>(bop2nd::signed_loop(out_pixels, dense != 0, real != 0));
 }

@@ -27,9 +27,12 @@ struct SignedProduct {
 
 void signed_product(const SignedProduct& product);
 
+// In the order of SIGNED_LOOPS in bop2nd_fast/backends.py.
+enum class SignedLoop : int { kFewRows, kSumTables, kByteTiles, kByteLanes };
+
 // Which loop serves such a product with the instruction set in use. `dense`: every output pixel sees all
 // channels of just one input pixel.
-const char* signed_loop(int64_t out_pixels, bool dense, bool real);
+SignedLoop signed_loop(int64_t out_pixels, bool dense, bool real);
 
 // scale[row] = max |x| / 127 (or one for all) and q = clamp(round(x / scale), -127, 127), of contiguous rows.
 // Returns how many rows (1 of one) are not finite: then nothing of q and scale counts.

@@ -46,14 +46,6 @@ struct Band {
   int64_t n_positions(const ConvShape& s) const { return (out_rows - 1) * columns + s.out_size(1); }
 };
 
-// Runs of words of a sum, cut into chunks.
-void add_run(std::vector<TileChunk>& chunks, int64_t x_offset, int64_t first_word, int64_t n_words) {
-  for (int64_t w = 0; w < n_words; w += 2) {
-    chunks.push_back({x_offset + 32 * w, static_cast<int32_t>(first_word + w),
-                      static_cast<int32_t>(std::min<int64_t>(2, n_words - w))});
-  }
-}
-
 // From one pixel to the next. Rows of a tile 256 bytes or a multiple apart would crowd into a few sets of the
 // nearest cache: a line more spreads them.
 int64_t pixel_bytes(const ConvShape& s) {
@@ -95,11 +87,11 @@ Band band_of(const ConvShape& s, int64_t out_rows) {
         run_words += words;
         continue;
       }
-      add_run(b.chunks, run_offset, run_first, run_words);
+      add_chunks(b.chunks, run_offset, run_first, run_words);
       run_offset = offset, run_first = (i * s.kernel[1] + j) * words, run_words = words;
     }
   }
-  add_run(b.chunks, run_offset, run_first, run_words);
+  add_chunks(b.chunks, run_offset, run_first, run_words);
   return b;
 }
 
@@ -134,9 +126,13 @@ void unpack_row(const TilePlan& plan, const Band& b, const uint32_t* source, int
   if (end > begin) {
     int64_t pixel_words = s.groups * s.group_words(), words = s.group_words();
     int64_t column = begin * sx + phase - s.padding[1];
-    plan.table.pixels({source + column * pixel_words, sx * pixel_words, end - begin, words,
-                       BitLayout{s.group_channels()}.elements_in(words - 1), to + begin * b.pixel_bytes,
-                       b.pixel_bytes});
+    plan.table.pixels({.x = source + column * pixel_words,
+                       .x_stride = sx * pixel_words,
+                       .n_pixels = end - begin,
+                       .n_words = words,
+                       .last_channels = BitLayout{s.group_channels()}.elements_in(words - 1),
+                       .bytes = to + begin * b.pixel_bytes,
+                       .byte_stride = b.pixel_bytes});
   }
   pad(end, b.columns);
 }
@@ -226,6 +222,14 @@ ConvShape straightened(ConvShape s) {
 
 }  // namespace
 
+void add_chunks(std::vector<TileChunk>& chunks, int64_t x_offset, int64_t first_word, int64_t n_words) {
+  for (int64_t w = 0; w < n_words; w += 2) {
+    chunks.push_back({.x_offset = x_offset + 32 * w,
+                      .first_word = static_cast<int32_t>(first_word + w),
+                      .n_words = static_cast<int32_t>(std::min<int64_t>(2, n_words - w))});
+  }
+}
+
 bool tiles_pay(const ConvShape& s) {
   if (s.out_pixels() < 8 || s.channels == 0) return false;
   int64_t planes = std::min(s.kernel[0], s.stride[0]) * std::min(s.kernel[1], s.stride[1]);
@@ -236,7 +240,7 @@ bool tiles_pay(const ConvShape& s) {
 void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x, const uint32_t* blocked,
                const Epilogue& to) {
   const ConvShape s = straightened(given);
-  TilePlan plan{s, table, x, blocked, to, padded_pixel(s)};
+  TilePlan plan{.shape = s, .table = table, .x = x, .blocked = blocked, .to = to, .padding = padded_pixel(s)};
   int64_t height = s.out_size(0), n_columns = ceil_div(s.group_outputs(), 16);
   Band whole = band_of(s, height);
   int64_t chunk_products = ceil_div(s.group_outputs(), 16) * static_cast<int64_t>(whole.chunks.size());
@@ -261,8 +265,13 @@ void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x
     for (int64_t row = 0; row < height; row += rows) {
       for (int64_t g = 0; g < s.groups; ++g) {
         for (int64_t i = 0; i < parts; ++i) {
-          tasks.push_back({row + rows > height ? &last : &even, n, std::min(n_images, s.batch - n), row, g,
-                           part(i), part(i + 1)});
+          tasks.push_back({.band = row + rows > height ? &last : &even,
+                           .first_image = n,
+                           .n_images = std::min(n_images, s.batch - n),
+                           .first_row = row,
+                           .group = g,
+                           .first_column = part(i),
+                           .last_column = part(i + 1)});
         }
       }
     }

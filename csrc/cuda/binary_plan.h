@@ -63,23 +63,25 @@ struct MatmulPlan {
   }
 };
 
-template <class Tile>
-int64_t count_tiles(const ConvView& s) {
-  int64_t down = (s.n_rows() + Tile::kRows - 1) / Tile::kRows;
-  int64_t across = (s.group_outputs + Tile::kCols - 1) / Tile::kCols;
-  return down * across * s.groups;
+struct TileSize {
+  int rows = 0, columns = 0;
+};
+
+inline TileSize tile_size(Kernel kernel) {
+  TileSize size;
+  auto be = [&size](auto tile) { size.rows = decltype(tile)::kRows, size.columns = decltype(tile)::kCols; };
+  if (kernel == Kernel::kSkinny) be(SkinnyTile{});
+  if (kernel == Kernel::kSmallTile) be(SmallTile{});
+  if (kernel == Kernel::kTallTile) be(TallTile{});
+  if (kernel == Kernel::kLargeTile) be(LargeTile{});
+  return size;
 }
 
 inline int64_t count_tiles(Kernel kernel, const ConvView& s) {
-  return kernel == Kernel::kLargeTile  ? count_tiles<LargeTile>(s)
-         : kernel == Kernel::kTallTile ? count_tiles<TallTile>(s)
-                                       : count_tiles<SmallTile>(s);
-}
-
-inline int64_t tile_area(Kernel kernel) {
-  return kernel == Kernel::kLargeTile  ? LargeTile::kRows * LargeTile::kCols
-         : kernel == Kernel::kTallTile ? TallTile::kRows * TallTile::kCols
-                                       : SmallTile::kRows * SmallTile::kCols;
+  TileSize size = tile_size(kernel);
+  int64_t down = (s.n_rows() + size.rows - 1) / size.rows;
+  int64_t across = (s.group_outputs + size.columns - 1) / size.columns;
+  return down * across * s.groups;
 }
 
 inline MatmulPlan plan_matmul(const ConvView& s, const Chip& chip) {
@@ -89,7 +91,7 @@ inline MatmulPlan plan_matmul(const ConvView& s, const Chip& chip) {
   if (linear && s.n_rows() <= limits::kSkinnyRows.value) {
     plan.kernel = Kernel::kSkinny;
     plan.vector_words = plan.vector_words == 4 ? 4 : 1;
-    plan.n_tiles = count_tiles<SkinnyTile>(s);
+    plan.n_tiles = count_tiles(plan.kernel, s);
     return plan;
   }
   plan.math = chip.math();
@@ -103,8 +105,9 @@ inline MatmulPlan plan_matmul(const ConvView& s, const Chip& chip) {
     plan.kernel = Kernel::kSmallTile;
     plan.n_tiles = count_tiles(plan.kernel, s);
   }
-  plan.split = {stages, choose_slices(plan.n_tiles, stages, chip.n_multiprocessors,
-                                      limits::kSplitBlocks.value, limits::kSplitStages.value)};
+  plan.split.n_stages = stages;
+  plan.split.n_slices = choose_slices(plan.n_tiles, stages, chip.n_multiprocessors,
+                                      limits::kSplitBlocks.value, limits::kSplitStages.value);
   bool padded = s.vertical.top + s.vertical.bottom + s.horizontal.top + s.horizontal.bottom > 0;
   plan.n_classes = padded && s.padding_value != 1 ? s.n_classes() : 1;
   plan.needs_terms = plan.math != Math::kXorBits || plan.n_classes > 1;
@@ -114,7 +117,8 @@ inline MatmulPlan plan_matmul(const ConvView& s, const Chip& chip) {
         static_cast<int64_t>(s.n_images) * s.vertical.size * s.horizontal.size * s.groups;
   }
   if (plan.split.n_slices > 1) {
-    plan.partial_words = plan.n_tiles * tile_area(plan.kernel);
+    TileSize size = tile_size(plan.kernel);
+    plan.partial_words = plan.n_tiles * size.rows * size.columns;
     plan.arrival_words = plan.n_tiles;
   }
   return plan;

@@ -17,17 +17,27 @@ int tell(const char* what, char* text, int n_chars) {
 
 }  // namespace
 
-// Which kernel a product would run on a chip, in words. `arch` as 80, 90, ...; `n_shape_bytes`: how large the
-// caller believes a shape to be. Returns the length of the text, or -1: then it says what is wrong.
+// What a plan chose, as numbers: gpu_dispatch.py has the same struct.
+struct PlanNumbers {
+  int32_t tile_rows, tile_columns, math, n_slices;
+};
+
+// Which kernel a product would run on a chip, also in words. `arch` as 80, 90, ...; `n_shape_bytes`: how
+// large the caller believes a shape to be. Returns the length of the text, or -1: then it says what is wrong.
 BOP2ND_EXPORT int bop2nd_gpu_explain(const bop2nd::ConvShape* shape, int n_shape_bytes, int arch,
-                                     int n_multiprocessors, char* text, int n_chars) {
+                                     int n_multiprocessors, PlanNumbers* numbers, char* text, int n_chars) {
   using namespace bop2nd::cuda;
   try {
     if (n_shape_bytes != sizeof(*shape)) throw std::invalid_argument("another build's shape");
     bop2nd::ConvShape kept = bop2nd::checked(*shape);
     if (!ConvView::fits(kept))
       throw std::invalid_argument("more rows, outputs or pixels than a GPU kernel takes");
-    MatmulPlan plan = plan_matmul(ConvView(kept), {arch * 10, n_multiprocessors});
+    Chip chip;
+    chip.arch = arch * 10, chip.n_multiprocessors = n_multiprocessors;
+    MatmulPlan plan = plan_matmul(ConvView(kept), chip);
+    TileSize tile = tile_size(plan.kernel);
+    numbers->tile_rows = tile.rows, numbers->tile_columns = tile.columns;
+    numbers->math = static_cast<int>(plan.math), numbers->n_slices = plan.split.n_slices;
     return tell(plan.describe().c_str(), text, n_chars);
   } catch (const std::invalid_argument& refused) {
     tell(refused.what(), text, n_chars);
