@@ -76,7 +76,8 @@ void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avg
                  "counts must be int64 [n, 2]");
   const float* h = static_cast<const float*>(hyper.const_data_ptr());
   float scale = inv_scale ? scalar_of(*inv_scale, "inv_scale") : 1.0f;
-  bop2nd::StepHyper constants{h[0], h[1], h[2], h[3], maximize ? -scale : scale};
+  bop2nd::StepHyper constants{
+      .gamma = h[0], .sigma = h[1], .a = h[2], .b = h[3], .grad_scale = maximize ? -scale : scale};
   const int64_t* seeds = nullptr;
   if (seed) {
     BOP2ND_REQUIRE(seed->numel() == 2 && seed->scalar_type() == ScalarType::Long && seed->is_contiguous(),
@@ -356,7 +357,7 @@ BOP2ND_EXPORT void bop2nd_tell(const char* error) { told = error; }
 BOP2ND_EXPORT void bop2nd_hand_on(int wanted) { hands_on.store(wanted != 0, std::memory_order_relaxed); }
 
 PyMODINIT_FUNC PyInit__C(void) {
-  bop2nd::install_pool({torch_parallel_for, torch_threads});
+  bop2nd::install_pool({.parallel_for = torch_parallel_for, .n_threads = torch_threads});
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);

@@ -113,8 +113,8 @@ inline std::tuple<Tensor, Tensor> signed_linear(const Tensor given, const Tensor
   if (!outer.uniform || features == 0) input = compact(input), outer.stride = features;
   Axes column = outer;
   int64_t step = input.stride(input.dim() - 1);
-  return signed_result(s, sizes, input, {column, column, column, Axes{features, step}}, weight, rows,
-                       BOP2ND_SIGNED_ASKED);
+  Axes channel{.size = features, .stride = step};
+  return signed_result(s, sizes, input, {column, column, column, channel}, weight, rows, BOP2ND_SIGNED_ASKED);
 }
 
 inline std::tuple<Tensor, Tensor> signed_conv2d(const Tensor given, const Tensor weight, const Ints stride,
@@ -126,7 +126,7 @@ inline std::tuple<Tensor, Tensor> signed_conv2d(const Tensor given, const Tensor
   ConvShape s = conv_shape(given.size(0), given.size(2), given.size(3), given.size(1), weight, stride,
                            padding, dilation, groups, 0);
   Ints sizes{s.batch, s.out_size(0), s.out_size(1), s.out_channels};
-  auto axis = [&](int64_t i) { return Axes{input.size(i), input.stride(i)}; };
+  auto axis = [&](int64_t i) { return Axes{.size = input.size(i), .stride = input.stride(i)}; };
   return signed_result(s, sizes, input, {axis(0), axis(2), axis(3), axis(1)}, weight, s.batch,
                        BOP2ND_SIGNED_ASKED);
 }

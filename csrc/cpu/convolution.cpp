@@ -26,7 +26,7 @@ std::vector<WeightBlock> weight_blocks(int64_t outputs) {
   std::vector<WeightBlock> blocks;
   for (int64_t first = 0; 16 * first < outputs; first = blocks.back().last) {
     int lane_bits = lane_bits_for(outputs - 16 * first);
-    blocks.push_back({first, first + 32 / lane_bits, lane_bits});
+    blocks.push_back({.first = first, .last = first + 32 / lane_bits, .lane_bits = lane_bits});
   }
   return blocks;
 }
@@ -98,7 +98,7 @@ std::vector<Interval> intervals(const ConvShape& s, int axis, bool padded) {
     if (!all.empty() && all.back().tap_first == begin && all.back().tap_last == end) {
       all.back().last = o + 1;
     } else {
-      all.push_back({o, o + 1, begin, end});
+      all.push_back({.first = o, .last = o + 1, .tap_first = begin, .tap_last = end});
     }
   }
   return all;
@@ -122,13 +122,13 @@ struct Image {  // of packed activations
 };
 
 Rectangle rectangle(const ConvShape& s, const Image& image, const Interval& rows, const Interval& columns) {
-  Rectangle r{rows,
-              columns,
-              {},
-              s.group_words(),
-              {},
-              true,
-              s.batch * (rows.last - rows.first) * (columns.last - columns.first)};
+  Rectangle r{.rows = rows,
+              .columns = columns,
+              .run_offset = {},
+              .run_words = s.group_words(),
+              .w_offset = {},
+              .w_contiguous = true,
+              .n_pixels = s.batch * (rows.last - rows.first) * (columns.last - columns.first)};
   int64_t words = s.group_words(), n_columns = columns.tap_last - columns.tap_first;
   bool joined = s.dilation[1] == 1 && s.groups == 1;  // the taps of a kernel row lie side by side
   if (joined) r.run_words *= n_columns;
@@ -211,7 +211,11 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
     for (int64_t p = 0; p < r.n_pixels; p += kTilePixels) {
       for (int64_t g = 0; g < groups; ++g) {
         for (int64_t i = 0; i < parts; ++i) {
-          tasks.push_back({&r, p, g, i * blocks / parts, (i + 1) * blocks / parts});
+          tasks.push_back({.rectangle = &r,
+                           .first_pixel = p,
+                           .group = g,
+                           .first_block = i * blocks / parts,
+                           .last_block = (i + 1) * blocks / parts});
         }
       }
     }
@@ -263,9 +267,15 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
   int64_t x_words = n_words + n_words % 2;  // whole pairs
   Scratch scratch(n, x_words);
   Places places(plan, task, n);
-  PixelTile pixels{
-      plan.image.words, places.first_word, n, r.run_offset.data(), static_cast<int64_t>(r.run_offset.size()),
-      r.run_words,      x_words,           0, scratch.steps};
+  PixelTile pixels{.image = plan.image.words,
+                   .first_word = places.first_word,
+                   .n_pixels = n,
+                   .run_offset = r.run_offset.data(),
+                   .n_runs = static_cast<int64_t>(r.run_offset.size()),
+                   .run_words = r.run_words,
+                   .x_words = x_words,
+                   .lane_bits = 0,
+                   .steps = scratch.steps};
   // Divisions take as long as counting some words: none in the loop.
   int64_t block_words = s.taps() * s.group_words() * 16, outputs = s.group_outputs();
   int64_t first_block = task.group * s.group_blocks(), first_output = task.group * outputs;
@@ -278,15 +288,23 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
       table.pack_pixels(pixels);
     }
     const uint32_t* w = blocked + (first_block + block.first) * block_words;
-    CountTile count{scratch.steps, n, x_words, n_words, w, r.w_offset.data(), r.w_contiguous, block.lane_bits,
-                    scratch.counts};
-    MatmulTile tile{scratch.counts,
-                    n,
-                    bias,
-                    places.out_pixel,
-                    first_output + 16 * block.first,
-                    s.out_channels,
-                    static_cast<int>(std::min(16 * block.last, outputs) - 16 * block.first)};
+    CountTile count{.x = scratch.steps,
+                    .n_pixels = n,
+                    .x_words = x_words,
+                    .n_words = n_words,
+                    .w = w,
+                    .w_offset = r.w_offset.data(),
+                    .w_contiguous = r.w_contiguous,
+                    .lane_bits = block.lane_bits,
+                    .counts = scratch.counts};
+    int64_t n_outputs = std::min(16 * block.last, outputs) - 16 * block.first;
+    MatmulTile tile{.counts = scratch.counts,
+                    .n_pixels = n,
+                    .bias = bias,
+                    .out_pixel = places.out_pixel,
+                    .first_output = first_output + 16 * block.first,
+                    .all_outputs = s.out_channels,
+                    .n_outputs = static_cast<int>(n_outputs)};
     table.multiply(count, tile, to);
   }
 }
@@ -294,16 +312,17 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
 void counted_conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const uint32_t* blocked,
                   const Epilogue& to) {
   bool padded = s.padding_value != 0 && (s.padding[0] > 0 || s.padding[1] > 0);
-  Plan plan{s,
-            {x, s.height, s.width, s.groups * s.group_words()},
-            {-s.padding[0], -s.padding[1]},
-            {},
-            weight_blocks(s.group_outputs())};
+  Image image{.words = x, .height = s.height, .width = s.width, .pixel_words = s.groups * s.group_words()};
+  Plan plan{.shape = s,
+            .image = image,
+            .origin = {-s.padding[0], -s.padding[1]},
+            .rectangles = {},
+            .blocks = weight_blocks(s.group_outputs())};
   std::vector<uint32_t> border;
   if (padded) {
     int64_t height = s.height + 2 * s.padding[0], width = s.width + 2 * s.padding[1];
     border = with_border(s, plan.image, height, width);
-    plan.image = {border.data(), height, width, plan.image.pixel_words};
+    plan.image.words = border.data(), plan.image.height = height, plan.image.width = width;
     plan.origin[0] = plan.origin[1] = 0;
   }
   for (const Interval& rows : intervals(s, 0, padded)) {

@@ -135,6 +135,12 @@ void depthwise_inputs(const ConvShape& s, Dtype dtype, const void* grad, const u
 }
 
 template <class V>
-constexpr SumTable kSumTable = {kSumVectors * V::kLanes, signed_sums<V>,       add_sums<V>,
-                                transpose_bits<V>,       transpose<V>,         load_reals<V>,
-                                store_reals<V>,          depthwise_weights<V>, depthwise_inputs<V>};
+constexpr SumTable kSumTable = {.lanes = kSumVectors * V::kLanes,
+                                .signed_sums = signed_sums<V>,
+                                .add_sums = add_sums<V>,
+                                .transpose_bits = transpose_bits<V>,
+                                .transpose = transpose<V>,
+                                .load_reals = load_reals<V>,
+                                .store_reals = store_reals<V>,
+                                .depthwise_weights = depthwise_weights<V>,
+                                .depthwise_inputs = depthwise_inputs<V>};

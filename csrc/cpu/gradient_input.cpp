@@ -54,7 +54,7 @@ struct AxisPlan {
       if (first > std::min(out_size - 1, (in_size - 1 - phase) / stride - shift)) continue;
       int64_t& number = phase_of[static_cast<size_t>(phase)];
       if (number < 0) number = n_phases++;
-      moves.push_back({i, number, shift});
+      moves.push_back({.position = i, .phase = number, .shift = shift});
     }
     if (moves.empty()) return;
     before = std::max<int64_t>(0, -moves.front().shift);
@@ -84,7 +84,15 @@ struct InputPlan {
 };
 
 InputPlan input_plan(const ConvShape& s, int lanes) {
-  InputPlan plan{s, {s, 0}, {s, 1}, 0, 0, 0, {}, {}, ceil_div(s.group_outputs(), kWordBits)};
+  InputPlan plan{.s = s,
+                 .rows = {s, 0},
+                 .columns = {s, 1},
+                 .pitch = 0,
+                 .first = 0,
+                 .plane = 0,
+                 .shifts = {},
+                 .signs = {},
+                 .output_chunks = ceil_div(s.group_outputs(), kWordBits)};
   const AxisPlan &rows = plan.rows, &columns = plan.columns;
   plan.pitch = std::max(columns.size + std::max(columns.before, columns.after), s.out_size(1));
   plan.first = rows.before * plan.pitch + columns.before;
@@ -93,8 +101,9 @@ InputPlan input_plan(const ConvShape& s, int lanes) {
   plan.plane = round_up(n_rows * plan.pitch + columns.before + columns.after + 2 * lanes, 32) + 16;
   for (const Move& y : rows.moves) {
     for (const Move& x : columns.moves)
-      plan.shifts.push_back({y.position * s.kernel[1] + x.position, y.phase * columns.n_phases + x.phase,
-                             y.shift * plan.pitch + x.shift});
+      plan.shifts.push_back({.tap = y.position * s.kernel[1] + x.position,
+                             .phase = y.phase * columns.n_phases + x.phase,
+                             .offset = y.shift * plan.pitch + x.shift});
   }
   // Of the sums that a pixel receives, those of earlier output pixels come first.
   std::stable_sort(plan.shifts.begin(), plan.shifts.end(),
@@ -159,8 +168,16 @@ void sum_planes(const SumTable& table, const InputPlan& plan, const InputTask& t
     }
     table.transpose(rows, width, n_lanes, width, reals, n_lanes);
     const uint32_t* signs = plan.group_signs(task.group) + task.channels.first;
-    table.signed_sums({reals, n_lanes, plan.output_chunks, signs, plan.chunk_signs(), s.taps(),
-                       plan.tap_signs(), n, sums, true});
+    table.signed_sums({.a = reals,
+                       .a_stride = n_lanes,
+                       .n_chunks = plan.output_chunks,
+                       .signs = signs,
+                       .chunk_stride = plan.chunk_signs(),
+                       .n_segments = s.taps(),
+                       .segment_stride = plan.tap_signs(),
+                       .n = n,
+                       .sums = sums,
+                       .fresh = true});
     for (const Shift& shift : plan.shifts)
       table.add_sums(sums + shift.tap * n * n_lanes, n,
                      planes + shift.phase * n * plan.plane + plan.first + first + shift.offset, plan.plane);
@@ -210,12 +227,22 @@ std::vector<Image> images_of(const ConvShape& s) {
   if (s.pointwise()) {
     for (int64_t first = 0, all = s.batch * n_pixels; first < all; first += kPiece) {
       int64_t n = std::min(kPiece, all - first);
-      images.push_back({first, first, 1, n, 1, n});
+      images.push_back({.first_output = first,
+                        .first_input = first,
+                        .height = 1,
+                        .width = n,
+                        .out_height = 1,
+                        .out_width = n});
     }
     return images;
   }
   for (int64_t i = 0; i < s.batch; ++i)
-    images.push_back({i * n_outputs, i * n_pixels, s.height, s.width, s.out_size(0), s.out_size(1)});
+    images.push_back({.first_output = i * n_outputs,
+                      .first_input = i * n_pixels,
+                      .height = s.height,
+                      .width = s.width,
+                      .out_height = s.out_size(0),
+                      .out_width = s.out_size(1)});
   return images;
 }
 
@@ -263,7 +290,7 @@ void conv_input_gradient(const ConvShape& s, Dtype dtype, const void* grad, cons
   for (const Image& image : images) {
     for (int64_t g = 0; g < s.groups; ++g) {
       for (int64_t word = 0; word < s.group_words(); word += words)
-        tasks.push_back({image, g, Channels(s, word, words)});
+        tasks.push_back({.image = image, .group = g, .channels = Channels(s, word, words)});
     }
   }
   parallel_tasks(static_cast<int64_t>(tasks.size()), wanted == 1, [&](int64_t i) {

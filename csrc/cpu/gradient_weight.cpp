@@ -106,8 +106,16 @@ void run_weight_task(const SumTable& table, const ConvShape& s, const WeightTask
       }
     }
     for (int64_t o = 0; o < width; o += table.lanes) {
-      table.signed_sums(
-          {reals + o, width, n_chunks, signs, chunk_signs, 1, 0, n_sums, sums + n_sums * o, first == 0});
+      table.signed_sums({.a = reals + o,
+                         .a_stride = width,
+                         .n_chunks = n_chunks,
+                         .signs = signs,
+                         .chunk_stride = chunk_signs,
+                         .n_segments = 1,
+                         .segment_stride = 0,
+                         .n = n_sums,
+                         .sums = sums + n_sums * o,
+                         .fresh = first == 0});
       int64_t next = first + kPixelChunks * kWordBits,
               last = std::min(next + kPixelChunks * kWordBits, n_pixels);
       for (int64_t p = next; p < last; ++p)
@@ -170,8 +178,12 @@ void conv_weight_gradient(const ConvShape& s, Dtype dtype, const void* grad, con
     for (int64_t tap = 0; tap < s.taps(); tap += taps) {
       for (int64_t word = 0; word < s.group_words(); word += words) {
         for (int64_t o = 0; o < s.group_outputs(); o += outputs) {
-          tasks.push_back({g, tap, std::min(tap + taps, s.taps()), Channels(s, word, words), o,
-                           std::min(o + outputs, s.group_outputs())});
+          tasks.push_back({.group = g,
+                           .first_tap = tap,
+                           .last_tap = std::min(tap + taps, s.taps()),
+                           .channels = Channels(s, word, words),
+                           .first_output = o,
+                           .last_output = std::min(o + outputs, s.group_outputs())});
         }
       }
     }

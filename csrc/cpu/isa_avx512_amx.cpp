@@ -20,7 +20,9 @@ namespace {
 #include "matmul.inl"
 #include "tiles.inl"
 
-const TileTable kAmxTiles = {tile_pixels<AmxTiles>, tile_multiply<AmxTiles>, tile_order_bytes<AmxTiles>};
+const TileTable kAmxTiles = {.pixels = tile_pixels<AmxTiles>,
+                             .multiply = tile_multiply<AmxTiles>,
+                             .order_bytes = tile_order_bytes<AmxTiles>};
 
 }  // namespace
 

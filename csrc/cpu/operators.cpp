@@ -37,7 +37,7 @@ void bop_step(const std::vector<StepTensor>& tensors, const StepHyper& hyper, in
     for (; begin < end; ++i) {
       int64_t stop = std::min(end, first[i + 1]);
       if (stop == begin) continue;
-      StepCounts sum{0, 0};
+      StepCounts sum{};
       table.step(walked[i], hyper, begin - first[i], stop - begin, &sum);
       add_to(counts + 2 * i, sum.candidates);
       add_to(counts + 2 * i + 1, sum.flips);

@@ -9,7 +9,7 @@ void serial_for(void*, int64_t n, int64_t, void (*body)(int64_t, int64_t, void*)
 }
 int one_thread(void*) { return 1; }
 
-ThreadPool installed = {serial_for, one_thread};
+ThreadPool installed = {.parallel_for = serial_for, .n_threads = one_thread};
 thread_local const ThreadPool* scoped = nullptr;
 
 }  // namespace

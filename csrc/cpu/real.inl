@@ -162,5 +162,11 @@ inline void clamp_reals(int64_t n, const float* x, int64_t x_step, float low, fl
 }
 
 template <class V>
-const RealTable kRealTable = {V::kRealVectors * V::kLanes, multiply_reals<V>, window_max<V>, window_sum<V>,
-                              window_products<V>,          binary_reals,      affine_reals,  clamp_reals};
+const RealTable kRealTable = {.block = V::kRealVectors * V::kLanes,
+                              .multiply = multiply_reals<V>,
+                              .window_max = window_max<V>,
+                              .window_sum = window_sum<V>,
+                              .window_products = window_products<V>,
+                              .binary = binary_reals,
+                              .affine = affine_reals,
+                              .clamp = clamp_reals};

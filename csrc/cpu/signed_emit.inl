@@ -87,10 +87,10 @@ inline void quantize_row(const float* x, int64_t n, float scale, int8_t* to) {
 }
 
 template <class C, class B>
-constexpr SignedTable kSignedTable = {look_up_rows<typename C::Lanes, RealSums>,
-                                      look_up_rows<typename C::Lanes, IntegerSums>,
-                                      multiply_bytes<B>,
-                                      emit_signed<C, true>,
-                                      emit_signed<C, false>,
-                                      largest_of,
-                                      quantize_row};
+constexpr SignedTable kSignedTable = {.look_up_reals = look_up_rows<typename C::Lanes, RealSums>,
+                                      .look_up_integers = look_up_rows<typename C::Lanes, IntegerSums>,
+                                      .multiply_bytes = multiply_bytes<B>,
+                                      .emit_reals = emit_signed<C, true>,
+                                      .emit_integers = emit_signed<C, false>,
+                                      .largest = largest_of,
+                                      .quantize = quantize_row};

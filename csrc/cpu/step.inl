@@ -11,8 +11,11 @@ struct StepConstants {
   typename V::F scale;
 
   BOP2ND_INLINE explicit StepConstants(const StepHyper& h)
-      : hyper{V::setf(h.gamma), V::setf(h.sigma), V::setf(h.a), V::setf(h.b),
-              V::setf(screen_factor(h.a, h.b))},
+      : hyper{.gamma = V::setf(h.gamma),
+              .sigma = V::setf(h.sigma),
+              .a = V::setf(h.a),
+              .b = V::setf(h.b),
+              .screen = V::setf(screen_factor(h.a, h.b))},
         scale(V::setf(h.grad_scale)) {}
 };
 
@@ -99,7 +102,7 @@ BOP2ND_INLINE void fetch_word_ahead(const StepTensor& t, int64_t e) {
 template <class V, class G, class S, class W, bool kSecond, bool kTail>
 BOP2ND_INLINE void step_word(const StepTensor& t, const StepConstants<V>& c, int64_t e, int n,
                              uint32_t* packed, StepCounts& counts) {
-  WordBits word{0, 0, 0};
+  WordBits word{};
   if constexpr (std::is_void_v<W>) word.signs = *packed;
   if constexpr (kTail) {
 #pragma GCC unroll 1
@@ -123,7 +126,7 @@ template <class V, class G, class S, class W, bool kSecond>
 void step_words(const StepTensor& t, const StepHyper& h, int64_t first_word, int64_t n_words,
                 StepCounts* counts) {
   StepConstants<V> c(h);
-  StepCounts sum{0, 0};
+  StepCounts sum{};
   uint32_t* words = static_cast<uint32_t*>(t.weight);
   BitLayout row{t.length};
   int64_t row_words = row.row_words();

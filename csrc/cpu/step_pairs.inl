@@ -102,7 +102,7 @@ struct PairBlocks {
   const G* grad;
   S *exp_avg, *exp_avg_sq;
   uint32_t* packed;
-  StepCounts counts{0, 0};  // copied at the end: they stay in registers
+  StepCounts counts{};  // copied at the end: they stay in registers
 
   BOP2ND_INLINE PairBlocks(const StepTensor& t, const StepHyper& h, int64_t e, uint32_t* words)
       : c(h),
@@ -155,7 +155,7 @@ template <class V, class G, bool kSecond>
 __attribute__((noinline)) void step_special_block(const StepTensor& t, const StepHyper& h, int64_t e, int at,
                                                   uint32_t* packed, StepCounts& counts) {
   StepConstants<V> c(h);
-  WordBits word{*packed, 0, 0};
+  WordBits word{.signs = *packed, .candidates = 0, .flips = 0};
   for (int stop = at + PairLanes<V, true>::kLanes; at < stop; at += V::kLanes) {
     step_part<V, G, BFloat16, void, kSecond>(t, c, e, at, V::kLanes, word);
   }

@@ -230,7 +230,10 @@ void tile_rows(const TileWork& work, int64_t t, int64_t end) {
     last = first + 32 / lane_bits;
     int64_t v = std::max(first, work.first_column), stop = std::min(last, work.last_column);
     for (; v < stop; v += 2) {
-      TileColumns p{work, work.w + 16 * first * work.row_words, static_cast<int>(v - first), v};
+      TileColumns p{.work = work,
+                    .w = work.w + 16 * first * work.row_words,
+                    .in_block = static_cast<int>(v - first),
+                    .column = v};
       bool two = stop - v > 1;
       if (lane_bits == 8) two ? tile_columns<T, 8, 2>(p, t, end) : tile_columns<T, 8, 1>(p, t, end);
       if (lane_bits == 16) two ? tile_columns<T, 16, 2>(p, t, end) : tile_columns<T, 16, 1>(p, t, end);

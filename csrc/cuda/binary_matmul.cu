@@ -49,13 +49,18 @@ Choice tile_kernel(const MatmulPlan& plan) {
   MatmulKernel kernel = vector_words == 4   ? binary_matmul<Tile, 4, kBlocks>
                         : vector_words == 2 ? binary_matmul<Tile, 2, kBlocks>
                                             : binary_matmul<Tile, 1, kBlocks>;
-  return {kernel, Tile::kThreads, plan.lean ? Tile::Lean::kSharedBytes : Tile::kSharedBytes};
+  Choice choice{};
+  choice.kernel = kernel, choice.threads = Tile::kThreads;
+  choice.shared_bytes = plan.lean ? Tile::Lean::kSharedBytes : Tile::kSharedBytes;
+  return choice;
 }
 
 Choice choose(const MatmulPlan& plan) {
   if (plan.kernel == Kernel::kSkinny) {
-    return {plan.vector_words == 4 ? binary_skinny<4> : binary_skinny<1>, SkinnyTile::kThreads,
-            SkinnyTile::kSharedBytes};
+    Choice choice{};
+    choice.kernel = plan.vector_words == 4 ? binary_skinny<4> : binary_skinny<1>;
+    choice.threads = SkinnyTile::kThreads, choice.shared_bytes = SkinnyTile::kSharedBytes;
+    return choice;
   }
   if (plan.kernel == Kernel::kLargeTile) return tile_kernel<LargeTile, 2>(plan);
   if (plan.kernel == Kernel::kTallTile) return tile_kernel<TallTile, 2>(plan);
@@ -86,7 +91,7 @@ Error chip_of(int device, Chip* chip) {
     packed = multiprocessors * kArchs + attributes.ptxVersion * 10;
     if (cached) known[device].store(packed);
   }
-  *chip = {packed % kArchs, packed / kArchs};
+  chip->arch = packed % kArchs, chip->n_multiprocessors = packed / kArchs;
   return nullptr;
 }
 

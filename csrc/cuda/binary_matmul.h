@@ -308,18 +308,16 @@ struct MatmulBlock {
   BOP2ND_HD void emit(int part, int rows) {
     const ConvView& s = p.shape;
     int cols = s.group_outputs - col0;
-    StagedResult result{block.template shared<int32_t>(0),
-                        shared_row_terms(),
-                        shared_classes(),
-                        row0 + part * Tile::kPartRows,
-                        rows < Tile::kPartRows ? rows : Tile::kPartRows,
-                        group * s.group_outputs + col0,
-                        cols < Tile::kCols ? cols : Tile::kCols,
-                        s.n_outputs(),
-                        accumulator_scale(math),
-                        s.k_elements(),
-                        p.column_terms,
-                        p.scatter_bits};
+    StagedResult result{};
+    result.counts = block.template shared<int32_t>(0);
+    result.row_terms = shared_row_terms(), result.classes = shared_classes();
+    result.first_row = row0 + part * Tile::kPartRows;
+    result.n_rows = rows < Tile::kPartRows ? rows : Tile::kPartRows;
+    result.first_output = group * s.group_outputs + col0;
+    result.n_cols = cols < Tile::kCols ? cols : Tile::kCols;
+    result.n_outputs = s.n_outputs(), result.k_elements = s.k_elements();
+    result.scale = accumulator_scale(math);
+    result.column_terms = p.column_terms, result.scatter_bits = p.scatter_bits;
     if (p.epilogue.values)
       emit_values<Tile::kPartRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
     if (p.epilogue.signs) emit_bits<Tile::kPartRows, Tile::kCols, Tile::kThreads>(block, result, p.epilogue);

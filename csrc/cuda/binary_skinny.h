@@ -78,9 +78,12 @@ BOP2ND_HD void skinny_block(Block& block, const MatmulProblem& p, int tile) {
       }
   });
   block.sync();
-  StagedResult result{
-      counts, row_terms,     row_terms + Tile::kRows,           row0,           rows,    col0,
-      cols,   s.n_outputs(), accumulator_scale(Math::kXorBits), s.k_elements(), nullptr, false};
+  StagedResult result{};
+  result.counts = counts, result.row_terms = row_terms, result.classes = row_terms + Tile::kRows;
+  result.first_row = row0, result.n_rows = rows;
+  result.first_output = col0, result.n_cols = cols;
+  result.n_outputs = s.n_outputs(), result.k_elements = s.k_elements();
+  result.scale = accumulator_scale(Math::kXorBits);
   if (p.epilogue.values)
     emit_values<Tile::kRows, Tile::kCols, Tile::kThreads>(block, threads, result, p.epilogue);
   if (p.epilogue.signs) emit_bits<Tile::kRows, Tile::kCols, Tile::kThreads>(block, result, p.epilogue);

@@ -92,7 +92,8 @@ struct StepBlock {
 
   BOP2ND_HD StepBlock(Block& block_, const StepBatch& batch_, int tensor_index)
       : block(block_), batch(batch_), tensor(batch_.tensors[tensor_index]) {
-    hyper = {batch.hyper[0], batch.hyper[1], batch.hyper[2], batch.hyper[3], 0.0f};
+    hyper.gamma = batch.hyper[0], hyper.sigma = batch.hyper[1], hyper.a = batch.hyper[2];
+    hyper.b = batch.hyper[3], hyper.screen = 0.0f;
     grad_scale = batch.inv_scale ? *batch.inv_scale : 1.0f;
     if (batch.maximize) grad_scale = -grad_scale;  // g * (-s) and -(g * s) are the same number
     key = kState == Dtype::kBFloat16 ? rounding_key(batch.seed[0], batch.seed[1], tensor.index) : 0;
@@ -141,7 +142,8 @@ struct StepBlock {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       bool negative = packed ? (t.word[strip] >> (shift + i)) & 1u : w.v[i] < 0.0f;
-      Moments s{m.v[i], v.v[i], 0, 0};
+      Moments s{};
+      s.m = m.v[i], s.v = v.v[i];
       Verdict<ThreadLane> verdict = update(g.v[i], s, negative, element + i);
       m.v[i] = s.m;
       v.v[i] = s.v;
@@ -229,8 +231,9 @@ struct StepBlock {
             int64_t element = row * tensor.length + word * 32 + lane;
             float w = packed ? 0.0f : load_value(tensor.weight, tensor.weight_type, element);
             bool negative = packed ? (words[at] >> lane) & 1u : w < 0.0f;
-            Moments s{load_value(tensor.exp_avg, kState, element),
-                      kSecond ? load_value(tensor.exp_avg_sq, kState, element) : 0.0f, 0, 0};
+            Moments s{};
+            s.m = load_value(tensor.exp_avg, kState, element);
+            if (kSecond) s.v = load_value(tensor.exp_avg_sq, kState, element);
             float g = load_value(tensor.grad, tensor.grad_type, element);
             Verdict<ThreadLane> verdict = update(g, s, negative, element);
             store_one(tensor.exp_avg, element, s.m, s.m_bits);

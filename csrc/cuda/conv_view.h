@@ -106,14 +106,18 @@ struct ConvView {
     uint32_t image = by_pixels.quotient(static_cast<uint32_t>(row));
     uint32_t within = static_cast<uint32_t>(row) - image * by_pixels.divisor;
     uint32_t y = by_out_width.quotient(within);
-    return {static_cast<int>(image), static_cast<int>(y),
-            static_cast<int>(within - y * by_out_width.divisor)};
+    Pixel p{};
+    p.image = static_cast<int>(image), p.y = static_cast<int>(y);
+    p.x = static_cast<int>(within - y * by_out_width.divisor);
+    return p;
   }
   BOP2ND_HD Tap tap(int k_word) const {
     uint32_t t = by_group_words.quotient(static_cast<uint32_t>(k_word));
     uint32_t ky = by_kernel_width.quotient(t);
-    return {static_cast<int>(ky), static_cast<int>(t - ky * by_kernel_width.divisor),
-            static_cast<int>(static_cast<uint32_t>(k_word) - t * by_group_words.divisor)};
+    Tap tap{};
+    tap.ky = static_cast<int>(ky), tap.kx = static_cast<int>(t - ky * by_kernel_width.divisor);
+    tap.word = static_cast<int>(static_cast<uint32_t>(k_word) - t * by_group_words.divisor);
+    return tap;
   }
   // Pixel index (image, row, column) of the input under a tap, or -1 in the padding.
   BOP2ND_HD int input_pixel(const Pixel& p, int ky, int kx) const {
@@ -127,7 +131,9 @@ struct ConvView {
   // Some pixel of a class; its image does not matter.
   BOP2ND_HD Pixel pixel_of_class(int border_class) const {
     int across = horizontal.n_classes();
-    return {0, vertical.output_of(border_class / across), horizontal.output_of(border_class % across)};
+    Pixel p{};
+    p.y = vertical.output_of(border_class / across), p.x = horizontal.output_of(border_class % across);
+    return p;
   }
 };
 

@@ -71,8 +71,10 @@ struct PackProblem {
     uint32_t pixel = by_groups.quotient(row), group = row - pixel * by_groups.divisor;
     uint32_t outer = by_inner.quotient(pixel), inner = pixel - outer * by_inner.divisor;
     int64_t first = outer * outer_stride + inner * inner_stride + group * group_stride;
-    return {first + static_cast<int64_t>(word) * kWordBits * length_stride,
-            BitLayout{length}.elements_in(word)};
+    Word at{};
+    at.first_element = first + static_cast<int64_t>(word) * kWordBits * length_stride;
+    at.n_elements = BitLayout{length}.elements_in(word);
+    return at;
   }
 };
 

@@ -211,7 +211,8 @@ bop2nd_status bop2nd_profile(bop2nd_context* context, const bop2nd_tensor* input
     *n_steps = static_cast<int32_t>(context->times.size());
     for (int32_t i = 0; i < std::min(capacity, *n_steps); ++i) {
       const auto& time = context->times[static_cast<size_t>(i)];
-      steps[i] = {time.name, time.kind, time.seconds, time.products};
+      steps[i].name = time.name, steps[i].kind = time.kind;
+      steps[i].seconds = time.seconds, steps[i].products = time.products;
     }
   });
 }

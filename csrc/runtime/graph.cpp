@@ -62,7 +62,7 @@ class Reader {
       require(found != tensors.end(), "constant '", printable(name), "' is missing, or named twice");
       require(found->second.type == Type::kF32, "a constant of profile 'bits' is not float32");
       define(name);
-      graph.constants.push_back({name, found->second});
+      graph.constants.push_back({.name = name, .tensor = found->second});
       tensors.erase(found);
     }
   }

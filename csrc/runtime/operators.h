@@ -14,7 +14,7 @@ struct Value;
 struct Operator {
   const char* name;
   std::vector<const char*> arguments;  // empty: by position, then `n_positions` of them
-  size_t n_positions;
+  size_t n_positions = 0;
   // Makes the step's value for the sizes at hand, and what computes it.
   Value (*plan)(Planner&, const Step&);
 };

@@ -187,15 +187,7 @@ Value mean(Planner& p, const Step& s) {
       const float* first = from + at[1];
       float* sums = out + at[0];
       if (walk.inner_strides[1] == 1) {  // channels lie side by side
-        RealWindow window{first,
-                          offsets.data(),
-                          static_cast<int64_t>(offsets.size()),
-                          walk.inner,
-                          nullptr,
-                          nullptr,
-                          nullptr,
-                          sums};
-        table.window_sum(window);
+        table.window_sum(unweighted(first, offsets, walk.inner, sums));
       } else {
         for (int64_t i = 0; i < walk.inner; ++i) {
           double sum = 0;
@@ -239,18 +231,18 @@ Value softmax(Planner& p, const Step& s) {
 
 const std::vector<Operator>& shape_operators() {
   static const std::vector<Operator> all = {
-      {"aten.view.default", {"self", "size"}, 0, view},
-      {"aten.reshape.default", {"self", "shape"}, 0, view},
-      {"aten.flatten.using_ints", {"self", "start_dim", "end_dim"}, 0, flatten},
-      {"aten.permute.default", {"self", "dims"}, 0, permute},
-      {"aten.expand.default", {"self", "size", "implicit"}, 0, expand},
-      {"aten.expand_as.default", {"self", "other"}, 0, expand_as},
-      {"aten.contiguous.default", {"self", "memory_format"}, 0, contiguous},
-      {"aten.sym_size.int", {"self", "dim"}, 0, sym_size},
-      {"aten.cat.default", {"tensors", "dim"}, 0, cat},
-      {"aten.mean.dim", {"self", "dim", "keepdim", "dtype"}, 0, mean},
-      {"aten.softmax.int", {"self", "dim", "dtype"}, 0, softmax<false>},
-      {"aten.log_softmax.int", {"self", "dim", "dtype"}, 0, softmax<true>},
+      {.name = "aten.view.default", .arguments = {"self", "size"}, .plan = view},
+      {.name = "aten.reshape.default", .arguments = {"self", "shape"}, .plan = view},
+      {.name = "aten.flatten.using_ints", .arguments = {"self", "start_dim", "end_dim"}, .plan = flatten},
+      {.name = "aten.permute.default", .arguments = {"self", "dims"}, .plan = permute},
+      {.name = "aten.expand.default", .arguments = {"self", "size", "implicit"}, .plan = expand},
+      {.name = "aten.expand_as.default", .arguments = {"self", "other"}, .plan = expand_as},
+      {.name = "aten.contiguous.default", .arguments = {"self", "memory_format"}, .plan = contiguous},
+      {.name = "aten.sym_size.int", .arguments = {"self", "dim"}, .plan = sym_size},
+      {.name = "aten.cat.default", .arguments = {"tensors", "dim"}, .plan = cat},
+      {.name = "aten.mean.dim", .arguments = {"self", "dim", "keepdim", "dtype"}, .plan = mean},
+      {.name = "aten.softmax.int", .arguments = {"self", "dim", "dtype"}, .plan = softmax<false>},
+      {.name = "aten.log_softmax.int", .arguments = {"self", "dim", "dtype"}, .plan = softmax<true>},
   };
   return all;
 }

@@ -37,7 +37,8 @@ struct Place {
 
 Place place_of(const std::string& name, const Json& entry, int64_t body) {
   entry.check_size(3, "a tensor's description");
-  Place place{type_of(entry.at("dtype", "a tensor").as_text("a dtype")), {}, 0, 0};
+  Place place{};
+  place.type = type_of(entry.at("dtype", "a tensor").as_text("a dtype"));
   const std::vector<Json>& shape = entry.at("shape", "a tensor").as_list("a shape");
   require(shape.size() <= kMaxAxes, "tensor '", printable(name), "' has more than ", kMaxAxes, " axes");
   for (const Json& size : shape)
@@ -126,7 +127,7 @@ PackedTensors read_tensors(const uint8_t* bytes, size_t n_bytes) {
     if (&header.items[i] == &metadata) continue;
     Place place = place_of(header.keys[i], header.items[i], body_bytes);
     ranges.emplace_back(place.begin, place.end);
-    Stored stored{place.type, place.shape, body + place.begin};
+    Stored stored{.type = place.type, .shape = place.shape, .data = body + place.begin};
     if (reinterpret_cast<uintptr_t>(stored.data) % static_cast<uintptr_t>(bytes_of(place.type)) != 0) {
       size_t n = static_cast<size_t>(place.end - place.begin);
       read.copies.emplace_back((n + 7) / 8);

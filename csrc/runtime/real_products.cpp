@@ -69,7 +69,8 @@ LaidWeight lay_weight(Planner& p, const RealWeight& weight, const Blocks& blocks
     laid.tensor = p.make(Type::kF32, {static_cast<int64_t>(blocks.n_floats())});
     Tensor from = weight.tensor, to = laid.tensor;
     p.emit({from}, {to}, 0, [=](const Memory& memory) {
-      blocks.lay({memory.at(from), nullptr, channels, taps}, memory.at(to));
+      blocks.lay({.reals = memory.at(from), .words = nullptr, .channels = channels, .taps = taps},
+                 memory.at(to));
     });
     return laid;
   }
@@ -79,7 +80,8 @@ LaidWeight lay_weight(Planner& p, const RealWeight& weight, const Blocks& blocks
   Prepared::Key key{source, {1, blocks.groups, blocks.outputs, blocks.n_k, blocks.block, channels, taps}};
   laid.kept = p.prepared().get(key, [&] {
     Words made(blocks.n_floats());
-    blocks.lay({reals, weight.words, channels, taps}, reinterpret_cast<float*>(made.data()));
+    blocks.lay({.reals = reals, .words = weight.words, .channels = channels, .taps = taps},
+               reinterpret_cast<float*>(made.data()));
     return made;
   });
   laid.tensor.place.fixed = laid.kept->data();
@@ -109,16 +111,16 @@ void multiply_all(const RealTask& task, const float* bias, const float* x, const
     for (int64_t k = 0; k < count; ++k) pixels[k] = place(first + k);
     for (int64_t block = part * n_blocks / parts; block < (part + 1) * n_blocks / parts; ++block) {
       int64_t g = block / b.n_blocks(), o = block % b.n_blocks() * b.block, output = g * b.outputs + o;
-      RealTile t{x + g * task.group_step,
-                 pixels,
-                 count,
-                 task.offsets.data(),
-                 b.n_k,
-                 w + block * b.n_k * b.block,
-                 bias ? bias + output : nullptr,
-                 std::min(b.block, b.outputs - o),
-                 to + first * task.all_outputs + output,
-                 task.all_outputs};
+      RealTile t{.x = x + g * task.group_step,
+                 .pixel = pixels,
+                 .n_pixels = count,
+                 .k_offset = task.offsets.data(),
+                 .n_k = b.n_k,
+                 .w = w + block * b.n_k * b.block,
+                 .bias = bias ? bias + output : nullptr,
+                 .n_outputs = std::min(b.block, b.outputs - o),
+                 .to = to + first * task.all_outputs + output,
+                 .to_stride = task.all_outputs};
       table.multiply(t);
     }
   });
@@ -167,7 +169,7 @@ Tensor plan_depthwise(Planner& p, const Tensor& given, const RealWeight& weight,
   Tensor x = p.nearest_channels(given), to = p.make(Type::kF32, std::move(out_shape), true);
   int64_t channels = x.shape[1], height = x.shape[2], width = x.shape[3];
   // [tap][channel]: one group of as many outputs.
-  Blocks blocks{1, channels, g.kernel[0] * g.kernel[1], channels};
+  Blocks blocks{.groups = 1, .outputs = channels, .n_k = g.kernel[0] * g.kernel[1], .block = channels};
   LaidWeight laid = lay_weight(p, weight, blocks);
   int64_t batch = to.shape[0], rows = to.shape[2], columns = to.shape[3];
   std::optional<Tensor> added = bias ? std::optional<Tensor>(*bias) : std::nullopt;
@@ -190,14 +192,14 @@ Tensor plan_depthwise(Planner& p, const Tensor& given, const RealWeight& weight,
               w_offsets.push_back((i * g.kernel[1] + j) * channels);
             }
           }
-          RealWindow window{from,
-                            offsets.data(),
-                            static_cast<int64_t>(offsets.size()),
-                            channels,
-                            w,
-                            w_offsets.data(),
-                            terms,
-                            memory.at(to) + (row * columns + ox) * channels};
+          RealWindow window{.x = from,
+                            .offset = offsets.data(),
+                            .n_taps = static_cast<int64_t>(offsets.size()),
+                            .n = channels,
+                            .w = w,
+                            .w_offset = w_offsets.data(),
+                            .bias = terms,
+                            .to = memory.at(to) + (row * columns + ox) * channels};
           table.window_products(window);
         }
       }
@@ -222,7 +224,10 @@ Tensor plan_real_conv(Planner& p, const Tensor& x, const RealWeight& weight, con
   if (depth == 1 && g.groups == outputs && outputs > 1 && x.shape[0] > 0)
     return plan_depthwise(p, x, weight, bias, g, out_shape);
   Tensor to = p.make(Type::kF32, out_shape, true);
-  Blocks blocks{g.groups, outputs / g.groups, depth * g.kernel[0] * g.kernel[1], real_table().block};
+  Blocks blocks{.groups = g.groups,
+                .outputs = outputs / g.groups,
+                .n_k = depth * g.kernel[0] * g.kernel[1],
+                .block = real_table().block};
   LaidWeight laid = lay_weight(p, weight, blocks);
   bool padded = g.padding[0] > 0 || g.padding[1] > 0;
   Bordered image{x, x.shape[1], height, width, g.padding[0], g.padding[1], x.strides[1] == 1};
@@ -236,7 +241,7 @@ Tensor plan_real_conv(Planner& p, const Tensor& x, const RealWeight& weight, con
     steps = image.pixels ? Sizes{1, line * image.channels, image.channels}
                          : Sizes{image.padded_height() * line, line, 1};
   }
-  RealTask task{blocks, {}, depth * steps[0], outputs};
+  RealTask task{.blocks = blocks, .offsets = {}, .group_step = depth * steps[0], .all_outputs = outputs};
   for (int64_t i = 0; i < g.kernel[0]; ++i) {
     for (int64_t j = 0; j < g.kernel[1]; ++j) {
       for (int64_t c = 0; c < depth; ++c)
@@ -267,9 +272,9 @@ Tensor plan_real_linear(Planner& p, const Tensor& given, const RealWeight& weigh
   Sizes shape = x.shape;
   shape.back() = outputs;
   Tensor to = p.make(Type::kF32, shape);
-  Blocks blocks{1, outputs, n_k, real_table().block};
+  Blocks blocks{.groups = 1, .outputs = outputs, .n_k = n_k, .block = real_table().block};
   LaidWeight laid = lay_weight(p, weight, blocks);
-  RealTask task{blocks, {}, 0, outputs};
+  RealTask task{.blocks = blocks, .offsets = {}, .group_step = 0, .all_outputs = outputs};
   for (int64_t k = 0; k < n_k; ++k) task.offsets.push_back(k);
   std::optional<Tensor> added = bias ? std::optional<Tensor>(*bias) : std::nullopt;
   int64_t rows = to.count() / outputs;

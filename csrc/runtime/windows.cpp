@@ -13,7 +13,7 @@ Taps taps_at(const Geometry& g, int axis, int64_t size, int64_t output) {
   int64_t at = output * g.stride[axis] - g.padding[axis], d = g.dilation[axis];
   int64_t begin = at >= 0 ? 0 : (-at + d - 1) / d;
   int64_t end = at >= size ? 0 : std::min(g.kernel[axis], (size - 1 - at) / d + 1);
-  return {at, begin, std::max(begin, end)};
+  return {.at = at, .begin = begin, .end = std::max(begin, end)};
 }
 
 int64_t window_outputs(const Planner& planner, const Geometry& g, int axis, int64_t size) {
@@ -27,6 +27,20 @@ int64_t window_outputs(const Planner& planner, const Geometry& g, int axis, int6
   if (g.ceil_mode && (n - 1) * g.stride[axis] >= size + g.padding[axis]) --n;
   planner.check(n >= 1, "an image is smaller than the window");
   return n;
+}
+
+Geometry pool_geometry(const Layer& layer) {
+  Geometry g{};
+  g.kernel = layer.kernel_size, g.stride = layer.stride, g.padding = layer.padding;
+  g.dilation = layer.dilation, g.ceil_mode = layer.ceil_mode;
+  return g;
+}
+
+RealWindow unweighted(const float* x, const std::vector<int64_t>& offsets, int64_t n, float* to) {
+  RealWindow window{};
+  window.x = x, window.offset = offsets.data(), window.n_taps = static_cast<int64_t>(offsets.size());
+  window.n = n, window.to = to;
+  return window;
 }
 
 Tensor plan_windows(Planner& p, const Tensor& given, const Geometry& g, Reduction reduction,
@@ -59,9 +73,7 @@ Tensor plan_windows(Planner& p, const Tensor& given, const Geometry& g, Reductio
             }
           }
           float* result = out + (row * columns + ox) * channels;
-          RealWindow window{from,     offsets.data(), static_cast<int64_t>(offsets.size()),
-                            channels, nullptr,        nullptr,
-                            nullptr,  result};
+          RealWindow window = unweighted(from, offsets, channels, result);
           if (reduction == Reduction::kMax) {
             table.window_max(window);
             continue;
@@ -83,7 +95,7 @@ Tensor plan_windows(Planner& p, const Tensor& given, const Geometry& g, Reductio
 Value plan_pool_bits(Planner& p, const Layer& layer, const Tensor& given) {
   p.check(given.rank() == 4, "it takes words [N, H, W, words]");
   Tensor x = p.dense(given);
-  Geometry g{layer.kernel_size, layer.stride, layer.padding, layer.dilation, 1, layer.ceil_mode};
+  Geometry g = pool_geometry(layer);
   int64_t batch = x.shape[0], height = x.shape[1], width = x.shape[2], words = x.shape[3];
   int64_t rows = window_outputs(p, g, 0, height), columns = window_outputs(p, g, 1, width);
   for (int axis = 0; axis < 2; ++axis)
@@ -173,9 +185,7 @@ Value adaptive_avg_pool2d(Planner& p, const Step& s) {
               offsets.push_back(((row / rows * height + y) * width + column) * channels);
           }
           float* result = memory.at(to) + (row * columns + j) * channels;
-          RealWindow window{from,     offsets.data(), static_cast<int64_t>(offsets.size()),
-                            channels, nullptr,        nullptr,
-                            nullptr,  result};
+          RealWindow window = unweighted(from, offsets, channels, result);
           table.window_sum(window);
           float divisor = static_cast<float>(window.n_taps);
           table.binary(RealOperation::kDiv, channels, result, 1, &divisor, 0, 1.0f, result);
@@ -219,16 +229,17 @@ Value linear(Planner& p, const Step& s) {
 
 const std::vector<Operator>& window_operators() {
   static const std::vector<Operator> all = {
-      {"aten.conv2d.default",
-       {"input", "weight", "bias", "stride", "padding", "dilation", "groups"},
-       0,
-       conv2d},
-      {"aten.linear.default", {"input", "weight", "bias"}, 0, linear},
-      {"aten.avg_pool2d.default",
-       {"self", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"},
-       0,
-       avg_pool2d},
-      {"aten.adaptive_avg_pool2d.default", {"self", "output_size"}, 0, adaptive_avg_pool2d},
+      {.name = "aten.conv2d.default",
+       .arguments = {"input", "weight", "bias", "stride", "padding", "dilation", "groups"},
+       .plan = conv2d},
+      {.name = "aten.linear.default", .arguments = {"input", "weight", "bias"}, .plan = linear},
+      {.name = "aten.avg_pool2d.default",
+       .arguments = {"self", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+                     "divisor_override"},
+       .plan = avg_pool2d},
+      {.name = "aten.adaptive_avg_pool2d.default",
+       .arguments = {"self", "output_size"},
+       .plan = adaptive_avg_pool2d},
   };
   return all;
 }

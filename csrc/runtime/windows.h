@@ -12,6 +12,9 @@ struct Taps {
 };
 Taps taps_at(const Geometry& g, int axis, int64_t size, int64_t output);
 
+Geometry pool_geometry(const Layer& layer);
+// Over rows of n numbers at these offsets, without weights.
+RealWindow unweighted(const float* x, const std::vector<int64_t>& offsets, int64_t n, float* to);
 Value plan_pool_bits(Planner& planner, const Layer& layer, const Tensor& words);
 
 }  // namespace bop2nd::runtime

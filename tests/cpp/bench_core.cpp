@@ -70,7 +70,8 @@ void report(const std::vector<Case>& cases, double scale, const char* unit) {
 void add_residual(std::vector<Case>& cases, const std::string& wanted) {
   std::string name = "conv 3x3 64 @ 56, residual";
   if (name.find(wanted) == std::string::npos) return;
-  ConvShape s{1, 56, 56, 64, 1, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
+  ConvShape s{.batch = 1, .height = 56, .width = 56, .channels = 64, .out_channels = 64};
+  s.kernel[0] = s.kernel[1] = 3, s.padding[0] = s.padding[1] = 1;
   OnLines<uint32_t> x(56 * 56 * 2, 0x55u), w(64 * 9 * 2, 0x33u);
   OnLines<float> out(56 * 56 * 64, 0.0f), residual = out, scale(64, 0.1f), shift(64, 0.1f);
   OnLines<uint32_t> signs(56 * 56 * 2, 0);
@@ -171,7 +172,8 @@ void bench_threads(double seconds) {
   SecondThread second;
   for (int64_t c : {64, 128, 256, 512}) {
     int64_t size = 56 * 64 / c;
-    ConvShape s{1, size, size, c, 1, c, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0};
+    ConvShape s{.batch = 1, .height = size, .width = size, .channels = c, .out_channels = c};
+    s.kernel[0] = s.kernel[1] = 3, s.padding[0] = s.padding[1] = 1;
     size_t pixels = static_cast<size_t>(size * size), channels = static_cast<size_t>(c);
     struct Operands {
       OnLines<uint32_t> x, w;
@@ -241,7 +243,16 @@ void bench_step_of(const char* name, Dtype dtype, T grad, int64_t n_weights, dou
   size_t n = static_cast<size_t>(n_weights);
   OnLines<T> g(n, grad), m(n, T{}), v(n, T{}), read[3] = {{n, grad}, {n, T{}}, {n, T{}}};
   OnLines<int32_t> words(n / 32, 0), read_words(n / 32, 0);
-  StepTensor t{words.data(), g.data(), m.data(), v.data(), Dtype::kPacked, dtype, dtype, 1, n_weights, 0};
+  StepTensor t{.weight = words.data(),
+               .grad = g.data(),
+               .exp_avg = m.data(),
+               .exp_avg_sq = v.data(),
+               .weight_dtype = Dtype::kPacked,
+               .grad_dtype = dtype,
+               .state_dtype = dtype,
+               .rows = 1,
+               .length = n_weights,
+               .key = 0};
   int64_t counts[2];
   int64_t repeats = n_weights < (1 << 18) ? (1 << 18) / n_weights : 1;
   double bytes = (5.0 * sizeof(T) + 0.25) * static_cast<double>(n_weights * repeats);

@@ -12,17 +12,16 @@ struct Line {  // one axis
 
 inline ConvShape conv_shape(int64_t images, Line y, Line x, int64_t groups, int64_t group_channels,
                             int64_t group_outputs, int padding_value = 0) {
-  return checked({images,
-                  y.size,
-                  x.size,
-                  groups * group_channels,
-                  groups,
-                  groups * group_outputs,
-                  {y.kernel, x.kernel},
-                  {y.stride, x.stride},
-                  {y.padding, x.padding},
-                  {y.dilation, x.dilation},
-                  padding_value});
+  ConvShape s;
+  s.batch = images, s.height = y.size, s.width = x.size, s.groups = groups;
+  s.channels = groups * group_channels, s.out_channels = groups * group_outputs;
+  for (int axis = 0; axis < 2; ++axis) {
+    const Line& line = axis == 0 ? y : x;
+    s.kernel[axis] = line.kernel, s.stride[axis] = line.stride;
+    s.padding[axis] = line.padding, s.dilation[axis] = line.dilation;
+  }
+  s.padding_value = padding_value;
+  return checked(s);
 }
 
 inline ConvView conv_view(int64_t images, Line y, Line x, int64_t groups, int64_t group_channels,
@@ -31,7 +30,9 @@ inline ConvView conv_view(int64_t images, Line y, Line x, int64_t groups, int64_
 }
 
 inline ConvView linear_view(int64_t rows, int64_t features, int64_t outputs) {
-  return conv_view(rows, {1, 1, 1, 0, 1}, {1, 1, 1, 0, 1}, 1, features, outputs);
+  ConvShape s;
+  s.batch = rows, s.channels = features, s.out_channels = outputs;
+  return ConvView(checked(s));
 }
 
 }  // namespace bop2nd::cuda

@@ -132,7 +132,7 @@ void check_conv(const char* isa, const ConvShape& s) {
 // Counts that come close to the limits of their registers: every bit differs.
 void check_all_different(const char* isa, int64_t rows, int64_t features) {
   constexpr int64_t kOutputs = 107;  // lanes of 8, 16 and 32 bits
-  ConvShape s{rows, 1, 1, features, 1, kOutputs, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0};
+  ConvShape s{.batch = rows, .channels = features, .out_channels = kOutputs};
   std::vector<uint32_t> x(static_cast<size_t>(rows * s.group_words()), ~0u);
   for (int64_t m = 0; m < rows; ++m) {
     x[static_cast<size_t>((m + 1) * s.group_words() - 1)] =

@@ -18,7 +18,15 @@ bool kept(const ConvShape& s) {
   return true;
 }
 
-const ConvShape kPlain{2, 8, 9, 64, 2, 32, {3, 3}, {1, 2}, {1, 0}, {1, 1}, 0};
+const ConvShape kPlain{.batch = 2,
+                       .height = 8,
+                       .width = 9,
+                       .channels = 64,
+                       .groups = 2,
+                       .out_channels = 32,
+                       .kernel = {3, 3},
+                       .stride = {1, 2},
+                       .padding = {1, 0}};
 
 // Applies a change to the plain shape.
 template <class Change>
@@ -54,7 +62,8 @@ int main() {
   // Words of the padded input, where a pixel of no words counts as one.
   for (int64_t channels : {0, 64}) {
     auto wide = [&](int64_t width) {
-      ConvShape s{1, 1 << 10, width, channels, 1, 1, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1};
+      ConvShape s{.batch = 1, .height = 1 << 10, .width = width, .channels = channels, .out_channels = 1};
+      s.padding_value = 1;
       return kept(s);
     };
     int64_t limit = (kTwo31 >> 10) / (channels > 0 ? 2 : 1);

@@ -119,11 +119,16 @@ int main() {
   std::vector<Case> cases;
   for (int64_t rows : {1, 3, 9, 40}) {
     for (int64_t features : {1, 33, 200, 1031})
-      cases.emplace_back(
-          ConvShape{rows, 1, 1, features, 1, rows % 2 ? 107 : 24, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 0});
+      cases.emplace_back(ConvShape{.batch = rows, .channels = features, .out_channels = rows % 2 ? 107 : 24});
   }
-  cases.emplace_back(ConvShape{2, 9, 8, 3, 1, 40, {3, 3}, {2, 1}, {1, 1}, {1, 1}, 0});
-  cases.emplace_back(ConvShape{1, 7, 7, 64, 2, 70, {3, 3}, {1, 1}, {1, 1}, {2, 1}, 0});
+  ConvShape strided{.batch = 2, .height = 9, .width = 8, .channels = 3, .out_channels = 40};
+  strided.kernel[0] = strided.kernel[1] = 3, strided.padding[0] = strided.padding[1] = 1;
+  strided.stride[0] = 2;
+  cases.emplace_back(strided);
+  ConvShape dilated{.batch = 1, .height = 7, .width = 7, .channels = 64, .groups = 2, .out_channels = 70};
+  dilated.kernel[0] = dilated.kernel[1] = 3, dilated.padding[0] = dilated.padding[1] = 1;
+  dilated.dilation[0] = 2;
+  cases.emplace_back(dilated);
   on_every_instruction_set([&](const char* isa) {
     for (Case& c : cases) {
       for (SignedInput input : {SignedInput::kReal, SignedInput::kInt8, SignedInput::kUint8}) {

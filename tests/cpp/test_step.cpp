@@ -10,7 +10,7 @@
 
 using namespace bop2nd;
 
-const StepHyper kHyper = {0.03f, 0.07f, 0.4f, 0.011f, -1.7f};
+const StepHyper kHyper = {.gamma = 0.03f, .sigma = 0.07f, .a = 0.4f, .b = 0.011f, .grad_scale = -1.7f};
 
 // One element as the specification says it; returns whether it flips.
 bool plain_rule(float grad, float& m, float* v, bool negative, bool& candidate, const StepHyper& h = kHyper) {
@@ -123,11 +123,16 @@ void check_step(const char* isa, bool second) {
   }
   for (size_t i = 0; i < cases.size(); ++i) {
     Case& c = cases[i];
-    StepTensor t{c.w.data(),        c.g.data(),
-                 c.m.data(),        second ? c.v.data() : nullptr,
-                 Dtype::kPacked,    DtypeOf<G>::value,
-                 DtypeOf<S>::value, c.rows,
-                 c.length,          77u * static_cast<uint32_t>(i)};
+    StepTensor t{.weight = c.w.data(),
+                 .grad = c.g.data(),
+                 .exp_avg = c.m.data(),
+                 .exp_avg_sq = second ? c.v.data() : nullptr,
+                 .weight_dtype = Dtype::kPacked,
+                 .grad_dtype = DtypeOf<G>::value,
+                 .state_dtype = DtypeOf<S>::value,
+                 .rows = c.rows,
+                 .length = c.length,
+                 .key = 77u * static_cast<uint32_t>(i)};
     if constexpr (!packed) t.weight_dtype = DtypeOf<W>::value, t.length *= t.rows, t.rows = 1;
     tensors.push_back(t);
   }
@@ -191,7 +196,7 @@ void add_around_bound(const StepHyper& h, float v, std::vector<float>& m) {
 // hyperparameters as well.
 template <class S>
 void check_threshold(const char* isa, float a, float b) {
-  const StepHyper h = {1.0f, 0.0f, a, b, 1.0f};
+  const StepHyper h = {.gamma = 1.0f, .sigma = 0.0f, .a = a, .b = b, .grad_scale = 1.0f};
   Random random;
   std::vector<float> g, v, m_here;
   auto add = [&](float second) {
@@ -257,16 +262,16 @@ void check_index_seam(const char* isa) {
       return reinterpret_cast<decltype(p)>(reinterpret_cast<uintptr_t>(p) -
                                            static_cast<uintptr_t>(n) * sizeof(*p));
     };
-    StepTensor t{far(w.data(), first_word),
-                 far(g.data(), start),
-                 far(m.data(), start),
-                 far(v.data(), start),
-                 Dtype::kPacked,
-                 Dtype::kFloat32,
-                 Dtype::kBFloat16,
-                 2,
-                 length,
-                 12345};
+    StepTensor t{.weight = far(w.data(), first_word),
+                 .grad = far(g.data(), start),
+                 .exp_avg = far(m.data(), start),
+                 .exp_avg_sq = far(v.data(), start),
+                 .weight_dtype = Dtype::kPacked,
+                 .grad_dtype = Dtype::kFloat32,
+                 .state_dtype = Dtype::kBFloat16,
+                 .rows = 2,
+                 .length = length,
+                 .key = 12345};
     StepCounts counts{0, 0};
     table_of(id)->step(t, kHyper, first_word, n_words, &counts);
     int64_t n = length == (int64_t{1} << 33) ? kSize : length - start + kWordBits;
