@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 import bop2nd_fast as bf
@@ -71,12 +71,11 @@ def draw_one_weight(path: Path, steps: int) -> None:
         signal, signs = np.array(story.signal), np.array(story.sign)
         flips = np.flatnonzero(np.diff(signs, prepend=1.0))
         axes.axhspan(-threshold, threshold, color="#EEEEEE", zorder=0)
-        axes.plot(np.arange(0, steps, 3), signal[::3], color=GREY, linewidth=1)
-        axes.scatter(flips, signal[flips], s=14, color=VERMILION, zorder=3)
-        bounds = [0, *flips.tolist(), steps]
-        for start, end in itertools.pairwise(bounds):
-            colour = BLUE if signs[start] > 0 else ORANGE
-            axes.broken_barh([(start, end - start)], (9.7, 1.2), color=colour, linewidth=0)
+        axes.plot(np.arange(0, steps, 10), signal[::10], color=GREY, linewidth=1)
+        axes.plot(flips, signal[flips], "o", markersize=3.7, color=VERMILION, zorder=3)
+        box, colours = (0, steps, 9.7, 10.9), ListedColormap([ORANGE, BLUE])
+        axes.imshow(signs[None], extent=box, cmap=colours, vmin=-1, vmax=1, interpolation="nearest", zorder=2)
+        axes.set_aspect("auto")
         axes.set_xlim(0, steps)
         axes.set_ylim(-8, 11)
         count = f"{len(flips)} flip{'s' if len(flips) != 1 else ''}"
@@ -169,8 +168,8 @@ def _plain(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # No date, version or random name inside: the same runs give the same file.
-    rcParams["svg.hashsalt"] = path.name
+    # No date, version or random name inside: the same runs give the same file. Text stays text.
+    rcParams["svg.hashsalt"], rcParams["svg.fonttype"] = path.name, "none"
     atomic_write(
         path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     )
