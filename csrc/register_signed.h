@@ -84,14 +84,14 @@ inline std::tuple<Tensor, Tensor> signed_result(const ConvShape& s, const Ints& 
   p.multiplier = static_cast<int32_t>(multiplier), p.zero_point = static_cast<int32_t>(zero_point);
   check_beside(input, weight, "weight");
   Tensor w = compact(weight);
-  MaybeTensor laid;
+  MaybeTensor prepacked;
   if (blocked) {
     check_words(*blocked, "blocked");
     int64_t row_words = s.taps() * s.group_words();
     BOP2ND_REQUIRE(blocked->numel() == s.groups * s.group_blocks() * row_words * 16,
                    "blocked does not belong to this weight");
-    laid = compact(*blocked);
-    p.blocked = const_words_of(*laid);
+    prepacked = compact(*blocked);
+    p.blocked = const_words_of(*prepacked);
   }
   p.w = const_words_of(w);
   return asked_outputs(s, sizes, input, BOP2ND_ASKED, [&](const Epilogue& to) {

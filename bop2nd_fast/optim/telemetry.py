@@ -112,7 +112,7 @@ def layer_reports(plans: Sequence[Plan]) -> list[LayerReport]:
         for i, p in enumerate(plan.params):
             candidates, flips = totals[i]
             name, numel, bad = plan.name_of(g, i), local_tensor(p).numel(), _not_finite(plan, p)
-            rows.append(_judge(name, numel, candidates, flips, taken[i], bad))
+            rows.append(_report_of(name, numel, candidates, flips, taken[i], bad))
     return rows
 
 
@@ -125,7 +125,7 @@ def joined(first: list[LayerReport], second: list[LayerReport]) -> list[LayerRep
         spans = [(row, row.numel * row.steps) for row in (a, b)]
         candidates = sum(round(row.candidate_rate * n) for row, n in spans)
         flips = sum(round(row.flip_rate * n) for row, n in spans)
-        rows.append(_judge(b.name, b.numel, candidates, flips, a.steps + b.steps, b.not_finite))
+        rows.append(_report_of(b.name, b.numel, candidates, flips, a.steps + b.steps, b.not_finite))
     return rows
 
 
@@ -138,7 +138,9 @@ def _not_finite(plan: Plan, p: Tensor) -> int:
     return int((~finite).sum())
 
 
-def _judge(name: str, numel: int, candidates: int, flips: int, steps: int, not_finite: int) -> LayerReport:
+def _report_of(
+    name: str, numel: int, candidates: int, flips: int, steps: int, not_finite: int
+) -> LayerReport:
     chances = max(1, numel * steps)
     blocked = (candidates - flips) / max(1, candidates)
     if not_finite:

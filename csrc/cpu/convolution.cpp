@@ -31,10 +31,10 @@ std::vector<WeightBlock> weight_blocks(int64_t outputs) {
   return blocks;
 }
 
-// Word k of the outputs of one block, from all their rows. Dword 4 l + j of a step holds bits of the 32 / L
+// Word k of the outputs of one block, from all their rows. Dword 4 l + j of a slice holds bits of the 32 / L
 // outputs at position j * 32 / L of those with (output % 16) / 4 == l.
 template <int L>
-void lay_word(const uint32_t* rows, int64_t row_words, int64_t n_rows, uint32_t* steps) {
+void prepack_word(const uint32_t* rows, int64_t row_words, int64_t n_rows, uint32_t* slices) {
   constexpr int kParts = 32 / L;
   for (int dword = 0; dword < 16; ++dword) {
     uint32_t part[kParts] = {};
@@ -43,10 +43,10 @@ void lay_word(const uint32_t* rows, int64_t row_words, int64_t n_rows, uint32_t*
       int64_t output = 16 * (position / 4) + 4 * (dword / 4) + position % 4;
       uint32_t word = output < n_rows ? rows[output * row_words] : 0;
       if (L < 32) word ^= (word << L) & (L == 8 ? 0xFF00FF00u : 0xFFFF0000u);  // pairs: weights_paired
-      for (int step = 0; step < kParts; ++step)
-        part[step] |= (word >> (step * L) & (~0u >> (32 - L))) << (i * L);
+      for (int slice = 0; slice < kParts; ++slice)
+        part[slice] |= (word >> (slice * L) & (~0u >> (32 - L))) << (i * L);
     }
-    for (int step = 0; step < kParts; ++step) steps[16 * step + dword] = part[step];
+    for (int slice = 0; slice < kParts; ++slice) slices[16 * slice + dword] = part[slice];
   }
 }
 
@@ -64,11 +64,11 @@ void prepack_weight(const uint32_t* words, int64_t out_channels, int64_t groups,
       int64_t first = 16 * block.first, block_words = 16 * (block.last - block.first);
       const uint32_t* rows = words + (g * per_group + first) * row_words;
       uint32_t* to = blocked + g * group_words + first * row_words;
-      auto lay_word_of = block.lane_bits == 8    ? lay_word<8>
-                         : block.lane_bits == 16 ? lay_word<16>
-                                                 : lay_word<32>;
+      auto prepack_word_of = block.lane_bits == 8    ? prepack_word<8>
+                             : block.lane_bits == 16 ? prepack_word<16>
+                                                     : prepack_word<32>;
       for (int64_t k = 0; k < row_words; ++k)
-        lay_word_of(rows + k, row_words, per_group - first, to + k * block_words);
+        prepack_word_of(rows + k, row_words, per_group - first, to + k * block_words);
     }
   };
   parallel_ranges(groups * n_blocks, std::max<int64_t>(1, 256 / std::max<int64_t>(1, row_words)), lay);
@@ -194,7 +194,7 @@ struct Task {
 
 // Every task is one tile of pixels times some blocks of one group; with several threads, tiles that hold much
 // of the work (the interior of a small image) are cut into so many parts that some tasks a thread are left.
-// Not more: each gathers the tile's pixels again.
+// Not more: each packs the tile's pixels again.
 constexpr int64_t kTasksPerThread = 3;
 
 std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
@@ -225,13 +225,13 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
 
 // Memory of one task: what its pixels see, and its counts for one block. Each starts on a cache line.
 struct Scratch {
-  uint32_t *steps, *counts;
+  uint32_t *slices, *counts;
 
   Scratch(int64_t n_pixels, int64_t x_words) {
     static thread_local std::vector<uint32_t> memory;
-    constexpr int64_t kWidest = 4;  // steps per word and 16 outputs per block, of 8-bit lanes
+    constexpr int64_t kWidest = 4;  // slices per word and 16 outputs per block, of 8-bit lanes
     counts = thread_memory(memory, static_cast<size_t>(kWidest * n_pixels * (x_words + 1 + 16) + 16));
-    steps = counts + kWidest * 16 * n_pixels;
+    slices = counts + kWidest * 16 * n_pixels;
   }
 };
 
@@ -275,7 +275,7 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
                    .run_words = r.run_words,
                    .x_words = x_words,
                    .lane_bits = 0,
-                   .steps = scratch.steps};
+                   .slices = scratch.slices};
   // Divisions take as long as counting some words: none in the loop.
   int64_t block_words = s.taps() * s.group_words() * 16, outputs = s.group_outputs();
   int64_t first_block = task.group * s.group_blocks(), first_output = task.group * outputs;
@@ -288,7 +288,7 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
       table.pack_pixels(pixels);
     }
     const uint32_t* w = blocked + (first_block + block.first) * block_words;
-    CountTile count{.x = scratch.steps,
+    CountTile count{.x = scratch.slices,
                     .n_pixels = n,
                     .x_words = x_words,
                     .n_words = n_words,

@@ -22,7 +22,7 @@ T* thread_memory(std::vector<T>& memory, size_t n) {
   return memory.data() + (kLine - past_line) % kLine;
 }
 
-// Whether tiles pay: turning weights into bytes costs as much as counting the bits of about 8 pixels. And
+// Whether tiles pay: unpacking weights to bytes costs as much as counting the bits of about 8 pixels. And
 // whether what a row of the output looks at fits into some memory.
 bool tiles_pay(const ConvShape& shape);
 // Words of a sum that lie side by side in the bytes of a pixel, as chunks of one or two.

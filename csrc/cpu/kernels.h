@@ -43,8 +43,8 @@ struct PackShape {
 constexpr int lane_bits_for(int64_t outputs_left) {
   return outputs_left > 48 ? 8 : outputs_left > 16 ? 16 : 32;
 }
-// Whether odd steps of blocked weights hold their exclusive or with the step before. Not where pairs could be
-// torn apart because a word is a single step.
+// Whether odd slices of prepacked weights hold their exclusive or with the slice before. Not where pairs
+// could be torn apart because a word is a single slice.
 constexpr bool weights_paired(int lane_bits) { return lane_bits < 32; }
 
 // The words that the pixels of a tile see, as `count` wants them: pixel p's are n_runs runs of run_words
@@ -56,12 +56,12 @@ struct PixelTile {
   const int32_t* run_offset;
   int64_t n_runs, run_words, x_words;
   int lane_bits;
-  uint32_t* steps;  // for the instruction set to use: 4 n_pixels (x_words + 1), and 64 bytes to spare
+  uint32_t* slices;  // for the instruction set to use: 4 n_pixels (x_words + 1), and 64 bytes to spare
 };
 
 // counts[v][p][i] = sum_k popcount(x[k] ^ w[k]) of pixel p and output 16 v + i of a block of 16, 32 or 64.
-// x is what the same instruction set gathered. Word k of the weights starts at w + w_offset[k] * 512 /
-// lane_bits; with w_contiguous it is k instead of w_offset[k].
+// x is what pack_pixels of the same instruction set made. Word k of the weights starts at w + w_offset[k] *
+// 512 / lane_bits; with w_contiguous it is k instead of w_offset[k].
 struct CountTile {
   const uint32_t* x;
   int64_t n_pixels, x_words, n_words;
@@ -120,7 +120,7 @@ struct TileWork {
   int64_t row_words, outputs;
   int64_t first_column, last_column;
   int64_t first_output, all_outputs;  // of the group, in the output
-  bool ring;      // turn weights again for every 32 pixels, right before they are multiplied
+  bool ring;      // unpack weights again for every 32 pixels, right before they are multiplied
   int8_t* tiles;  // for weights, 2 n_chunks (with `ring` 2 kTileRing); on a cache line
   const Epilogue* to;
   int32_t* sums;  // not null: dots go there and to no epilogue, tile after tile [16, sum_stride]

@@ -24,18 +24,18 @@
 // A word of the weights: for each group one vector of 32 outputs (O = 1) or two (O = 2), a byte an output.
 template <class T, int O>
 BOP2ND_INLINE void lay_groups(const uint32_t* w, uint8_t* to) {
-  constexpr int kSteps = 2 * O;  // of 64 bytes
-  typename T::I step[kSteps][2];
-  for (int s = 0; s < kSteps; ++s) {
+  constexpr int kSlices = 2 * O;  // of 64 bytes
+  typename T::I slice[kSlices][2];
+  for (int s = 0; s < kSlices; ++s) {
     for (int half = 0; half < 2; ++half) {
-      step[s][half] = T::load(w + 16 * s + 8 * half);
-      if (s % 2) step[s][half] = T::bit_xor(step[s][half], step[s - 1][half]);  // weights_paired
+      slice[s][half] = T::load(w + 16 * s + 8 * half);
+      if (s % 2) slice[s][half] = T::bit_xor(slice[s][half], slice[s - 1][half]);  // weights_paired
     }
   }
-  for (int s = 0; s < kSteps; ++s) {
-    typename T::I first = step[s][0], second = step[s][1];
+  for (int s = 0; s < kSlices; ++s) {
+    typename T::I first = slice[s][0], second = slice[s][1];
     if constexpr (O == 1) {  // 16 bits of an output: their low and high bytes
-      first = T::low_bytes(step[s][0], step[s][1]), second = T::high_bytes(step[s][0], step[s][1]);
+      first = T::low_bytes(slice[s][0], slice[s][1]), second = T::high_bytes(slice[s][0], slice[s][1]);
     }
     uint8_t *to_first = to + 4 * s * T::kBytes, *to_second = to_first + (O == 1 ? 2 : 1) * T::kBytes;
     T::store(to_first, T::low_groups(first)), T::store(to_first + O * T::kBytes, T::high_groups(first));

@@ -19,17 +19,17 @@ template <class T, int O>
 BOP2ND_INLINE void lay_byte_groups(const uint32_t* w, uint8_t* to) {
   typename T::I before[4];
   for (int s = 0; s < O; ++s, w += 16) {
-    typename T::I step[4];
+    typename T::I slice[4];
     for (int l = 0; l < 4; ++l) {
-      step[l] = T::load(w + 4 * l);
-      if (s % 2) step[l] = T::bit_xor(step[l], before[l]);  // weights_paired
-      before[l] = step[l];
+      slice[l] = T::load(w + 4 * l);
+      if (s % 2) slice[l] = T::bit_xor(slice[l], before[l]);  // weights_paired
+      before[l] = slice[l];
     }
     for (int byte = 0; byte < 4 / O; ++byte) {  // O = 2: 16 bits of an output
       for (int o = 0; o < O; ++o, to += T::kBytes) {
-        typename T::Bytes part = O == 4      ? T::as_bytes(step[o])
-                                 : byte == 0 ? T::low_bytes(step[2 * o % 4], step[(2 * o + 1) % 4])
-                                             : T::high_bytes(step[2 * o % 4], step[(2 * o + 1) % 4]);
+        typename T::Bytes part = O == 4      ? T::as_bytes(slice[o])
+                                 : byte == 0 ? T::low_bytes(slice[2 * o % 4], slice[(2 * o + 1) % 4])
+                                             : T::high_bytes(slice[2 * o % 4], slice[(2 * o + 1) % 4]);
         T::store_bytes(to, T::low_groups(part));
         T::store_bytes(to + O * T::kBytes, T::high_groups(part));
       }

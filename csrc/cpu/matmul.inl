@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // Binary dot products of pixels and a block of outputs: dot = bias - 2 * sum_k popcount(x[k] ^ w[k]).
 //
-// Lanes. 64 bytes of weights (a step) hold L bits of 512 / L outputs: L = 8 in blocks of 64 outputs, 16 in
-// blocks of 32, 32 in blocks of 16. A word of a sum takes 32 / L steps, for which the activations hold the
+// Lanes. 64 bytes of weights (a slice) hold L bits of 512 / L outputs: L = 8 in blocks of 64 outputs, 16 in
+// blocks of 32, 32 in blocks of 16. A word of a sum takes 32 / L slices, for which the activations hold the
 // same L bits in every lane of a 32-bit word, to be broadcast. The narrower the lanes, the less the end of a
 // sum costs per output.
 //
-// Counting (Harley-Seal). Full adders gather 64 steps into bit planes of weight 1, 2, 4, 8, 16, 32 and one of
-// weight 64; that one is counted at once, with a byte table, the others when the sum ends. The operands of
-// the first adders come in pairs: step 2j + 1 of x and of w is replaced by its exclusive or with step 2j.
+// Counting (Harley-Seal). Full adders gather 64 slices into bit planes of weight 1, 2, 4, 8, 16, 32 and one
+// of weight 64; that one is counted at once, with a byte table, the others when the sum ends. The operands of
+// the first adders come in pairs: slice 2j + 1 of x and of w is replaced by its exclusive or with slice 2j.
 // Then t = w' ^ x' is d0 ^ d1 of the two differences, the sum plane is plane ^ t and the carry is (t ? plane
-// : d0): three operations for two steps instead of four (with three-input logic instructions).
+// : d0): three operations for two slices instead of four (with three-input logic instructions).
 //
-// Operations per step: 1.5 for the pair, 0.94 for the other adders, 0.11 for the table: 2.55. The end of a
+// Operations per slice: 1.5 for the pair, 0.94 for the other adders, 0.11 for the table: 2.55. The end of a
 // sum costs about 7 per plane and 10 more, for 512 / L outputs.
 //
 // Include inside a target region and an anonymous namespace within bop2nd.
 
 struct Weights {
-  const uint32_t* steps;
-  const int32_t* offset;  // of the next word from `steps`, in words; used where words do not lie side by side
+  const uint32_t* slices;
+  const int32_t* offset;  // of the next word from `slices`, in words; where words do not lie side by side
 };
 
 #include "count_bytes.inl"
@@ -28,7 +28,7 @@ struct Weights {
 template <class C, int L, int P, bool kIndexed>
 struct CarrySaveCount {
   using I = typename C::I;
-  static constexpr int kStepsPerWord = 32 / L;
+  static constexpr int kSlicesPerWord = 32 / L;
   static constexpr int kPlanes = 6;
 
   struct Planes {
@@ -39,21 +39,21 @@ struct CarrySaveCount {
     const uint32_t* x[P];
     Weights w;
 
-    BOP2ND_INLINE void advance(int64_t n_steps) {
-      for (int p = 0; p < P; ++p) x[p] += n_steps;
+    BOP2ND_INLINE void advance(int64_t n_slices) {
+      for (int p = 0; p < P; ++p) x[p] += n_slices;
       if constexpr (kIndexed)
-        w.offset += n_steps / kStepsPerWord;
+        w.offset += n_slices / kSlicesPerWord;
       else
-        w.steps += 16 * n_steps;
+        w.slices += 16 * n_slices;
     }
-    BOP2ND_INLINE I weight(int64_t step) const {
-      if constexpr (!kIndexed) return C::load(w.steps + 16 * step);
-      int64_t first = static_cast<int64_t>(w.offset[step / kStepsPerWord]) * kStepsPerWord;
-      return C::load(w.steps + 16 * (first + step % kStepsPerWord));
+    BOP2ND_INLINE I weight(int64_t slice) const {
+      if constexpr (!kIndexed) return C::load(w.slices + 16 * slice);
+      int64_t first = static_cast<int64_t>(w.offset[slice / kSlicesPerWord]) * kSlicesPerWord;
+      return C::load(w.slices + 16 * (first + slice % kSlicesPerWord));
     }
   };
 
-  // Adds steps at .. at + N - 1 to the planes of weight below N; what they carry has weight N.
+  // Adds slices at .. at + N - 1 to the planes of weight below N; what they carry has weight N.
   template <int N>
   static BOP2ND_INLINE void add_steps(const Source& s, int at, Planes& b, I (&carry)[P]) {
     if constexpr (N == 2) {
@@ -71,10 +71,10 @@ struct CarrySaveCount {
     }
   }
 
-  // The steps that do not fill a round of 64, fewest first: what N steps carry finds the plane of weight N
+  // The slices that do not fill a round of 64, fewest first: what N slices carry finds the plane of weight N
   // empty.
   static BOP2ND_INLINE void add_rest(Source& s, int64_t n, Planes& b) {
-    if (L == 32 && n & 1) {  // the very last: pairs start at even steps
+    if (L == 32 && n & 1) {  // the very last: pairs start at even slices
       I w = s.weight(n - 1);
       for (int p = 0; p < P; ++p) b.plane[0][p] = C::xor_word(w, s.x[p] + n - 1);
     }
@@ -91,16 +91,17 @@ struct CarrySaveCount {
       bytes[p] = C::add_bytes(bytes[p], C::template byte_counts<kPlane>(b.plane[kPlane][p]));
   }
 
-  // counts[p][v]: differing bits in lanes 16 v .. 16 v + kLanes - 1 of the block. n_steps <= 64 * kMaxRounds.
-  static BOP2ND_INLINE void count(Source s, int64_t n_steps, I (&counts)[P][32 / L]) {
+  // counts[p][v]: differing bits in lanes 16 v .. 16 v + kLanes - 1 of the block. n_slices <= 64 *
+  // kMaxRounds.
+  static BOP2ND_INLINE void count(Source s, int64_t n_slices, I (&counts)[P][32 / L]) {
     Planes b;
     I zero = C::set1(0), low[P], high[P];
     for (int p = 0; p < P; ++p) {
       for (int i = 0; i < kPlanes; ++i) b.plane[i][p] = zero;
       b.sixty_fours[p] = low[p] = high[p] = zero;
     }
-    add_rest(s, n_steps, b);
-    for (int64_t round = n_steps / 64; round > 0; --round, s.advance(64)) {
+    add_rest(s, n_slices, b);
+    for (int64_t round = n_slices / 64; round > 0; --round, s.advance(64)) {
       I carry[P];
       add_steps<64>(s, 0, b, carry);
       for (int p = 0; p < P; ++p)
@@ -109,8 +110,8 @@ struct CarrySaveCount {
     count_plane<0>(b, low);
     count_plane<1>(b, low);
     count_plane<2>(b, low);
-    if (n_steps >= 8) count_plane<3>(b, low);
-    if (n_steps >= 16) count_plane<4>(b, low);  // a byte holds at most 8 * (1 + 2 + 4 + 8 + 16) = 248
+    if (n_slices >= 8) count_plane<3>(b, low);
+    if (n_slices >= 16) count_plane<4>(b, low);  // a byte holds at most 8 * (1 + 2 + 4 + 8 + 16) = 248
     for (int p = 0; p < P; ++p) {
       high[p] = C::add_bytes(b.sixty_fours[p], C::template byte_counts<0>(b.plane[5][p]));
       C::template sum_lanes<L>(low[p], high[p], counts[p]);  // low + 32 high
@@ -118,7 +119,7 @@ struct CarrySaveCount {
   }
 };
 
-// Rounds of 64 steps that one count takes. Few enough for its bytes (15), and so many that the weights of a
+// Rounds of 64 slices that one count takes. Few enough for its bytes (15), and so many that the weights of a
 // block, 4 KiB a round, stay in the nearest cache while all pixels pass by.
 constexpr int64_t kMaxRounds = 5;
 
@@ -183,29 +184,29 @@ void count(const CountTile& t) {
 // Pairs of 32-bit lanes lie across words and runs: they are made at the end.
 template <class C, int L>
 BOP2ND_INLINE typename C::I spread_words(const uint32_t* from, int n) {
-  typename C::I steps = C::template spread<L>(from, n);
-  return weights_paired(L) ? C::make_pairs(steps) : steps;
+  typename C::I slices = C::template spread<L>(from, n);
+  return weights_paired(L) ? C::make_pairs(slices) : slices;
 }
 
-// What a count takes as x: every word as 32 / L steps, in pairs. A store may run over into what is written
+// What a count takes as x: every word as 32 / L slices, in pairs. A store may run over into what is written
 // next.
 template <class C, int L>
 void pack_lanes(const PixelTile& t) {
-  constexpr int kSteps = 32 / L, kWords = C::kLanes / kSteps;
+  constexpr int kSlices = 32 / L, kWords = C::kLanes / kSlices;
   for (int64_t p = 0; p < t.n_pixels; ++p) {
-    uint32_t* to = t.steps + p * t.x_words * kSteps;
-    for (int64_t run = 0; run < t.n_runs; ++run, to += t.run_words * kSteps) {
+    uint32_t* to = t.slices + p * t.x_words * kSlices;
+    for (int64_t run = 0; run < t.n_runs; ++run, to += t.run_words * kSlices) {
       const uint32_t* from = t.image + t.first_word[p] + t.run_offset[run];
       int64_t k = 0;
       for (; k + kWords <= t.run_words; k += kWords)
-        C::store_int(to + k * kSteps, spread_words<C, L>(from + k, kWords));
+        C::store_int(to + k * kSlices, spread_words<C, L>(from + k, kWords));
       if (k < t.run_words)
-        C::store_int(to + k * kSteps, spread_words<C, L>(from + k, static_cast<int>(t.run_words - k)));
+        C::store_int(to + k * kSlices, spread_words<C, L>(from + k, static_cast<int>(t.run_words - k)));
     }
   }
   if (weights_paired(L)) return;
   for (int64_t i = 0; i < t.n_pixels * t.x_words; i += C::kLanes)
-    C::store_int(t.steps + i, C::make_pairs(C::load(t.steps + i)));
+    C::store_int(t.slices + i, C::make_pairs(C::load(t.slices + i)));
 }
 
 template <class C>

@@ -31,7 +31,7 @@ constexpr int64_t pair_stride(int64_t x_words) { return (x_words + 1) * kGroupsP
 
 template <class T>
 void pack_pixel_pairs(const PixelTile& t) {
-  uint16_t* to = reinterpret_cast<uint16_t*>(t.steps);
+  uint16_t* to = reinterpret_cast<uint16_t*>(t.slices);
   for (int64_t p = 0; p < t.n_pixels; p += 2, to += pair_stride(t.x_words)) {
     const uint32_t* a = t.image + t.first_word[p];
     const uint32_t* b = p + 1 < t.n_pixels ? t.image + t.first_word[p + 1] : a;

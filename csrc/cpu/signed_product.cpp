@@ -266,7 +266,7 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t pixels, int64_t unit, int64
 // ------------------------------------------------------------------------------------------------ real
 
 // numbers[k][lane] of one group: number k of the row that pixel `lane` sees.
-void gather_reals(const Plan& plan, const std::vector<Run>& runs, int64_t group, int64_t lanes,
+void im2col_reals(const Plan& plan, const std::vector<Run>& runs, int64_t group, int64_t lanes,
                   float* numbers) {
   const SignedProduct& p = plan.p;
   const ConvShape& s = plan.s();
@@ -315,7 +315,7 @@ void run_real_task(const Plan& plan, const Task& task, int64_t lanes) {
   std::fill(a, a + numbers, 0.0f);
   std::vector<Run> runs = runs_of(plan, task.first, task.n);
   for (int64_t g = 0; g < s.groups; ++g) {
-    gather_reals(plan, runs, g, lanes, a);
+    im2col_reals(plan, runs, g, lanes, a);
     int64_t first = s.groups > 1 ? 0 : task.begin;  // in the group
     SignedSums work{.a = a,
                     .a_stride = lanes,
@@ -415,7 +415,7 @@ void plan_corrections(Plan& plan, int64_t offset) {
 }
 
 // Rows of bytes of one group. Bytes of padding, and behind a tap's channels, are 0 and stay what they are.
-void gather_bytes(const BytePlan& b, const std::vector<Run>& runs, int64_t group, uint8_t* bytes) {
+void im2col_bytes(const BytePlan& b, const std::vector<Run>& runs, int64_t group, uint8_t* bytes) {
   const Plan& plan = b.plan;
   const SignedProduct& p = plan.p;
   const ConvShape& s = plan.s();
@@ -483,7 +483,7 @@ void run_byte_task(const BytePlan& b, const Task& task) {
   std::vector<Run> runs = runs_of(plan, task.first, task.n);
   for (int64_t g = 0; g < s.groups; ++g) {
     if (g == 0 || b.tiles) std::memset(bytes, 0, static_cast<size_t>(n_bytes));
-    gather_bytes(b, runs, g, bytes);
+    im2col_bytes(b, runs, g, bytes);
     int64_t first = s.groups > 1 ? 0 : task.begin;
     if (plan.row_words == 0) {
       std::fill(sums, sums + rows * group_sums, 0);

@@ -94,14 +94,14 @@ void transpose(const float* from, int64_t from_stride, int64_t n_rows, int64_t n
   for (int64_t row = 0; row < n_rows; row += V::kBlock) {
     for (int64_t column = 0; column < n_columns; column += V::kBlock) {
       const float* block = from + row * from_stride + column;
-      float* turned = to + column * to_stride + row;
+      float* transposed = to + column * to_stride + row;
       if (row + V::kBlock <= n_rows && column + V::kBlock <= n_columns) {
-        V::transpose_block(block, from_stride, turned, to_stride);
+        V::transpose_block(block, from_stride, transposed, to_stride);
         continue;
       }
       for (int64_t i = 0; i < V::kBlock && row + i < n_rows; ++i) {
         for (int64_t j = 0; j < V::kBlock && column + j < n_columns; ++j)
-          turned[j * to_stride + i] = block[i * from_stride + j];
+          transposed[j * to_stride + i] = block[i * from_stride + j];
       }
     }
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plans a binary convolution as products of tiles of bytes (tiles.inl).
 //
-// A band of the image (some rows, or whole images where they are small) is turned into bytes, its border
+// A band of the image (some rows, or whole images where they are small) is unpacked into bytes, its border
 // written out: padding of 0, +1 and -1 are bytes like any other. With a stride the columns and rows of every
 // phase (x % stride) lie together. So the pixels that one tap shows to neighbouring outputs are neighbours,
 // and 16 outputs' operands are 16 rows of a tile at one distance: a tile is loaded right from the band,
@@ -24,9 +24,10 @@ constexpr int64_t kBandBytes = 512 << 10;
 // counted.
 constexpr int64_t kWidestRow = 64 << 20;
 // Weights of 32 outputs with more chunks of 64 bits than this, 2 KiB each, would crowd the pixels out of the
-// nearest cache: they are turned again for every 32 pixels. bench_core, microseconds for limits of 0, 12, 17:
-// 110, 96, 99 at 64 channels (9 chunks), 93, 92, 91 at 128 (18); linear 1024 by 256 (16 chunks) took 262
-// turned again and 295 not. Timed once with this constant changed by hand; bench_core times what stands here.
+// nearest cache: they are unpacked again for every 32 pixels. bench_core, microseconds for limits of 0, 12,
+// 17: 110, 96, 99 at 64 channels (9 chunks), 93, 92, 91 at 128 (18); linear 1024 by 256 (16 chunks) took 262
+// unpacked again and 295 not. Timed once with this constant changed by hand; bench_core times what stands
+// here.
 constexpr int64_t kPanelChunks = 12;
 // Fewer products of tiles than this (7 ns each) are not worth a second thread.
 constexpr int64_t kSerialProducts = 2000;
@@ -247,8 +248,8 @@ void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x
   int64_t products = s.batch * s.groups * ceil_div(whole.n_positions(s), kTileRows) * chunk_products;
   bool serial = products < kSerialProducts;
   // A band is so small that it stays in the cache, and with several threads there are some tasks for each:
-  // first by cutting outputs, which turns activations again for each part, then by cutting bands, which turns
-  // weights.
+  // first by cutting outputs, which unpacks activations again for each part, then by cutting bands, which
+  // unpacks weights.
   int64_t wanted = serial || n_threads_of(pool()) == 1 ? 1 : kTasksPerThread * n_threads_of(pool());
   int64_t n_images = std::clamp<int64_t>(kBandBytes / std::max<int64_t>(1, whole.image_bytes()), 1,
                                          std::max<int64_t>(1, ceil_div(s.batch, wanted)));

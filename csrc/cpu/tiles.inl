@@ -3,15 +3,15 @@
 // what lies behind the last channel become 0, and the product of two tiles is the dot product itself.
 //
 // Why not count bits: a tile product is 16 x 16 x 64 multiply-accumulates in 16 cycles, 1024 a cycle;
-// counting (matmul.inl) does 512 in 1.28 cycles at best. Bits are turned into bytes in the caches: a few rows
-// of an image, for all outputs; weights of 32 outputs, either all of them once (if they leave room in the
-// nearest cache) or, in a ring of some chunks of 64, again for every 32 pixels. Memory holds and moves bits
-// only.
+// counting (matmul.inl) does 512 in 1.28 cycles at best. Bits are unpacked into bytes in the caches: a few
+// rows of an image, for all outputs; weights of 32 outputs, either all of them once (if they leave room in
+// the nearest cache) or, in a ring of some chunks of 64, again for every 32 pixels. Memory holds and moves
+// bits only.
 //
 // Order. A 32-bit word becomes 32 bytes: byte 4 t + k is bit 8 k + t. That is the order in which the bytes of
 // 16 weight words lie in registers, so that a row of a weight tile (4 bytes for each of 16 outputs) takes one
-// instruction: bit t of every byte, spread. Activations, which are turned once for all outputs, are permuted
-// to it.
+// instruction: bit t of every byte, spread. Activations, which are unpacked once for all outputs, are
+// permuted to it.
 //
 // Cost per 64 bytes: weights 1 operation and a store (and 1/8 of 2 to 5 more); activations 4 and a store.
 //
@@ -121,8 +121,8 @@ struct FetchOutput {
 };
 
 // kRows tiles of pixels, from number t on, by kColumns of outputs; dots: [kColumns, 16 kRows, 16]. Tile
-// registers: sums in 0..3, column by column, pixels in 4 and 5, weights in 6 and 7. kRing: weights are turned
-// into bytes kTileRing - 1 chunks before they are multiplied; else all of them have been.
+// registers: sums in 0..3, column by column, pixels in 4 and 5, weights in 6 and 7. kRing: weights are
+// unpacked into bytes kTileRing - 1 chunks before they are multiplied; else all of them have been.
 template <class T, int L, int kRows, int kColumns, bool kRing>
 void tile_products(const TileColumns& p, int64_t t, int32_t* dots) {
   constexpr int kSums = kRows * kColumns;
@@ -212,7 +212,7 @@ void multiply_and_emit(const TileColumns& p, int64_t t, int64_t rows) {
   emit_tiles(p, t, rows, kColumns, dots);
 }
 
-// Tiles t up to `end` of pixels: with the ring at most 2, without it the weights are turned once for all.
+// Tiles t up to `end` of pixels: with the ring at most 2, without it the weights are unpacked once for all.
 template <class T, int L, int kColumns>
 void tile_columns(const TileColumns& p, int64_t t, int64_t end) {
   constexpr int64_t kMost = kColumns == 2 ? 2 : 4;

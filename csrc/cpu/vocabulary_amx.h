@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vocabulary of tiles in AMX-INT8, with GFNI and AVX-512 VBMI for turning bits into bytes. Include inside
+// The vocabulary of tiles in AMX-INT8, with GFNI and AVX-512 VBMI for unpacking bits to bytes. Include inside
 // a target region, after <immintrin.h>.
 #pragma once
 

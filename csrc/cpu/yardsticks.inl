@@ -8,23 +8,23 @@
 // nearest cache. Returns binary multiply-accumulates (one bit each).
 template <class C>
 double plane_loop(int64_t iterations) {
-  constexpr int kSteps = 64 * kMaxRounds;
+  constexpr int kSlices = 64 * kMaxRounds;
   constexpr int P = C::kPixels;
   using Counter = CarrySaveCount<C, 8, P, false>;
-  alignas(64) uint32_t x[P * kSteps], w[kSteps * 16];
-  for (int i = 0; i < P * kSteps; ++i) x[i] = 0x01234567u * static_cast<uint32_t>(i + 1);
-  for (int i = 0; i < kSteps * 16; ++i) w[i] = 0x89ABCDEFu * static_cast<uint32_t>(i + 1);
+  alignas(64) uint32_t x[P * kSlices], w[kSlices * 16];
+  for (int i = 0; i < P * kSlices; ++i) x[i] = 0x01234567u * static_cast<uint32_t>(i + 1);
+  for (int i = 0; i < kSlices * 16; ++i) w[i] = 0x89ABCDEFu * static_cast<uint32_t>(i + 1);
   typename Counter::Source s;
-  for (int p = 0; p < P; ++p) s.x[p] = x + p * kSteps;
+  for (int p = 0; p < P; ++p) s.x[p] = x + p * kSlices;
   s.w = {w, nullptr};
   typename C::I counts[P][4];
   for (int64_t i = 0; i < iterations; ++i) {
-    Counter::count(s, kSteps, counts);
+    Counter::count(s, kSlices, counts);
     for (int p = 0; p < P; ++p) {
       for (int v = 0; v < 4; ++v) C::keep_in_register(counts[p][v]);
     }
   }
-  return static_cast<double>(iterations) * kSteps * P * C::kLanes * 32;
+  return static_cast<double>(iterations) * kSlices * P * C::kLanes * 32;
 }
 
 template <class C>
