@@ -84,7 +84,9 @@ def extension() -> dict:
     cuda = cuda_library()  # first: it names the toolkit to torch's builder
     from torch.utils.cpp_extension import CppExtension
 
-    sources = sorted([*glob.glob("csrc/cpu/*.cpp"), "csrc/register_cpu.cpp", "csrc/cuda/explain.cpp"])
+    runtime = set(glob.glob("csrc/runtime/*.cpp")) - {"csrc/runtime/api.cpp"}
+    bindings = ["csrc/register_cpu.cpp", "csrc/register_runtime.cpp", "csrc/cuda/explain.cpp"]
+    sources = sorted([*glob.glob("csrc/cpu/*.cpp"), *runtime, *bindings])
     module = CppExtension("bop2nd_fast._C", sources, extra_compile_args={"cxx": FLAGS}, py_limited_api=True)
     return {
         "ext_modules": [module, *cuda],

@@ -38,6 +38,7 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 # The same operators once more, as Python serves them: where the kernels of _C hand operands on to.
 _python_library = torch.library.Library(f"{NAMESPACE}_python", "DEF")
 _references: dict[str, Callable[..., Any]] = {}
+_natives: dict[str, str] = {}  # operators that only C++ has -> what they are
 _forced_functions: dict[str, Callable[..., Any]] = {}  # what runs instead of the references
 _python_calls: collections.Counter[str] = collections.Counter()
 
@@ -60,6 +61,12 @@ def define(schema: str, reference: Callable[..., Any]) -> str:
     if (op := getattr(torch.ops.bop2nd, name).default)._schema.is_mutable:
         _library.impl(name, _bumping_versions(op), "ADInplaceOrView", with_keyset=True)
     return name
+
+
+def define_native(schema: str, what: str) -> None:
+    """Define ``bop2nd::<schema>`` that ``_C`` alone implements: it works on C++ objects. ``what`` it is."""
+    _library.define(schema)
+    _natives[schema.partition("(")[0]] = what
 
 
 def _python_server(name: str) -> Callable[..., Any]:
@@ -146,6 +153,10 @@ class _Extension:
         symbols.bop2nd_isa_calls.restype = ctypes.c_int64
         symbols.bop2nd_signed_loop.argtypes = (ctypes.c_int64, ctypes.c_int, ctypes.c_int)
         symbols.bop2nd_all_signs.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_uint32)
+        symbols.bop2nd_part_new.restype = ctypes.c_int64
+        symbols.bop2nd_part_new.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32)
+        symbols.bop2nd_part_error.restype = ctypes.c_char_p
+        symbols.bop2nd_part_free.argtypes = (ctypes.c_int64,)
         self.symbols = symbols
         self.path = Path(str(module.__file__))
         count = symbols.bop2nd_isa_count()
@@ -394,6 +405,25 @@ def extension() -> str:
     return f"missing: {_extension.missing}" if _extension.symbols is None else str(_extension.path)
 
 
+def new_part(graph: str, tensors: ctypes.Array[Any]) -> int:
+    """The number of a new part of a packed model, for ``bop2nd::run_packed``: see ``inference/engine.py``.
+
+    Raises:
+        ValueError: the graph does not describe one.
+    """
+    assert _extension.symbols is not None
+    number = _extension.symbols.bop2nd_part_new(graph.encode(), tensors, len(tensors))
+    if number == 0:
+        raise ValueError(_extension.symbols.bop2nd_part_error().decode())
+    return int(number)
+
+
+def free_part(number: int) -> None:
+    """The number of a part is not used again."""
+    assert _extension.symbols is not None
+    _extension.symbols.bop2nd_part_free(number)
+
+
 def parallel() -> bool | None:
     """Whether the extension's loops use torch's threads (it was built with OpenMP); None without it."""
     return None if _extension.symbols is None else bool(_extension.symbols.bop2nd_openmp())
@@ -441,8 +471,12 @@ def explain(
     Raises:
         ValueError: no such operator or chip, or shapes that do not fit the operator.
     """
+    if op in _natives:
+        serves = device == "cpu" and wants_blocked()
+        return f"{op} ({device}): {f'C++, {active()}' if serves else 'not used'}: {_natives[op]}"
     if op not in _references:
-        raise ValueError(f"there is no operator {op!r}; there are {', '.join(sorted(_references))}")
+        known = ", ".join(sorted({**_references, **_natives}))
+        raise ValueError(f"there is no operator {op!r}; there are {known}")
     sizes = " x ".join("[" + ", ".join(map(str, s)) + "]" for s in shapes)
     asked = gpu_dispatch.chip_named(chip) if device == "cuda" else None
     chosen, why = _chosen(op, device)

@@ -14,13 +14,44 @@ from torch import Tensor, nn
 
 import bop2nd_fast as bf
 from bop2nd_fast import BinaryTensor
-from bop2nd_fast.inference.layers import PackedConv2d, PackedLinear, RealLinear
+from bop2nd_fast.inference.graph import InputSpec, Ref, Step
+from bop2nd_fast.inference.layers import Pack, PackedConv2d, PackedLinear, RealLinear
+from bop2nd_fast.inference.packed_model import PackedModel
 from bop2nd_fast.inference.signed_layers import SignedLinear
 from bop2nd_fast.nn import BinaryConv2d, BinaryLinear
 
 from .distributed_processes import pipe, start
 
 CONV = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1, "padding_value": 0}
+
+
+class InParts(nn.Module):
+    """A packed model that C++ runs as one operator; its layer stands for it where weights are written."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.conv = PackedConv2d(bf.pack(values, 1), dtype="float32", **CONV)
+        steps = [
+            Step("x", "input"), Step("pack", "layer", "pack", (Ref("x"),)),
+            Step("conv", "layer", "conv", (Ref("pack"),)), Step("output", "output", "", (Ref("conv"),)),
+        ]  # fmt: skip
+        layers = {"pack": Pack(dim=1, length=70, groups=1), "conv": self.conv}
+        spec = InputSpec((2, 70, 4, 5), torch.float32)
+        self.__dict__["model"] = PackedModel(steps, layers, [spec])  # no second way to the layer
+
+    @property
+    def weight(self) -> Any:
+        return self.conv.weight
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.conv.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.conv.load_state_dict(*args, **kwargs)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
 
 # name -> (a layer of these weights, an input for it)
 LAYERS: dict[str, tuple[Callable[[Tensor], nn.Module], Callable[[], Tensor]]] = {
@@ -34,6 +65,7 @@ LAYERS: dict[str, tuple[Callable[[Tensor], nn.Module], Callable[[], Tensor]]] = 
         lambda w: PackedConv2d(bf.pack(w, 1), dtype="float32", **CONV),
         lambda: torch.ops.bop2nd.pack_bits(torch.randn(2, 70, 4, 5), 1),
     ),
+    "packed model, conv": (InParts, lambda: torch.randn(2, 70, 4, 5)),
     "real linear": (lambda w: RealLinear(bf.pack(w, 1)), lambda: torch.randn(3, 70)),
     "signed linear": (
         lambda w: SignedLinear(bf.pack(w, 1), dtype="float32", input="real"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from . import operators
+from .engine import Parted, explain, why_single_steps
 from .graph import InputSpec, Ref, Signature, Step, map_leaves, references
 from .layers import dtype_name
 from .memory import Gauge
@@ -125,6 +126,8 @@ class PackedModel(nn.Module):
         self.memory_limit = memory_limit  # bytes, see memory.py; None: whatever the graph asks for
         self._program: Program | None = None
         self._gauge: Gauge | None = None
+        self._parts: Parted | None = None
+        self._engine = "auto"
         self._current_program()
         super().train(False)
 
@@ -161,7 +164,29 @@ class PackedModel(nn.Module):
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_program": None, "_gauge": None}
+        return self.__dict__ | {"_program": None, "_gauge": None, "_parts": None}
+
+    @property
+    def engine(self) -> str:
+        """How calls run: ``"auto"``, or ``"steps"`` for one torch operator after the other everywhere.
+
+        By default a model of profile ``bits`` on a CPU runs in parts of the C++ runtime (:meth:`explain`), to
+        the same bits.
+
+        Raises:
+            ValueError: set to anything else.
+        """
+        return self._engine
+
+    @engine.setter
+    def engine(self, name: str) -> None:
+        if name not in ("auto", "steps"):
+            raise ValueError(f"a PackedModel's engine is 'auto' or 'steps', not {name!r}")
+        self._engine = name
+
+    def explain(self) -> str:
+        """Which steps calls on the model's device would run as parts of the C++ runtime, or why none."""
+        return explain(self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the steps in order.
@@ -195,7 +220,16 @@ class PackedModel(nn.Module):
                 self._gauge = Gauge(program)
             if not self._gauge.knows(args, self.memory_limit):
                 return self._gauge.run(list(constants), device, args, self.memory_limit)
-        return program.run(constants, device, args)
+        return self._in_parts(program, args).run(constants, device, args)
+
+    def _in_parts(self, program: Program, args: tuple[Any, ...]) -> Program:
+        """The program with what C++ can run as one operator; the program itself where it cannot."""
+        if why_single_steps(self, args) is not None:
+            return program
+        made = self._parts
+        if made is None or made.program is not program or not made.fresh():
+            made = self._parts = Parted.of(program, self)
+        return made.run
 
     @property
     def profile(self) -> Profile:

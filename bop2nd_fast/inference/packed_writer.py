@@ -36,7 +36,7 @@ def to_bytes(model: PackedModel) -> bytes:
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.constants.items():
         tensors[f"constants.{gj.text(name, 'a constant')}"] = _plain(tensor, name)
-    layers = {name: _describe_layer(name, layer, tensors) for name, layer in model.layers.items()}
+    layers = {name: describe_layer(name, layer, tensors) for name, layer in model.layers.items()}
     names = [step.name for step in model.steps if step.kind == "input"]
     graph = {
         "signature": gj.encode_signature(model.signature),
@@ -55,7 +55,8 @@ def to_bytes(model: PackedModel) -> bytes:
     return tensor_file.write(metadata, tensors)
 
 
-def _describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The layer as a graph in JSON names it; its tensors go into ``tensors``."""
     gj.text(name, "a layer")
     if not isinstance(layer, PackedLayer):
         raise ValueError(f"layer {name!r} is a {type(layer).__qualname__}, which a file cannot hold")
@@ -64,7 +65,7 @@ def _describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> 
     for key, tensor in own.items():
         if isinstance(tensor, BinaryTensor):
             layouts[key] = tensor.bit_layout.to_dict()
-            tensor = tensor.words
+            tensor = tensor.memory.words  # only read
         tensors[f"layers.{name}.{key}"] = _plain(tensor, name)
     attributes = {key: layer.config.get(key) for key in layer.attributes}
     encoded = {key: gj.encode(value, f"layer {name!r}") for key, value in attributes.items()}

@@ -7,6 +7,7 @@ header has to describe the bytes of the file exactly, and only then is a tensor 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -129,7 +130,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    """Not through NumPy: torch would take the memory for NumPy's ever after (``binary_tensor/memory.py``)."""
+    tensor = tensor.contiguous()
+    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.numel() else b""
 
 
 def _contents(path: Path) -> bytearray:

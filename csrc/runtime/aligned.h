@@ -36,6 +36,7 @@ class Aligned {
 };
 
 using Words = Aligned<uint32_t>;
+using Kept = std::shared_ptr<const uint32_t>;  // owns the memory, unless the caller does
 
 class Prepared {
  public:
@@ -44,16 +45,28 @@ class Prepared {
   using Key = std::pair<const void*, std::vector<int64_t>>;
 
   template <class Make>
-  std::shared_ptr<const Words> get(const Key& key, const Make& make) {
+  Kept get(const Key& key, const Make& make) {
     std::lock_guard<std::mutex> lock(mutex_);
     auto found = made_.find(key);
-    if (found == made_.end()) found = made_.emplace(key, std::make_shared<const Words>(make())).first;
+    if (found == made_.end()) {
+      auto words = std::make_shared<const Words>(make());
+      found = made_.emplace(key, Kept(words, words->data())).first;
+    }
     return found->second;
+  }
+
+  // What the caller has prepared, and keeps.
+  void put(const Key& key, const uint32_t* words) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    made_.emplace(key, Kept(Kept(), words));
   }
 
  private:
   std::mutex mutex_;
-  std::map<Key, std::shared_ptr<const Words>> made_;
+  std::map<Key, Kept> made_;
 };
+
+// Of weights as prepack_weight (csrc/cpu/operators.h) lays them.
+inline Prepared::Key blocked_key(const void* weight, int64_t groups) { return {weight, {0, groups}}; }
 
 }  // namespace bop2nd::runtime

@@ -28,6 +28,8 @@ class Reader {
  public:
   Graph graph;
 
+  explicit Reader(Scope scope) : scope_(scope) {}
+
   void read(const Json& json, StoredTensors tensors) {
     json.check_size(5, "the graph");
     read_constants(json.at("constants", "the graph"), tensors);
@@ -47,6 +49,7 @@ class Reader {
   }
 
  private:
+  Scope scope_;
   Names values_, layer_of_;
   size_t n_inputs_ = 0;
 
@@ -78,7 +81,9 @@ class Reader {
     require(input.shape.size() == input.free.size() && input.shape.size() <= kMaxAxes,
             "an input has other free axes than axes, or more than 16");
     const std::string& dtype = json.at("dtype", "an input").as_text("an input's dtype");
-    require(dtype == "float32", "an input of profile 'bits' is not float32");
+    bool words = scope_ == Scope::kPart && dtype == "int32";
+    require(words || dtype == "float32", "an input of profile 'bits' is not float32");
+    if (words) input.type = Type::kI32;
     graph.inputs.push_back(std::move(input));
   }
 
@@ -230,8 +235,8 @@ class Reader {
 
 }  // namespace
 
-Graph read_graph(std::string_view json, StoredTensors tensors) {
-  Reader reader;
+Graph read_graph(std::string_view json, StoredTensors tensors, Scope scope) {
+  Reader reader(scope);
   reader.read(parse_json(json), std::move(tensors));
   return std::move(reader.graph);
 }

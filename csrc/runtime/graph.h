@@ -64,6 +64,8 @@ struct Graph {
   Argument output;
 };
 
-Graph read_graph(std::string_view json, StoredTensors tensors);
+// A whole network's inputs are float32; those of a part may be int32 words as well.
+enum class Scope : uint8_t { kNetwork, kPart };
+Graph read_graph(std::string_view json, StoredTensors tensors, Scope scope);
 
 }  // namespace bop2nd::runtime

@@ -15,10 +15,10 @@ const uint32_t* weight_words(const Layer& layer) {
   return static_cast<const uint32_t*>(layer.tensor("weight")->data);
 }
 
-std::shared_ptr<const Words> blocked_weight(Planner& p, const Layer& layer) {
+Kept blocked_weight(Planner& p, const Layer& layer) {
   const Stored& weight = *layer.tensor("weight");
   int64_t outputs = layer.weight_shape[0], row_words = weight.count() / outputs;
-  return p.prepared().get({weight.data, {0, layer.groups}}, [&] {
+  return p.prepared().get(blocked_key(weight.data, layer.groups), [&] {
     int64_t n_blocks = (outputs / layer.groups + 15) / 16;
     Words made(static_cast<size_t>(layer.groups * n_blocks * 16 * row_words));
     prepack_weight(weight_words(layer), outputs, layer.groups, row_words, made.data());
@@ -27,7 +27,7 @@ std::shared_ptr<const Words> blocked_weight(Planner& p, const Layer& layer) {
 }
 
 // -1 times the padding bits for every output: they are no products.
-std::shared_ptr<const Words> minus_padding(Planner& p, const Layer& layer) {
+Kept minus_padding(Planner& p, const Layer& layer) {
   size_t n = static_cast<size_t>(layer.weight_shape[0]);
   return p.prepared().get({layer.tensor("weight")->data, {2, layer.padding_bits}}, [&] {
     Words made(n);
@@ -87,10 +87,10 @@ Value plan_product(Planner& p, const Layer& layer, const Step& step, const ConvS
     p.check(residual.shape == values_shape, "the residual does not have the values' shape");
     residual = image ? p.nearest_channels(residual) : p.dense(residual);
   }
-  std::shared_ptr<const Words> blocked = blocked_weight(p, layer), padding;
+  Kept blocked = blocked_weight(p, layer), padding;
   if (layer.padding_bits > 0 && layer.emits == Layer::Emits::kPlain && !layer.tensor("threshold"))
     padding = minus_padding(p, layer);
-  Epilogue epilogue = epilogue_of(layer, padding ? reinterpret_cast<const float*>(padding->data()) : nullptr);
+  Epilogue epilogue = epilogue_of(layer, padding ? reinterpret_cast<const float*>(padding.get()) : nullptr);
   Tensor values, signs;
   std::vector<Tensor> reads{x}, writes;
   if (has_residual) reads.push_back(residual);
@@ -103,7 +103,7 @@ Value plan_product(Planner& p, const Layer& layer, const Step& step, const ConvS
     if (gives_values) to.values = memory.at(values);
     if (gives_signs) to.signs = memory.at<uint32_t>(signs);
     if (has_residual) to.residual = memory.at(residual);
-    multiply(memory, blocked->data(), to);
+    multiply(memory, blocked.get(), to);
   });
   if (gives_values && gives_signs) {
     Value both;

@@ -11,7 +11,7 @@
 namespace bop2nd::runtime {
 namespace {
 
-constexpr size_t kPlans = 4;  // sets of input shapes that a context keeps
+constexpr size_t kPlans = 16;  // sets of input shapes that a context keeps
 
 std::string text_of(const Sizes& sizes) {
   std::string text;
@@ -19,23 +19,25 @@ std::string text_of(const Sizes& sizes) {
   return "[" + text + "]";
 }
 
-void check_input(const InputSpec& spec, const Array& input, bool needs_data) {
+void check_input(const InputSpec& spec, const Array& input, bool needs_data, bool any_shape) {
   auto refuse = [&](const std::string& what) {
     fail(Status::kArgument, "input '", printable(spec.name), "' ", what);
   };
   if (input.type != spec.type) refuse("is of another dtype");
-  bool fits = input.shape.size() == spec.shape.size() && extent(input.shape) > 0;
-  for (size_t i = 0; fits && i < spec.shape.size(); ++i)
+  bool fits = (any_shape || input.shape.size() == spec.shape.size()) && extent(input.shape) > 0;
+  for (size_t i = 0; fits && !any_shape && i < spec.shape.size(); ++i)
     fits = spec.free[i] || input.shape[i] == spec.shape[i];
   if (!fits) refuse("must be like " + text_of(spec.shape) + ", got " + text_of(input.shape));
   if (needs_data && !input.data && product(input.shape) > 0) refuse("has no data");
   if (reinterpret_cast<uintptr_t>(input.data) % 4 != 0) refuse("does not start on 4 bytes");
 }
 
-void check_inputs(const Graph& graph, const std::vector<Array>& inputs, bool needs_data) {
+void check_inputs(const Network& network, const std::vector<Array>& inputs, bool needs_data) {
+  const Graph& graph = network.graph();
   if (inputs.size() != graph.inputs.size())
     fail(Status::kArgument, "the network takes ", graph.inputs.size(), " inputs, got ", inputs.size());
-  for (size_t i = 0; i < inputs.size(); ++i) check_input(graph.inputs[i], inputs[i], needs_data);
+  for (size_t i = 0; i < inputs.size(); ++i)
+    check_input(graph.inputs[i], inputs[i], needs_data, network.is_part());
 }
 
 }  // namespace
@@ -44,8 +46,15 @@ Network::Network(std::unique_ptr<MappedFile> file, const void* bytes, size_t n, 
     : file_(std::move(file)), limits_(limits) {
   PackedTensors read = read_tensors(static_cast<const uint8_t*>(bytes), n);
   copies_ = std::move(read.copies);
-  graph_ = read_graph(read.graph, std::move(read.tensors));
+  graph_ = read_graph(read.graph, std::move(read.tensors), Scope::kNetwork);
   look_at_outputs();
+}
+
+std::shared_ptr<const Network> Network::part(std::string_view graph, StoredTensors tensors) {
+  std::shared_ptr<Network> made(new Network);
+  made->limits_ = no_limits(), made->is_part_ = true;
+  made->graph_ = read_graph(graph, std::move(tensors), Scope::kPart);
+  return made;
 }
 
 std::shared_ptr<const Network> Network::from_file(const char* path, const Limits& limits) {
@@ -71,8 +80,8 @@ void Network::look_at_outputs() {
   std::vector<Array> inputs;
   for (const InputSpec& input : graph_.inputs) inputs.push_back({input.type, input.shape, {}, nullptr});
   try {
-    check_inputs(graph_, inputs, false);
-    outputs_ = Planner(*this, inputs).plan()->outputs;
+    check_inputs(*this, inputs, false);
+    outputs_ = Planner(*this, inputs, nullptr).plan()->outputs;
   } catch (const Error& error) {
     fail(error.status == Status::kArgument ? Status::kFile : error.status,
          "the graph does not describe a model: ", error.what());
@@ -109,27 +118,39 @@ std::string Network::describe() const {
 }
 
 Context::Context(std::shared_ptr<const Network> network, int n_threads)
-    : network_(std::move(network)), pool_(n_threads) {}
+    : network_(std::move(network)),
+      pool_(n_threads > 0 ? std::make_unique<WorkerPool>(n_threads) : nullptr) {}
 
 Context::~Context() = default;
 
-Plan& Context::plan_for(const std::vector<Array>& inputs) {
-  auto found =
-      std::find_if(plans_.begin(), plans_.end(), [&](const auto& plan) { return plan->fits(inputs); });
+Plan& Context::plan_for(const std::vector<Array>& inputs, const Sizes* strides) {
+  auto found = std::find_if(plans_.begin(), plans_.end(),
+                            [&](const auto& plan) { return plan->fits(inputs, strides); });
   if (found == plans_.end()) {
-    auto plan = Planner(*network_, inputs).plan();
+    auto plan = Planner(*network_, inputs, strides).plan();
     if (plans_.size() >= kPlans) plans_.pop_back();
     plans_.insert(plans_.begin(), std::move(plan));
   } else {
     std::rotate(plans_.begin(), found, found + 1);
   }
-  return *plans_.front();
+  Plan& plan = *plans_.front();
+  if (arena_.size() < plan.arena_bytes) {
+    arena_ = {};  // first gone, then made
+    arena_ = Aligned<uint8_t>(plan.arena_bytes);
+  }
+  return plan;
 }
 
 const std::vector<Array>& Context::run(const std::vector<Array>& inputs, std::vector<StepTime>* times) {
-  check_inputs(network_->graph(), inputs, true);
-  PoolScope scope(&pool_.pool());
-  return plan_for(inputs).run(inputs, times);
+  check_inputs(*network_, inputs, true);
+  PoolScope scope(pool_ ? &pool_->pool() : nullptr);
+  return plan_for(inputs, nullptr).run(arena_.data(), inputs, nullptr, times);
+}
+
+void Context::run_into(const std::vector<Array>& inputs, const Sizes& strides, const Allocate& allocate) {
+  check_inputs(*network_, inputs, true);
+  PoolScope scope(pool_ ? &pool_->pool() : nullptr);
+  plan_for(inputs, &strides).run(arena_.data(), inputs, &allocate, nullptr);
 }
 
 }  // namespace bop2nd::runtime

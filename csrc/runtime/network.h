@@ -4,8 +4,10 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "aligned.h"
@@ -37,24 +39,32 @@ struct OutputSpec {
   Sizes shape;
 };
 
+// For networks that somebody else has let into memory.
+inline Limits no_limits() { return {UINT64_MAX, UINT64_MAX, 0, UINT64_MAX}; }
+
 // Does not change.
 class Network {
  public:
   static std::shared_ptr<const Network> from_file(const char* path, const Limits& limits);
   static std::shared_ptr<const Network> from_memory(const void* bytes, size_t n, const Limits& limits);
+  // A part of a network over tensors that the caller keeps: inputs have any shapes, nothing is limited.
+  static std::shared_ptr<const Network> part(std::string_view graph, StoredTensors tensors);
 
   const Graph& graph() const { return graph_; }
+  bool is_part() const { return is_part_; }
   const Limits& limits() const { return limits_; }
   const std::vector<OutputSpec>& outputs() const { return outputs_; }
   std::string describe() const;
   Prepared& prepared() const { return prepared_; }
 
  private:
+  Network() = default;
   Network(std::unique_ptr<MappedFile> file, const void* bytes, size_t n, const Limits& limits);
 
   std::unique_ptr<MappedFile> file_;
   std::vector<std::vector<uint64_t>> copies_;
   Limits limits_;
+  bool is_part_ = false;
   Graph graph_;
   std::vector<OutputSpec> outputs_;
   mutable Prepared prepared_;
@@ -67,7 +77,10 @@ struct StepTime {
   double seconds, products;
 };
 
-// Runs a network, one call at a time.
+// Memory for the outputs, whose shapes and strides are known: the place of each goes to `places`.
+using Allocate = std::function<void(const std::vector<Array>& outputs, void** places)>;
+
+// Runs a network, one call at a time. With 0 threads on the pool that csrc/cpu has installed.
 class Context {
  public:
   Context(std::shared_ptr<const Network> network, int n_threads);
@@ -75,13 +88,17 @@ class Context {
 
   // The outputs' data is valid until the next call. With `times`, measures every operation.
   const std::vector<Array>& run(const std::vector<Array>& inputs, std::vector<StepTime>* times = nullptr);
+  // Outputs are written where the caller wants them, with these strides (of all outputs, one after the
+  // other).
+  void run_into(const std::vector<Array>& inputs, const Sizes& strides, const Allocate& allocate);
 
  private:
   std::shared_ptr<const Network> network_;
-  WorkerPool pool_;
+  std::unique_ptr<WorkerPool> pool_;
   std::vector<std::unique_ptr<Plan>> plans_;  // of the last sets of input shapes, the latest first
+  Aligned<uint8_t> arena_;                    // of whatever plan runs
 
-  Plan& plan_for(const std::vector<Array>& inputs);
+  Plan& plan_for(const std::vector<Array>& inputs, const Sizes* strides);
 };
 
 }  // namespace bop2nd::runtime

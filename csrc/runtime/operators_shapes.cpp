@@ -6,7 +6,7 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/parallel.h"
 #include "operators.h"
-#include "plan.h"
+#include "windows.h"
 
 namespace bop2nd::runtime {
 namespace {

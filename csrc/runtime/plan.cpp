@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <map>
+#include <numeric>
 
 #include "operators.h"
 
@@ -23,12 +24,26 @@ bool without_gaps(const Tensor& t, const std::vector<size_t>& nearest_first) {
   return true;
 }
 
+// Whether strides of that shape lie without gaps in some order of the axes.
+bool without_gaps(const Sizes& shape, const Sizes& strides) {
+  std::vector<size_t> axes(shape.size());
+  std::iota(axes.begin(), axes.end(), size_t{0});
+  std::sort(axes.begin(), axes.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });
+  // An axis of one element may have any stride.
+  axes.erase(std::remove_if(axes.begin(), axes.end(), [&](size_t a) { return shape[a] == 1; }), axes.end());
+  return without_gaps(Tensor{Type::kF32, shape, strides, {}, 0}, axes);
+}
+
 }  // namespace
 
 Sizes row_major_strides(const Sizes& shape) {
   Sizes strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, shape[i]);
   return strides;
+}
+
+Sizes channels_last_strides(const Sizes& shape) {
+  return {shape[1] * shape[2] * shape[3], 1, shape[1] * shape[3], shape[1]};
 }
 
 Tensor fixed_tensor(const Stored& stored) {
@@ -46,6 +61,13 @@ bool Tensor::row_major() const {
 }
 
 bool Tensor::channels_last() const { return rank() == 4 && without_gaps(*this, {1, 3, 2, 0}); }
+
+bool Tensor::lies(const Sizes& wanted) const {
+  for (size_t i = 0; i < rank(); ++i) {
+    if (shape[i] != 1 && strides[i] != wanted[i]) return false;
+  }
+  return true;
+}
 
 Value Value::of(Tensor tensor) {
   Value value;
@@ -67,17 +89,23 @@ Value Value::of(double real) {
 
 // ---------------------------------------------------------------------------------------------- a plan
 
-bool Plan::fits(const std::vector<Array>& inputs) const {
-  if (inputs.size() != input_shapes.size()) return false;
+bool Plan::fits(const std::vector<Array>& inputs, const Sizes* strides) const {
+  if (inputs.size() != input_shapes.size() || (strides && *strides != output_strides_)) return false;
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (inputs[i].shape != input_shapes[i] || inputs[i].strides != input_strides[i]) return false;
   }
   return true;
 }
 
-const std::vector<Array>& Plan::run(const std::vector<Array>& inputs, std::vector<StepTime>* times) {
-  if (arena_.size() < arena_bytes) arena_ = Aligned<uint8_t>(arena_bytes);
-  Memory memory{arena_.data(), offsets.data(), inputs.data()};
+const std::vector<Array>& Plan::run(uint8_t* arena, const std::vector<Array>& inputs,
+                                    const Allocate* allocate, std::vector<StepTime>* times) {
+  for (size_t i = 0; i < offsets.size(); ++i) buffers_[i] = arena + offsets[i];
+  if (allocate) {
+    (*allocate)(results_, places_.data());
+    for (size_t i = 0; i < results_.size(); ++i)
+      buffers_[output_tensors_[i].place.index] = static_cast<uint8_t*>(places_[i]);
+  }
+  Memory memory{buffers_.data(), inputs.data()};
   for (const Operation& operation : operations) {
     if (!times) {
       operation.run(memory);
@@ -96,8 +124,9 @@ const std::vector<Array>& Plan::run(const std::vector<Array>& inputs, std::vecto
 
 // ---------------------------------------------------------------------------------------------- planning
 
-Planner::Planner(const Network& network, const std::vector<Array>& inputs)
-    : network_(network), plan_(std::make_unique<Plan>()) {
+Planner::Planner(const Network& network, const std::vector<Array>& inputs, const Sizes* strides)
+    : network_(network), plan_(std::make_unique<Plan>()), strides_(strides) {
+  if (strides) plan_->output_strides_ = *strides;
   const Limits& limits = network.limits();
   allowed_ = limits.run_bytes;
   for (const Array& input : inputs) {
@@ -137,11 +166,32 @@ std::unique_ptr<Plan> Planner::plan() {
   }
   name_ = kind_ = "output";
   collect(value(graph.output), "", 0);
+  size_t n_strides = 0;
+  for (const Tensor& tensor : plan_->output_tensors_) n_strides += tensor.rank();
+  check(!strides_ || n_strides == strides_->size(), "other strides than the outputs have axes");
   place_buffers();
   return std::move(plan_);
 }
 
-// Tensors and sizes of the result in order. Tensors are copied into rows without gaps.
+// A tensor with a buffer of its own, and the strides that are asked for.
+Tensor Planner::as_output(const Tensor& tensor) {
+  Sizes wanted = row_major_strides(tensor.shape);
+  if (strides_) {
+    size_t first = 0;
+    for (const Tensor& before : plan_->output_tensors_) first += before.rank();
+    check(strides_->size() >= first + tensor.rank(), "other strides than the outputs have axes");
+    auto at = strides_->begin() + static_cast<std::ptrdiff_t>(first);
+    wanted.assign(at, at + static_cast<std::ptrdiff_t>(tensor.rank()));
+    check(tensor.count() == 0 || without_gaps(tensor.shape, wanted), "an output has strides with gaps");
+  }
+  bool own = tensor.place.kind == Place::Kind::kArena && !buffers_[tensor.place.index].is_output;
+  Tensor to = own && tensor.offset == 0 && tensor.lies(wanted) ? tensor : copy(tensor, wanted);
+  to.strides = std::move(wanted);
+  buffers_[to.place.index].is_output = true;
+  return to;
+}
+
+// Tensors and sizes of the result in order.
 void Planner::collect(const Value& value, const std::string& name, int depth) {
   check(depth <= 64 && plan_->outputs.size() < 4096, "the result is nested too deeply or has too many parts");
   if (value.kind == Value::Kind::kList) {
@@ -154,12 +204,8 @@ void Planner::collect(const Value& value, const std::string& name, int depth) {
   bool is_tensor = value.kind == Value::Kind::kTensor;
   if (!is_tensor && !(value.kind == Value::Kind::kInteger && value.real != 0)) return;
   Tensor tensor;
-  if (is_tensor) {
-    tensor = value.tensor;
-    bool own = tensor.place.kind == Place::Kind::kArena && tensor.row_major();
-    if (!own) tensor = copy(tensor);
-    kept_.push_back(tensor.place.index);
-  }
+  if (is_tensor) tensor = as_output(value.tensor);
+  check(is_tensor || !strides_, "a part gives a size");
   plan_->output_integers_.push_back(value.integer);
   plan_->output_tensors_.push_back(tensor);
   Type type = is_tensor ? tensor.type : Type::kI64;
@@ -170,7 +216,9 @@ void Planner::collect(const Value& value, const std::string& name, int depth) {
 void Planner::place_buffers() {
   plan_->offsets.assign(buffers_.size(), 0);
   size_t n_operations = plan_->operations.size();
-  for (size_t i : kept_) buffers_[i].last = n_operations;
+  for (Buffer& buffer : buffers_) {
+    if (buffer.is_output) buffer.last = n_operations;
+  }
   std::vector<std::vector<size_t>> ends(n_operations + 1);
   std::multimap<size_t, size_t> by_size;  // free: bytes -> offset
   std::map<size_t, size_t> by_offset;     // free: offset -> bytes
@@ -198,6 +246,7 @@ void Planner::place_buffers() {
   for (size_t operation = 0; operation < n_operations; ++operation) {
     for (; next < buffers_.size() && buffers_[next].first <= operation; ++next) {
       Buffer& buffer = buffers_[next];
+      if (buffer.is_output && strides_) continue;  // it lies elsewhere
       auto found = by_size.lower_bound(buffer.bytes);
       size_t at = top;
       if (found != by_size.end()) {
@@ -217,24 +266,31 @@ void Planner::place_buffers() {
            "' would bring the memory of this run to ", top, " bytes, ", allowed_, " are allowed");
   }
   plan_->arena_bytes = top;
+  plan_->buffers_.resize(buffers_.size());
   plan_->results_.resize(plan_->outputs.size());
+  plan_->places_.resize(plan_->outputs.size());
   for (size_t i = 0; i < plan_->results_.size(); ++i) {
     Array& result = plan_->results_[i];
     result.type = plan_->outputs[i].type, result.shape = plan_->outputs[i].shape;
+    if (strides_) result.strides = plan_->output_tensors_[i].strides;
     if (result.type == Type::kI64) result.data = &plan_->output_integers_[i];
   }
 }
 
 Tensor Planner::make(Type type, Sizes shape, bool channels_last) {
+  Sizes strides = channels_last ? channels_last_strides(shape) : row_major_strides(shape);
+  return make(type, std::move(shape), std::move(strides));
+}
+
+Tensor Planner::make(Type type, Sizes shape, Sizes strides) {
   int64_t n_bytes = extent(shape) * bytes_of(type);
   if (n_bytes < 0 || static_cast<uint64_t>(n_bytes) > allowed_)
     fail(Status::kLimit, "step '", printable(name_), "' would make a tensor of more than the ", allowed_,
          " bytes that are allowed");
-  Tensor tensor{type, shape, row_major_strides(shape), {}, 0};
-  if (channels_last) tensor.strides = {shape[1] * shape[2] * shape[3], 1, shape[1] * shape[3], shape[1]};
+  Tensor tensor{type, std::move(shape), std::move(strides), {}, 0};
   tensor.place.kind = Place::Kind::kArena, tensor.place.index = buffers_.size();
   size_t bytes = (static_cast<size_t>(n_bytes) + kLine - 1) / kLine * kLine;
-  buffers_.push_back({bytes + kLine, plan_->operations.size(), plan_->operations.size()});
+  buffers_.push_back({bytes + kLine, plan_->operations.size(), plan_->operations.size(), false});
   return tensor;
 }
 
@@ -255,17 +311,19 @@ void Planner::emit(std::vector<Tensor> reads, std::vector<Tensor> writes, double
   plan_->operations.push_back({name_, kind_, products, std::move(run)});
 }
 
-Tensor Planner::copy(const Tensor& from, bool channels_last) {
-  Tensor to = make(from.type, from.shape, channels_last);
+Tensor Planner::copy(const Tensor& from, Sizes strides) {
+  Tensor to = make(from.type, from.shape, std::move(strides));
   Walk walk(to, {&from, nullptr, nullptr});
   emit({from}, {to}, 0, [=](const Memory& memory) { copy_elements(memory, walk, from, to); });
   return to;
 }
 
-Tensor Planner::dense(const Tensor& from) { return from.row_major() ? from : copy(from); }
+Tensor Planner::dense(const Tensor& from) {
+  return from.row_major() ? from : copy(from, row_major_strides(from.shape));
+}
 
 Tensor Planner::nearest_channels(const Tensor& from) {
-  return from.channels_last() ? from : copy(from, true);
+  return from.channels_last() ? from : copy(from, channels_last_strides(from.shape));
 }
 
 // --------------------------------------------------------------------------------------------- arguments

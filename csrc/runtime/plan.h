@@ -39,8 +39,11 @@ struct Tensor {
   bool row_major() const;
   // [N, C, H, W] with C nearest, without gaps.
   bool channels_last() const;
+  // Whether these strides name the same places.
+  bool lies(const Sizes& strides) const;
 };
 Sizes row_major_strides(const Sizes& shape);
+Sizes channels_last_strides(const Sizes& shape);
 Tensor fixed_tensor(const Stored& stored);
 
 // What a step makes: a tensor, a number, or several values.
@@ -60,14 +63,13 @@ struct Value {
 
 // Where everything is while a plan runs.
 struct Memory {
-  uint8_t* arena;
-  const size_t* offsets;  // of buffers
+  uint8_t* const* buffers;
   const Array* inputs;
 
   template <class T = float>
   T* at(const Tensor& tensor) const {
     const Place& place = tensor.place;
-    const void* base = place.kind == Place::Kind::kArena   ? arena + offsets[place.index]
+    const void* base = place.kind == Place::Kind::kArena   ? buffers[place.index]
                        : place.kind == Place::Kind::kInput ? inputs[place.index].data
                                                            : place.fixed;
     return const_cast<T*>(static_cast<const T*>(base)) + tensor.offset;
@@ -89,20 +91,25 @@ class Plan {
   std::vector<OutputSpec> outputs;
   std::vector<Sizes> input_shapes, input_strides;
 
-  bool fits(const std::vector<Array>& inputs) const;
-  const std::vector<Array>& run(const std::vector<Array>& inputs, std::vector<StepTime>* times);
+  bool fits(const std::vector<Array>& inputs, const Sizes* strides) const;
+  // `allocate` where the outputs do not lie in the arena.
+  const std::vector<Array>& run(uint8_t* arena, const std::vector<Array>& inputs, const Allocate* allocate,
+                                std::vector<StepTime>* times);
 
  private:
   friend class Planner;
   std::vector<Tensor> output_tensors_;
   std::vector<int64_t> output_integers_;
   std::vector<Array> results_;
-  Aligned<uint8_t> arena_;
+  Sizes output_strides_;  // as asked for
+  std::vector<uint8_t*> buffers_;
+  std::vector<void*> places_;  // of the outputs
 };
 
 class Planner {
  public:
-  Planner(const Network& network, const std::vector<Array>& inputs);
+  // `strides` of all outputs, one after the other; null: all row-major.
+  Planner(const Network& network, const std::vector<Array>& inputs, const Sizes* strides);
   std::unique_ptr<Plan> plan();
 
   // ---- Arguments of the step at hand, by position; `fail` where they are of another kind.
@@ -118,6 +125,7 @@ class Planner {
 
   // ---- Results
   Tensor make(Type type, Sizes shape, bool channels_last = false);
+  Tensor make(Type type, Sizes shape, Sizes strides);
   // What computes `writes` from `reads`. `products` count against the limit.
   void emit(std::vector<Tensor> reads, std::vector<Tensor> writes, double products,
             std::function<void(const Memory&)> run);
@@ -137,15 +145,18 @@ class Planner {
   std::vector<Value> values_;
   struct Buffer {
     size_t bytes, first, last;
+    bool is_output;
   };
   std::vector<Buffer> buffers_;
-  std::vector<size_t> kept_;  // buffers of outputs
   const char *name_ = "", *kind_ = "";
   uint64_t allowed_ = 0;
   double products_ = 0;
 
-  Tensor copy(const Tensor& from, bool channels_last = false);
+  const Sizes* strides_;
+
+  Tensor copy(const Tensor& from, Sizes strides);
   void collect(const Value& value, const std::string& name, int depth);
+  Tensor as_output(const Tensor& tensor);
   void place_buffers();
 };
 

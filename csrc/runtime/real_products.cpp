@@ -56,7 +56,7 @@ struct Blocks {
 // The laid weight: prepared once where it is fixed, by an operation of the plan where it is computed.
 struct LaidWeight {
   Tensor tensor;
-  std::shared_ptr<const Words> kept;  // the memory of a fixed one
+  Kept kept;  // the memory of a fixed one
 };
 
 LaidWeight lay_weight(Planner& p, const RealWeight& weight, const Blocks& blocks) {
@@ -84,7 +84,7 @@ LaidWeight lay_weight(Planner& p, const RealWeight& weight, const Blocks& blocks
                reinterpret_cast<float*>(made.data()));
     return made;
   });
-  laid.tensor.place.fixed = laid.kept->data();
+  laid.tensor.place.fixed = laid.kept.get();
   return laid;
 }
 
