@@ -17,7 +17,7 @@ from .tables import byte_count, duration, significant
 
 Records = Sequence[dict[str, Any]]
 HEADER = ("case", "contender", "threads", "median", "10 % – 90 %", "rate", "time / ours")
-SINGLE = "– single calls between other work"
+SINGLE = "– single calls"
 # What is not a figure of timed rows, and its aim.
 UNTIMED_GOALS = (("compute-sanitizer memcheck and racecheck, --sanitize", "clean"),)
 
@@ -40,6 +40,8 @@ def result_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
             yield entry["gate"], [*cells, f"{entry['gate']}: {entry['gate_detail']}", "", "", ""]
             continue
         rate = f"{significant(entry['rate'])} {record['unit']}" if "rate" in entry else ""
+        if bound := entry.get("bound"):
+            rate += f", {bound['share']:.0%} of its bound"
         ratio = f"{entry['ratio']['median']:.2f}" if "ratio" in entry and entry["role"] != BOUND else ""
         yield entry["role"], [*cells, *_times(entry["seconds"]), rate, ratio]
         if single := entry.get("single"):

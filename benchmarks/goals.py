@@ -118,6 +118,18 @@ def share(name: str, bound: str) -> Formula:
     return value
 
 
+def of_bound(name: str, bound: str) -> Formula:
+    """The share of its bound that a contender reaches; of older results by paired rounds."""
+
+    def value(record: Record) -> float | None:
+        entry = contender(record, name)
+        if entry is None or "bound" not in entry:
+            return over(bound, ours=name)(record)
+        return float(entry["bound"]["share"])
+
+    return value
+
+
 def memory_over(theirs: str, ours: str, key: str) -> Formula:
     """Bytes of theirs over bytes of ours, of what was measured under ``key``."""
 

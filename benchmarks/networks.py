@@ -42,6 +42,13 @@ class ConvShape:
         return g.pixels(self.batch) * g.all_outputs * g.taps * g.channels
 
     @property
+    def needed_macs(self) -> int:
+        """Those whose tap lies in the image."""
+        first = [o * self.stride - self.padding for o in range(self.out_side)]
+        taps = sum(0 <= i + k * self.dilation < self.side for i in first for k in range(self.kernel)) ** 2
+        return self.batch * taps * self.outputs * self.channels // self.groups
+
+    @property
     def input_elements(self) -> int:
         return self.batch * self.channels * self.side**2
 

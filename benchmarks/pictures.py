@@ -210,7 +210,8 @@ def _roofline_layers(axes: Axes, records: Records) -> None:
         ours = contender(record, conv.PACKED)
         if record["suite"] in ("conv", "linear") and ours:
             points.append((record, ours["operations"] / ours["bytes"], ours["rate"]))
-    copies = [e["rate"] for r in records if (e := contender(r, roofline.COPY_ONE_THREAD))]
+    memory = (roofline.STREAM_ONE, roofline.COPY_ONE_THREAD)
+    copies = [e["rate"] for r in records for n in memory if (e := contender(r, n))]
     low = min([x for _, x, _ in points], default=1) / 3
     high = max([x for _, x, _ in points], default=100) * 3
     if copies:
@@ -231,7 +232,7 @@ def _roofline_layers(axes: Axes, records: Records) -> None:
         roof = np.minimum(roof, bandwidth * grid)
         axes.plot(grid, np.minimum(bandwidth * grid, peak), color=DARK, linewidth=1.2)
         axes.annotate(
-            f"copy from memory: {significant(bandwidth)} GB/s",
+            f"memory, one thread: {significant(bandwidth)} GB/s",
             (low, bandwidth * low),
             xytext=(8, 0),
             textcoords="offset points",

@@ -74,6 +74,8 @@ class Contender:
             ``baseline``, or ``bound`` (a loop that shows a limit of the machine).
         make: builds it; raises :class:`Unavailable`.
         bytes, operations, items: what one run moves, multiply-accumulates, and produces.
+        bounded_by: the contender of role ``bound`` whose rate this one cannot exceed.
+        needed: what counts against the bound, where that is less (multiply-accumulates without padded taps).
         threads: overrides the case's; ``ALL_THREADS``: as many as torch has.
         slow: left out of ``--quick`` (compilers, other processes).
     """
@@ -84,6 +86,8 @@ class Contender:
     bytes: int | None = None
     operations: int | None = None
     items: int | None = None
+    bounded_by: str | None = None
+    needed: int | None = None
     threads: int | None = None
     slow: bool = False
 

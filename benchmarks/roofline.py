@@ -1,27 +1,37 @@
 """Loops that show this machine's limits, measured beside the operators they bound.
 
-* copy: ``torch.Tensor.copy_`` that moves as many bytes (half read, half written) as the operator.
-* stream loop (C++): reads and writes exactly the arrays the step does, with no arithmetic worth naming.
+* read/write loop (C++): reads and writes the very arrays of a step, as they were, with no arithmetic; or
+  reads as many bytes as an operator does and writes as many, on its threads.
 * register loop (C++): the instructions of the binary inner loop on operands that never leave the registers
   and the first cache lines.
+
+A limit is what a loop reaches at best: rates and shares count its fastest sample.
 """
 
 from __future__ import annotations
 
 import ctypes
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from bop2nd_fast import backends
 
-from .registry import BOUND, Contender, GateError, Prepared, Unavailable
+from .registry import BOUND, Contender, GateError, Prepared, Unavailable, gated
 
-REGISTER_LOOP, STREAM_LOOP = "bop2nd_register_loop", "bop2nd_bandwidth_loop"
-COPY, COPY_ONE_THREAD = "copy of as many bytes", "copy of as many bytes, 1 thread"
-STREAM, STREAM_HALF, REGISTER = "read/write loop", "read/write loop, 2-byte elements", "register loop"
+REGISTER_LOOP, STREAM_LOOP, TRAFFIC_LOOP = (
+    "bop2nd_register_loop",
+    "bop2nd_bandwidth_loop",
+    "bop2nd_traffic_loop",
+)
+STREAM, STREAM_HALF = "read/write loop", "read/write loop, 2-byte elements"
+STREAM_MIXED, STREAM_ONE = "read/write loop, 2-byte gradients", "read/write loop, 1 thread"
+TRAFFIC, REGISTER = "read/write loop of as many bytes", "register loop"
+COPY, COPY_ONE_THREAD = "copy of as many bytes", "copy of as many bytes, 1 thread"  # of older results
+State: TypeAlias = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
 def symbol(name: str, argument_types: list[Any]) -> Any:
@@ -37,48 +47,52 @@ def symbol(name: str, argument_types: list[Any]) -> Any:
     return function
 
 
-def copy_contender(n_bytes: int, threads: int | None = None) -> Contender:
-    """A torch copy moving ``n_bytes`` in total."""
+def traffic_contender(n_read: int, n_written: int, threads: int | None = None) -> Contender:
+    """Reads and writes so many bytes, rounded down to whole vectors of the loop."""
+    n_read, n_written = n_read // 256 * 64, n_written // 256 * 64
 
     def make() -> Prepared:
-        source = torch.ones(max(1, n_bytes // 8), dtype=torch.float32)
-        target = torch.zeros_like(source)
+        loop = symbol(TRAFFIC_LOOP, [ctypes.c_void_p, ctypes.c_int64] * 2)
+        source, target = (torch.zeros(n, dtype=torch.int32) for n in (n_read, n_written))
+        arguments = (source.data_ptr(), n_read, target.data_ptr(), n_written)
+        return _moves(4 * (n_read + n_written), lambda: (loop(*arguments), source, target)[0])
 
-        def check() -> str:
-            target.copy_(source)
-            if not torch.equal(source, target):
-                raise GateError("the copy differs from its source")
-            return "equal to its source"
-
-        return Prepared(check, lambda: target.copy_(source))
-
-    name = COPY_ONE_THREAD if threads == 1 else COPY
-    return Contender(name, BOUND, make, bytes=n_bytes // 8 * 8, threads=threads)
+    return Contender(TRAFFIC, BOUND, make, bytes=4 * (n_read + n_written), threads=threads)
 
 
-def stream_contender(n_weights: int, element_bytes: int = 4) -> Contender:
-    """The arrays of a packed step, read and written back; the extension says how many bytes it moved.
+def stream_contender(
+    name: str,
+    state: Callable[[], State],
+    weights: Sequence[int],
+    sizes: tuple[int, int],
+    threads: int | None = None,
+) -> Contender:
+    """The arrays of a packed step (words, gradients and both moments of every tensor), read and written back.
 
-    ``element_bytes``: of gradients and moments, 4 or 2.
+    ``weights``: of every tensor; ``sizes``: bytes of a gradient and of a moment.
     """
-    n = n_weights // 32 * 32
-    expected = n * 5 * element_bytes + n // 4
+    whole = [n // 32 * 32 for n in weights]
+    expected = (sizes[0] + 4 * sizes[1]) * sum(whole) + sum(whole) // 4
 
     def make() -> Prepared:
-        loop = symbol(STREAM_LOOP, [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int])
-        arrays: list[Tensor] = [torch.ones(n * element_bytes // 4) for _ in range(3)]
-        words = torch.zeros(n // 32, dtype=torch.int32)
-        pointers = [t.data_ptr() for t in (*arrays, words)]
+        loop = symbol(STREAM_LOOP, [ctypes.c_int64] + [ctypes.c_void_p] * 5 + [ctypes.c_int] * 2)
+        words, grads, m, v = state()
+        pointers = ctypes.c_void_p * len(whole)
+        columns = [pointers(*(t.data_ptr() for t in column)) for column in (grads, m, v, words)]
+        counts = (ctypes.c_int64 * len(whole))(*whole)
+        kept = (words, grads, m, v)
+        return _moves(expected, lambda: (loop(len(whole), *columns, counts, *sizes), kept)[0])
 
-        def check() -> str:
-            moved = loop(*pointers, n, element_bytes)
-            if moved != expected:
-                raise GateError(f"the loop says it moved {moved} bytes, the step moves {expected}")
-            return f"moves {expected} bytes, as the step does"
+    return Contender(name, BOUND, make, bytes=expected, threads=threads)
 
-        return Prepared(check, lambda: (loop(*pointers, n, element_bytes), arrays, words)[0])
 
-    return Contender(STREAM if element_bytes == 4 else STREAM_HALF, BOUND, make, bytes=expected)
+def _moves(expected: int, loop: Callable[[], float]) -> Prepared:
+    def compare(moved: float) -> str:
+        if moved != expected:
+            raise GateError(f"the loop says it moved {moved:.0f} bytes, not {expected}")
+        return f"moves {expected} bytes"
+
+    return gated(loop, compare)
 
 
 def register_contender(instruction_set: str | None = None) -> Contender:

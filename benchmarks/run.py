@@ -249,6 +249,7 @@ def _record(
     case: Case, entrants: Sequence[_Entrant], threads: int, quick: bool, mark: dict[str, Any]
 ) -> dict[str, Any]:
     ours = next((e for e in entrants if e.contender.role == OURS and e.series), None)
+    bounds = {e.contender.name: e for e in entrants if e.contender.role == registry.BOUND and e.series}
     return {
         "schema": results.SCHEMA,
         "suite": case.suite,
@@ -261,12 +262,12 @@ def _record(
         "device": case.device,
         "threads": threads,
         "quick": quick,
-        "contenders": [_row(case, entrant, ours) for entrant in entrants],
+        "contenders": [_row(case, e, ours, bounds.get(e.contender.bounded_by or "")) for e in entrants],
         "stamp": mark,
     }
 
 
-def _row(case: Case, entrant: _Entrant, ours: _Entrant | None) -> dict[str, Any]:
+def _row(case: Case, entrant: _Entrant, ours: _Entrant | None, bound: _Entrant | None) -> dict[str, Any]:
     c, prepared, series = entrant.contender, entrant.prepared, entrant.series
     row: dict[str, Any] = {"name": c.name, "role": c.role, "threads": entrant.threads}
     row |= {"gate": entrant.gate, "gate_detail": entrant.detail}
@@ -276,7 +277,11 @@ def _row(case: Case, entrant: _Entrant, ours: _Entrant | None) -> dict[str, Any]
     seconds, (count, scale) = series.seconds(), registry.UNITS[case.unit]
     row["seconds"] = seconds.to_dict() | {"repeats": series.repeats}
     if (amount := getattr(c, count)) is not None:
-        row["rate"] = amount / seconds.median / scale
+        row["rate"] = amount / (series.fastest() if c.role == registry.BOUND else seconds.median) / scale
+        if bound is not None and bound.series is not None:
+            limit = getattr(bound.contender, count) / bound.series.fastest()
+            share = (c.needed or amount) / seconds.median / limit
+            row["bound"] = {"name": bound.contender.name, "share": share}
     if ours is not None and ours.series is not None:
         row["ratio"] = series.ratio_to(ours.series).to_dict()
     if entrant.single is not None:

@@ -152,6 +152,9 @@ class Series:
     def seconds(self) -> Quantiles:
         return Quantiles.of(list(self.by_round.values()))
 
+    def fastest(self) -> float:
+        return min(self.by_round.values())
+
     def ratio_to(self, other: Series) -> Quantiles:
         """Quantiles of this / other over the rounds in which both ran."""
         return Quantiles.of([t / other.by_round[r] for r, t in self.by_round.items() if r in other.by_round])

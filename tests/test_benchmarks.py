@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 import torch
 
 import bop2nd_fast as bf
-from benchmarks import larq_adapter, memory, results, roofline, run
+from benchmarks import blocks, larq_adapter, memory, results, roofline, run
 from benchmarks.registry import (
     BASELINE,
+    BOUND,
     OURS,
     SUITES,
     VARIANT,
@@ -250,6 +252,67 @@ def test_the_yardsticks_count_what_they_do():
     if bf.backends.active("cpu") not in bf.backends.INSTRUCTION_SETS:
         pytest.skip(f"the C++ extension is not in use: {bf.backends.why_not('cpu')}")
     assert "MAC per iteration" in roofline.register_contender().make().check()
-    assert "moves 648000 bytes" in roofline.stream_contender(32_000).make().check()
-    half = roofline.stream_contender(32_000, element_bytes=2)
-    assert "moves 328000 bytes" in half.make().check()
+    assert "moves 38400 bytes" in roofline.traffic_contender(6400, 32_000).make().check()
+
+
+@pytest.mark.parametrize(
+    ("grad", "moment", "moved"),
+    [
+        (torch.float32, torch.float32, 648_000),
+        (torch.bfloat16, torch.float32, 584_000),
+        (torch.bfloat16, torch.bfloat16, 328_000),
+    ],
+)
+def test_the_loop_of_the_step_leaves_its_arrays_as_they_are(grad, moment, moved):
+    if bf.backends.active("cpu") not in bf.backends.INSTRUCTION_SETS:
+        pytest.skip(f"the C++ extension is not in use: {bf.backends.why_not('cpu')}")
+    weights = (64, 31_936)
+    words = [torch.randint(-(2**31), 2**31, (n // 32,)).to(torch.int32) for n in weights]
+    state = (words, *([torch.randn(n).to(d) for n in weights] for d in (grad, moment, moment)))
+    before = [t.clone() for column in state for t in column]
+    sizes = (grad.itemsize, moment.itemsize)
+    loop = roofline.stream_contender("loop", lambda: state, weights, sizes).make()
+    assert f"moves {moved} bytes" in loop.check()
+    assert all(torch.equal(a, t) for a, t in zip(before, (t for c in state for t in c), strict=True))
+
+
+def test_a_share_of_a_bound_counts_its_fastest_sample(mark):
+    """Ours takes 2 seconds; the loop 1 or, disturbed, 4, for half as much; a quarter of ours is padding."""
+    times = itertools.cycle((1.0, 1.0, 1.0, 4.0, 4.0, 4.0))
+    bound = Contender("loop", BOUND, lambda: Prepared(_equal, sample=lambda n: n * next(times)), bytes=50)
+    made = Prepared(_equal, sample=lambda n: 2.0 * n)
+    ours = Contender("ours", OURS, lambda: made, bytes=100, bounded_by="loop", needed=75)
+    record = run.measure_case(_case(ours, bound), QUICK, None, 1, True, mark)
+    assert record["contenders"][0]["bound"] == {"name": "loop", "share": 0.75}
+    assert record["contenders"][1]["rate"] == 50 / 1e9
+    assert "75% of its bound" in blocks.suite_block([record], "pack")
+
+
+def _equal() -> str:
+    return "equal"
+
+
+def test_a_contender_that_raises_while_it_is_timed_fails_alone(mark):
+    calls = itertools.count()
+
+    def breaks(n: int) -> float:
+        if next(calls) > 4:
+            raise RuntimeError("CUDA error: launch failed")
+        return 0.01 * n
+
+    bad = Contender("bad", BASELINE, lambda: Prepared(_equal, sample=breaks), bytes=1)
+    record = run.measure_case(_case(_contender("ours", OURS, _equal), bad), QUICK, None, 1, True, mark)
+    ours, failed = record["contenders"]
+    assert "seconds" in ours and failed["gate"] == "failed" and "seconds" not in failed
+    assert failed["gate_detail"] == "while it was timed: RuntimeError: CUDA error: launch failed"
+
+
+def test_operands_that_cannot_be_made_are_a_row(mark):
+    def contenders():
+        yield _contender("ours", OURS, _equal)
+        raise RuntimeError("out of memory")
+
+    case = Case("pack", "pack_bits", "made up", {}, "GB/s", contenders)
+    record = run.measure_case(case, QUICK, None, 1, True, mark)
+    rows = {row["name"]: row["gate"] for row in record["contenders"]}
+    assert rows == {"ours": "passed", "the operands": "failed"}

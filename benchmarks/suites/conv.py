@@ -107,7 +107,9 @@ def _contenders(shape: ConvShape) -> list[Contender]:
     def entry(
         name: str, role: str, make: partial[Prepared], n_bytes: int | None = None, **more: Any
     ) -> Contender:
-        return Contender(name, role, make, bytes=n_bytes, operations=shape.macs, **more)
+        one = role in (OURS, VARIANT) and "threads" not in more
+        bound: dict[str, Any] = {"bounded_by": roofline.REGISTER, "needed": shape.needed_macs} if one else {}
+        return Contender(name, role, make, bytes=n_bytes, operations=shape.macs, **bound, **more)
 
     result = [
         entry(PACKED, OURS, partial(_make_ours, data), traffic),

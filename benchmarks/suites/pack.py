@@ -64,8 +64,10 @@ def _pack_contenders(shape: tuple[int, ...]) -> list[Contender]:
         n_out: int,
         threads: int | None = None,
     ) -> Contender:
-        make = partial(_make_pack, t, run)
-        return Contender(name, role, make, bytes=t.nbytes + n_out, items=x.numel(), threads=threads)
+        make, bound = partial(_make_pack, t, run), roofline.TRAFFIC if role == OURS else None
+        return Contender(
+            name, role, make, t.nbytes + n_out, items=x.numel(), bounded_by=bound, threads=threads
+        )
 
     last, half = x.contiguous(memory_format=torch.channels_last), x.bfloat16()
     return [
@@ -77,7 +79,7 @@ def _pack_contenders(shape: tuple[int, ...]) -> list[Contender]:
         entry(EAGER, BASELINE, x, lambda t: reference.pack_bits_ste(t, 1), 2 * out),
         entry(NUMPY, BASELINE, last, _numpy_pack, out, threads=1),
         Contender(SIGN, BASELINE, partial(_make_sign, x), bytes=2 * x.nbytes, items=x.numel()),
-        roofline.copy_contender(x.nbytes + 2 * out),
+        roofline.traffic_contender(x.nbytes, 2 * out),
     ]
 
 
@@ -112,8 +114,9 @@ def _unpack_contenders(shape: tuple[int, ...]) -> list[Contender]:
     n_bytes = words.nbytes + 4 * math.prod(shape)
 
     def entry(name: str, role: str, run: Callable[[], Tensor], threads: int | None = None) -> Contender:
-        make = partial(_make_unpack, words, shape[1], run)
-        return Contender(name, role, make, bytes=n_bytes, items=math.prod(shape), threads=threads)
+        make, bound = partial(_make_unpack, words, shape[1], run), roofline.TRAFFIC if role == OURS else None
+        items = math.prod(shape)
+        return Contender(name, role, make, n_bytes, items=items, bounded_by=bound, threads=threads)
 
     def ours() -> Tensor:
         values: Tensor = torch.ops.bop2nd.unpack_bits(words, shape[1], 1)
@@ -123,7 +126,7 @@ def _unpack_contenders(shape: tuple[int, ...]) -> list[Contender]:
         entry(UNPACK, OURS, ours),
         entry(ONE_THREAD, VARIANT, ours, threads=1),
         entry(EAGER, BASELINE, lambda: reference.unpack_bits(words, shape[1], 1)),
-        roofline.copy_contender(n_bytes),
+        roofline.traffic_contender(words.nbytes, 4 * math.prod(shape)),
     ]
 
 

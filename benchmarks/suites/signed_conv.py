@@ -86,7 +86,7 @@ def _contenders(batch: int, outputs: int, size: int) -> list[Contender]:
         entry(BOTH_THREADS, VARIANT, partial(_make_ours, data, data.real), 12 * pixels + values, ALL_THREADS),
         entry(FP32, BASELINE, partial(_make_float, data, False), 12 * pixels + values),
         entry(FP32_LAST, BASELINE, partial(_make_float, data, True), 12 * pixels + values),
-        roofline.copy_contender(values, threads=1),
+        roofline.traffic_contender(12 * pixels, values, threads=1),
     ]
 
 

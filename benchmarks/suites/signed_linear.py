@@ -89,7 +89,7 @@ def _contenders(rows: int, inputs: int, outputs: int) -> list[Contender]:
         entry(BF16, BASELINE, partial(_make_float, data, torch.bfloat16), 2 * (numbers + dense)),
         entry(INT_MM, BASELINE, partial(_make_int_mm, data), eight + dense),
         entry(ONEDNN, BASELINE, partial(_make_onednn, data), eight + dense),
-        roofline.copy_contender(dense // 8, threads=1),
+        roofline.traffic_contender(dense // 8, 4 * rows * outputs, threads=1),
     ]  # fmt: skip
 
 

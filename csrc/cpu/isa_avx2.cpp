@@ -51,6 +51,7 @@ InstructionSet avx2() {
   t.signed_products = &kSignedTable<Avx2Count, Avx2Bytes>;
   t.reals = &kRealTable<Avx2Lanes>;
   set.yardsticks.stream = stream<Avx2Lanes>;
+  set.yardsticks.traffic = traffic<Avx2Lanes>;
   set.yardsticks.register_loop = lookup_loop<Avx2Lookup>;
   return set;
 }

@@ -50,6 +50,7 @@ InstructionSet avx512() {
   t.signed_products = &kSignedTable<Avx512Count, Avx512Bytes>;
   t.reals = &kRealTable<Avx512Lanes>;
   set.yardsticks.stream = stream<Avx512Lanes>;
+  set.yardsticks.traffic = traffic<Avx512Lanes>;
   set.yardsticks.register_loop = register_loop<Avx512Count>;
   return set;
 }

@@ -50,6 +50,7 @@ InstructionSet neon() {
   t.reals = &kRealTable<NeonLanes>;
   t.signed_products = &kSignedTable<NeonCount, NeonBytes>;
   set.yardsticks.stream = stream<NeonLanes>;
+  set.yardsticks.traffic = traffic<NeonLanes>;
   set.yardsticks.register_loop = register_loop<NeonCount>;
   return set;
 }

@@ -45,6 +45,7 @@ InstructionSet scalar() {
   t.signed_products = &kSignedTable<ScalarCount, ScalarBytes>;
   t.reals = &kRealTable<ScalarLanes>;
   set.yardsticks.stream = stream<ScalarLanes>;
+  set.yardsticks.traffic = traffic<ScalarLanes>;
   set.yardsticks.register_loop = register_loop<ScalarCount>;
   return set;
 }

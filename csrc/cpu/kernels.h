@@ -289,9 +289,12 @@ struct KernelTable {
 
 // What the loops are measured against; never part of an operator.
 struct YardstickTable {
-  // The memory accesses of `step` with fp32 state and packed weights, and next to no arithmetic.
-  void (*stream)(const float* grad, float* m, float* v, uint32_t* words, int element_bytes,
+  // The memory accesses of `step` with packed weights, and next to no arithmetic: gradients of 4 or 2 bytes,
+  // moments of 4, or 2 with gradients of 2. What lies there stays as it is.
+  void (*stream)(const void* grad, void* m, void* v, uint32_t* words, int grad_bytes, int state_bytes,
                  int64_t first_word, int64_t n_words);
+  // Reads one array and writes another, whole vectors of 4-byte elements; the next to no arithmetic again.
+  void (*traffic)(const uint32_t* read, int64_t n_read, uint32_t* write, int64_t n_written);
   // The instructions that `multiply` counts with, without memory accesses; returns the multiply-accumulates
   // it stands for.
   double (*register_loop)(int64_t iterations);

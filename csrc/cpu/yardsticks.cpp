@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plain C symbols for benchmarks and tests (ctypes). The loops only run; the caller takes the time.
+#include <algorithm>
 #include <atomic>
+#include <vector>
 
 #include "dispatch.h"
 #include "parallel.h"
@@ -30,16 +32,43 @@ BOP2ND_EXPORT double bop2nd_register_loop(int id, int64_t iterations) {
   return set ? set->yardsticks.register_loop(iterations) : 0.0;
 }
 
-// Reads grad, m, v [n] of `element_bytes` (4 or 2) each and words [n / 32] and writes m, v and words, on all
-// threads. n is a multiple of 32. Returns the bytes moved: (5 element_bytes + 0.25) n; 0 for other elements.
-BOP2ND_EXPORT double bop2nd_bandwidth_loop(const void* grad, void* m, void* v, int32_t* words, int64_t n,
-                                           int element_bytes) {
-  if (element_bytes != 4 && element_bytes != 2) return 0.0;
+// Reads grads, ms, vs [n_weights[i]] of `grad_bytes` and `state_bytes` an element (4 and 4, 2 and 4, 2 and 2)
+// and words [n_weights[i] / 32] of every tensor i and writes ms, vs and words as they were, on all threads,
+// split among them as the step is. Returns the bytes moved; 0 for other elements. Sizes count in whole words.
+BOP2ND_EXPORT double bop2nd_bandwidth_loop(int64_t n_tensors, const void* const* grads, void* const* ms,
+                                           void* const* vs, int32_t* const* words, const int64_t* n_weights,
+                                           int grad_bytes, int state_bytes) {
+  bool known = state_bytes == 4 ? grad_bytes == 4 || grad_bytes == 2 : state_bytes == 2 && grad_bytes == 2;
+  if (!known) return 0.0;
   const bop2nd::YardstickTable& yardsticks = bop2nd::instruction_set(bop2nd_isa_active())->yardsticks;
-  uint32_t* bits = reinterpret_cast<uint32_t*>(words);
-  bop2nd::parallel_ranges(n / 32, 1024, [&](int64_t begin, int64_t end) {
-    yardsticks.stream(static_cast<const float*>(grad), static_cast<float*>(m), static_cast<float*>(v), bits,
-                      element_bytes, begin, end - begin);
+  std::vector<int64_t> first(static_cast<size_t>(n_tensors) + 1, 0);
+  for (size_t i = 0; i + 1 < first.size(); ++i) first[i + 1] = first[i] + n_weights[i] / 32;
+  bop2nd::parallel_ranges(first.back(), 1024, [&](int64_t begin, int64_t end) {
+    size_t i = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
+    for (; begin < end; ++i) {
+      int64_t stop = std::min(end, first[i + 1]);
+      yardsticks.stream(grads[i], ms[i], vs[i], reinterpret_cast<uint32_t*>(words[i]), grad_bytes,
+                        state_bytes, begin - first[i], stop - begin);
+      begin = stop;
+    }
   });
-  return (5.0 * element_bytes + 0.25) * static_cast<double>(n / 32 * 32);
+  return (grad_bytes + 4.0 * state_bytes + 0.25) * 32.0 * static_cast<double>(first.back());
+}
+
+// Reads `n_read` and writes `n_written` elements of 4 bytes, on all threads. Returns the bytes moved, of
+// whole vectors.
+BOP2ND_EXPORT double bop2nd_traffic_loop(const int32_t* read, int64_t n_read, int32_t* write,
+                                         int64_t n_written) {
+  const bop2nd::YardstickTable& yardsticks = bop2nd::instruction_set(bop2nd_isa_active())->yardsticks;
+  constexpr int64_t kPart = 1 << 14;  // of the longer array
+  int64_t n_parts = (std::max(n_read, n_written) + kPart - 1) / kPart;
+  auto at = [&](int64_t n, int64_t part) { return std::min(n, n * part / n_parts / 64 * 64); };
+  bop2nd::parallel_ranges(n_parts, 2, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      int64_t r = at(n_read, part), w = at(n_written, part);
+      yardsticks.traffic(reinterpret_cast<const uint32_t*>(read) + r, at(n_read, part + 1) - r,
+                         reinterpret_cast<uint32_t*>(write) + w, at(n_written, part + 1) - w);
+    }
+  });
+  return 4.0 * static_cast<double>(at(n_read, n_parts) + at(n_written, n_parts));
 }

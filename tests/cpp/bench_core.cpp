@@ -21,8 +21,9 @@ using namespace bop2nd;
 using Clock = std::chrono::steady_clock;
 
 extern "C" double bop2nd_register_loop(int id, int64_t iterations);
-extern "C" double bop2nd_bandwidth_loop(const void* grad, void* m, void* v, int32_t* words, int64_t n,
-                                        int element_bytes);
+extern "C" double bop2nd_bandwidth_loop(int64_t n_tensors, const void* const* grads, void* const* ms,
+                                        void* const* vs, int32_t* const* words, const int64_t* n_weights,
+                                        int grad_bytes, int state_bytes);
 
 // Memory on cache lines, as torch's is: a 64-byte store across two lines costs two.
 template <class T>
@@ -258,9 +259,12 @@ void bench_step_of(const char* name, Dtype dtype, T grad, int64_t n_weights, dou
   double bytes = (5.0 * sizeof(T) + 0.25) * static_cast<double>(n_weights * repeats);
   std::vector<Case> cases = {{"read and write only", bytes,
                               [&] {
+                                const void* grad = g.data();
+                                void *first = m.data(), *second = v.data();
+                                int32_t* signs = words.data();
                                 for (int64_t i = 0; i < repeats; ++i)
-                                  bop2nd_bandwidth_loop(g.data(), m.data(), v.data(), words.data(), n_weights,
-                                                        sizeof(T));
+                                  bop2nd_bandwidth_loop(1, &grad, &first, &second, &signs, &n_weights,
+                                                        sizeof(T), sizeof(T));
                               }},
                              {std::string("step, ") + name, bytes, [&] {
                                 for (int64_t i = 0; i < repeats; ++i)
