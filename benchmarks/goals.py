@@ -119,12 +119,12 @@ def share(name: str, bound: str) -> Formula:
 
 
 def of_bound(name: str, bound: str) -> Formula:
-    """The share of its bound that a contender reaches; of older results by paired rounds."""
+    """The share of its bound that a contender reaches; of older results by medians."""
 
     def value(record: Record) -> float | None:
         entry = contender(record, name)
         if entry is None or "bound" not in entry:
-            return over(bound, ours=name)(record)
+            return share(name, bound)(record)
         return float(entry["bound"]["share"])
 
     return value
