@@ -29,6 +29,7 @@ from torch import Tensor
 from . import gpu_dispatch, triton_library
 from .cuda_library import OPS as CUDA_OPS
 from .cuda_library import CudaLibrary
+from .gpu_dispatch import SIGNED
 from .kernels import tuning
 from .kernels.geometry import output_size, pair
 
@@ -486,22 +487,22 @@ def explain(
             signed_loop(op, shapes, **geometry) if chosen in INSTRUCTION_SETS and len(shapes) == 2 else None
         )
         return text if loop is None else f"{text}; {SIGNED_LOOPS[loop]}"
-    if op in SIGNED:
-        return f"{text}\n  triton, cuda: no kernel of theirs, plain torch multiplies unpacked weights"
+    dtype = geometry.pop("dtype", torch.float32) if op in SIGNED else torch.float32
     work = gpu_dispatch.product(op, shapes, geometry)
     lines = [text]
     if op in _TRITON_LAUNCHERS:
-        lines.append(f"triton: {gpu_dispatch.triton_kernel(op, work, asked)}")
+        lines.append(f"triton: {gpu_dispatch.triton_kernel(op, work, asked, dtype)}")
     if op in CUDA_OPS:
         lines.append(f"cuda: {gpu_dispatch.cuda_kernel(op, work, asked, _extension.symbols)}")
     elif op in tuning.BACKWARD:
         lines.append(
             "cuda: torch's own kernels (cuBLAS, cuDNN) on operands that its kernels unpack tile by tile"
         )
+    elif op in _TRITON_LAUNCHERS:
+        lines.append("cuda: no kernel of its own, Triton's serves; where Triton cannot run, plain torch")
     return "\n  ".join(lines)
 
 
-SIGNED = ("signed_linear", "signed_conv2d")
 SIGNED_LOOPS = {  # in the order of SignedLoop in csrc/cpu/signed_product.h
     "few rows": "few rows: sums of four inputs looked up, weights read once",
     "sum tables": "tables of 16 sums of four inputs, for as many pixels as two vectors have lanes",

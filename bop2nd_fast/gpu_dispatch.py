@@ -20,6 +20,7 @@ from .kernels.geometry import Geometry, pair
 
 LINEAR = ("binary_linear", "binary_linear_packed")
 CONVOLUTION = ("binary_conv2d", "binary_conv2d_packed")
+SIGNED = ("signed_linear", "signed_conv2d")  # products of real and 8-bit inputs
 EVERY_CHIP = "every chip"
 
 
@@ -79,6 +80,14 @@ TRITON_LIMITS = (
         "popcount loop below this many outputs (of a group)",
         tuning.DECODE_OUTPUTS,
         "most of a tensor-core tile would be empty",
+    ),
+    Limit(
+        "triton",
+        SIGNED[:1],
+        EVERY_CHIP,
+        "loop without tensor cores up to this many rows",
+        tuning.SIGNED_ROWS_LIMIT,
+        "of a tensor-core tile's 16 rows most would be empty",
     ),
 )
 
@@ -218,40 +227,55 @@ def product(op: str, shapes: Sequence[tuple[int, ...]], geometry: dict[str, Any]
     Raises:
         ValueError: shapes that are not an input's and a weight's.
     """
-    if not shapes or op not in (*LINEAR, *CONVOLUTION):
+    if not shapes or op not in (*LINEAR, *CONVOLUTION, *SIGNED):
         return None
-    axes = 2 if op in LINEAR else 4
+    linear = op in (*LINEAR, SIGNED[0])
+    axes = 2 if linear else 4
     if len(shapes) != 2 or len(shapes[1]) != axes or (axes == 4 and len(shapes[0]) != 4):
-        wanted = "[..., K] and [N, K]" if op in LINEAR else "NCHW and OIHW"
+        wanted = "[..., K] and [N, K]" if linear else "NCHW and OIHW"
         raise ValueError(
             f"{op} is explained for an input and a weight, logical shapes {wanted}; got {shapes}"
         )
     operands = shapes[0], shapes[1]
-    return Product.linear(*operands) if op in LINEAR else Product.convolution(*operands, **geometry)
+    return Product.linear(*operands) if linear else Product.convolution(*operands, **geometry)
 
 
-def triton_tile(op: str, work: Product, chip: Chip) -> tuning.MatmulTile:
-    """The tile that ``kernels/tuning.py`` chooses."""
+def triton_tile(op: str, work: Product, chip: Chip, dtype: torch.dtype = torch.float32) -> tuning.MatmulTile:
+    """The tile that ``kernels/tuning.py`` chooses. ``dtype``: of a signed product's input."""
     family = tuning.family_of(chip.arch // 10)
+    if op == SIGNED[0] and work.rows <= tuning.SIGNED_ROWS_LIMIT:
+        return tuning.SIGNED_ROWS
+    if op in SIGNED:
+        return tuning.signed_tile(family, dtype.itemsize, work.rows, work.outputs, work.group_words)
     if op in LINEAR:
         return tuning.linear_tile(family, work.rows, work.outputs)
     return tuning.conv_tile(family, work.outputs, work.group_words)
 
 
-def triton_kernel(op: str, work: Product | None, chip: Chip | None) -> str:
-    """What Triton would run, in words."""
+def triton_kernel(
+    op: str, work: Product | None, chip: Chip | None, dtype: torch.dtype = torch.float32
+) -> str:
+    """What Triton would run, in words. ``dtype``: of a signed product's input."""
     if op in tuning.BACKWARD and tuning.BACKWARD[op].runs == "torch":
         return "its kernels are there, but torch's library is preferred"
     if work is None or chip is None:
         return _without_choice(op, work, chip)
-    tile = triton_tile(op, work, chip)
-    loop = {
-        "rows": "row loop with popcounts, the weights are read once",
-        "popcount": "popcount loop, a tensor-core tile would be mostly empty",
-        "decode": "bits become int8 in registers, for the tensor cores",
-    }[tile.loop]
+    tile = triton_tile(op, work, chip, dtype)
+    loops = TRITON_LOOPS | (SIGNED_LOOPS if op in SIGNED else {})
+    kind = "int8" if op not in SIGNED or dtype.itemsize == 1 else "fp16" if dtype == torch.float16 else "bf16"
+    loop = loops[tile.loop].format(kind=kind)
+    if op in SIGNED and tile.loop == "decode" and dtype == torch.float32:
+        loop += ", numbers are cut into three such parts"
     size = f"tile {tile.block_m} x {tile.block_n}, {tile.block_words} words a turn"
     return f"{loop}; {size}; {timed(tile.measured)}"
+
+
+TRITON_LOOPS = {
+    "rows": "row loop with popcounts, the weights are read once",
+    "popcount": "popcount loop, a tensor-core tile would be mostly empty",
+    "decode": "bits become {kind} in registers, for the tensor cores",
+}
+SIGNED_LOOPS = {"rows": "few rows: signs applied to numbers without tensor cores, the weights are read once"}
 
 
 class _PlanNumbers(ctypes.Structure):
@@ -303,7 +327,7 @@ def cuda_kernel(op: str, work: Product | None, chip: Chip | None, symbols: ctype
 
 
 def _without_choice(op: str, work: Product | None, chip: Chip | None) -> str:
-    if op not in (*LINEAR, *CONVOLUTION):
+    if op not in (*LINEAR, *CONVOLUTION, *SIGNED):
         return "a kernel of its own, the same for every shape"
     missing = ["the operands' shapes"] if work is None else []
     missing += ["a chip (for example chip='H100')"] if chip is None else []

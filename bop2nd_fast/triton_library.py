@@ -26,6 +26,9 @@ LAUNCHERS = {
     "binary_conv2d_packed": "binary_conv2d",
     "binary_linear_backward": "linear_backward",
     "binary_conv2d_backward": "conv_backward",
+    "signed_linear": "signed_linear",
+    "signed_conv2d": "signed_conv2d",
+    "quantize_rows": "quantize_rows",
 }
 WAY_OUT = (
     "install a C compiler (gcc or clang, or name one in CC) and Python's headers (python3-dev or "

@@ -10,7 +10,7 @@ Inner loops as in ``binary_linear.py``: ``decode`` to int8 for tensor cores, ``p
 few outputs. Operations: pixels * O * taps * C products. Bytes: N*H*W*C/8 in, 2, 4 or 1/8 per output out.
 
 Limits: those of ``geometry.py``; fewer than 2**31 - 65536 words of input, output pixels and outputs. Bits of
-groups whose outputs are not whole words go through fp32 dots in memory.
+groups whose outputs are not whole words go through int32 dots in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -177,8 +176,8 @@ def _convolve(
     check_index(g.all_outputs, "outputs")
     if pixels == 0 or g.all_outputs == 0:
         return
-    if g.words == 0 or _crosses_words(g, to):
-        dot = x.new_zeros((batch, *g.out, g.all_outputs), dtype=torch.float32)
+    if g.words == 0 or crosses_words(g, to):
+        dot = x.new_zeros((batch, *g.out, g.all_outputs))
         if g.words:
             _convolve(x, weight, g, batch, Outputs(dot, x.new_empty(0)), tile)
         finish(dot, to)
@@ -194,7 +193,7 @@ def _convolve(
         )  # fmt: skip
 
 
-def _crosses_words(g: Geometry, to: Outputs) -> bool:
+def crosses_words(g: Geometry, to: Outputs) -> bool:
     """Whether a sign word holds outputs of two groups: no program could write it."""
     return bool(to.signs.numel()) and g.groups > 1 and g.outputs % 32 != 0
 

@@ -86,7 +86,28 @@ def decode_for_shared(words, ROWS: tl.constexpr, WORDS: tl.constexpr):
     return tl.reshape(tl.join(even, odd), (ROWS, 32 * WORDS))
 
 
-# Decoding to 16-bit floats, for products with gradients: the constant 1.0, with the bit as its sign.
+@triton.jit
+def decode_in_order(words, ROWS: tl.constexpr, WORDS: tl.constexpr, SHARED: tl.constexpr):
+    """Words ``[ROWS, WORDS]`` -> int8 ``[ROWS, 32 * WORDS]`` +1 / -1 in the order of the elements.
+
+    For products with bytes that lie in memory. Four bits become a register with a shift, an AND, a multiply,
+    an AND and a multiply-add, 1.25 instructions per element. ``SHARED``: whole words in one thread, as
+    ``decode_for_shared`` does.
+    """
+    if SHARED:
+        t = tl.join(words, words >> 16)
+        t = tl.join(t, t >> 8)
+        t = tl.join(t, t >> 4)
+    else:
+        t = words[:, :, None] >> (tl.arange(0, 8) * 4)[None, None, :]
+    t = ((t & 15) * 0x00204081) & 0x01010101  # bit i of four moves to bit 8 i
+    t = t * 254 + 0x01010101
+    even = tl.join(t.to(tl.int8), (t >> 16).to(tl.int8))
+    odd = tl.join((t >> 8).to(tl.int8), (t >> 24).to(tl.int8))
+    return tl.reshape(tl.join(even, odd), (ROWS, 32 * WORDS))
+
+
+# Decoding to 16-bit floats, for products with gradients and real inputs: 1.0, with the bit as its sign.
 
 
 @triton.jit

@@ -1,8 +1,8 @@
-"""What happens to a tile of exact integer dot products before it is stored.
+"""What happens to a tile of dot products before it is stored: exact integers, or fp32 sums of real inputs.
 
 With everything that may be given, in fp32, each operation rounded on its own (``reference.epilogue``)::
 
-    value = act(clamp(dot, low, high) * scale[n] + shift[n] + residual[m, n]) + post_shift[n]
+    value = act(clamp(dot, low, high) * input_scale[m] * scale[n] + shift[n] + residual[m, n]) + post_shift[n]
     bit   = dot < threshold[n]    or without thresholds    value + sign_shift[n] < 0        (1 means -1)
 
 ``act``: none, ReLU, or PReLU with ``slope[n]``. Values are cast at the end, sign words hold 32 neighbouring
@@ -30,12 +30,14 @@ from .tuning import on_device_of
 
 @triton.jit
 def store_tile(
-    dot, to, row, row_live, first_column, end_column, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """Store ``dot`` int32 ``[BLOCK_M, BLOCK_N]`` as rows ``row`` (int64), columns from ``first_column``.
+    dot, to, row, row_live, first_column, end_column, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    input_scale=None, rows_per_scale=1,
+):  # fmt: skip
+    """Store ``dot`` ``[BLOCK_M, BLOCK_N]`` as rows ``row`` (int64), columns from ``first_column``.
 
-    ``to``: Outputs. ``reals`` has ``width`` columns, ``signs`` ``ceil(width / 32)`` words; columns from
-    ``end_column`` on are left out. With ``signs`` ``first_column`` and ``BLOCK_N`` are multiples of 32.
+    ``dot``: int32 or fp32. ``to``: Outputs. ``reals`` has ``width`` columns, ``signs`` ``ceil(width / 32)``
+    words; columns from ``end_column`` on are left out. With ``signs`` ``first_column`` and ``BLOCK_N`` are
+    multiples of 32. ``input_scale``: fp32, one for every ``rows_per_scale`` rows, or None.
     """
     column = first_column + tl.arange(0, BLOCK_N)
     column_live = column < end_column
@@ -43,10 +45,13 @@ def store_tile(
     at = row[:, None] * width + column[None, :]
     clamped = dot
     if to.low is not None:
-        clamped = tl.maximum(clamped, to.low)
+        clamped = tl.where(clamped < to.low, to.low, clamped)  # NaN stays
     if to.high is not None:
-        clamped = tl.minimum(clamped, to.high)
+        clamped = tl.where(clamped > to.high, to.high, clamped)
     value = clamped.to(tl.float32)
+    if input_scale is not None:
+        at_scale = row.to(tl.int32) // rows_per_scale
+        value = value * tl.load(input_scale + at_scale, mask=row_live, other=0.0)[:, None]
     if to.scale is not None:
         value = value * tl.load(to.scale + column, mask=column_live, other=0.0)[None, :]
     if to.shift is not None:
@@ -61,7 +66,10 @@ def store_tile(
     if to.post_shift is not None:
         value = value + tl.load(to.post_shift + column, mask=column_live, other=0.0)[None, :]
     if to.reals is not None:
-        tl.store(to.reals + at, value.to(to.reals.dtype.element_ty), mask=live)
+        if to.reals.dtype.element_ty == tl.int32:
+            tl.store(to.reals + at, dot, mask=live)
+        else:
+            tl.store(to.reals + at, value.to(to.reals.dtype.element_ty), mask=live)
     if to.signs is not None:
         if to.threshold is not None:
             limit = tl.load(to.threshold + column, mask=column_live, other=0)
@@ -80,16 +88,21 @@ def store_tile(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def finish_kernel(dots, to, rows, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Program (block of rows, block of columns): the epilogue of fp32 ``dots`` ``[rows, width]``."""
+def finish_kernel(
+    dots, to, input_scale, rows_per_scale, rows, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Program (block of rows, block of columns): the epilogue of ``dots`` ``[rows, width]``."""
     block, column_block, _ = program_of(tl.cdiv(rows, BLOCK_M), tl.cdiv(width, BLOCK_N))
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     first = column_block * BLOCK_N
     column = first + tl.arange(0, BLOCK_N)
     live = (row < rows)[:, None] & (column < width)[None, :]
     at = row.to(tl.int64)[:, None] * width + column[None, :]
-    dot = tl.load(dots + at, mask=live, other=0.0).to(tl.int32)
-    store_tile(dot, to, row.to(tl.int64), row < rows, first, width, width, BLOCK_M, BLOCK_N)
+    dot = tl.load(dots + at, mask=live, other=0)
+    store_tile(
+        dot, to, row.to(tl.int64), row < rows, first, width, width, BLOCK_M, BLOCK_N,
+        input_scale, rows_per_scale,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- launchers
@@ -110,11 +123,17 @@ def outputs_for(like: Tensor, shape: tuple[int, ...], **asked: Any) -> Outputs:
     )
 
 
-def finish(dots: Tensor, outputs: Outputs) -> None:
-    """The epilogue of fp32 ``dots`` in memory, where a product's kernel cannot write whole sign words."""
+def finish(
+    dots: Tensor, outputs: Outputs, input_scale: Tensor | None = None, rows_per_scale: int = 1
+) -> None:
+    """The epilogue of ``dots`` in memory, int32 or fp32, where a product's kernel cannot write whole words.
+
+    ``input_scale``: fp32, one for every ``rows_per_scale`` rows.
+    """
     width = dots.shape[-1]
     rows = dots.numel() // width
     with on_device_of(dots):
         finish_kernel[grid_of(triton.cdiv(rows, 32), triton.cdiv(width, 64))](
-            dots, outputs.asked(), rows, width, BLOCK_M=32, BLOCK_N=64, num_warps=4, enable_fp_fusion=False
-        )
+            dots, outputs.asked(), input_scale, rows_per_scale, rows, width,
+            BLOCK_M=32, BLOCK_N=64, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip

@@ -26,11 +26,15 @@ from .tuning import GradientTile, family, gradient_splits
 
 
 @triton.jit
-def _cut(x):
-    """The upper 16 bits of fp32 values as bf16, and what is left, exactly."""
+def _cut(x, INFINITE: tl.constexpr):
+    """The upper 16 bits of fp32 values as bf16, and what is left, exactly; of infinities 0 or NaN."""
     bits = x.to(tl.uint32, bitcast=True)
     upper = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return upper, x - (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    widened = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    rest = x - widened
+    if INFINITE:
+        rest = tl.where(x == widened, 0.0, rest)
+    return upper, rest
 
 
 @triton.jit
@@ -41,18 +45,32 @@ def _dot(a, b, sums, WIDEN: tl.constexpr):
 
 
 @triton.jit
+def multiply_real(
+    sums, real, signs, PARTS: tl.constexpr, WIDEN: tl.constexpr, INFINITE: tl.constexpr = False
+):  # fmt: skip
+    """``sums`` + ``real`` ``[R, K]`` times decoded signs ``[K, N]``: of fp32 numbers bf16, else their dtype.
+
+    ``INFINITE``: infinite numbers are multiplied as such.
+    """
+    if real.dtype == tl.float32:
+        for i in tl.static_range(PARTS):
+            part, real = _cut(real, INFINITE and i == 0)
+            sums = _dot(part, signs, sums, WIDEN)
+    else:
+        sums = _dot(real, signs, sums, WIDEN)
+    return sums
+
+
+@triton.jit
 def add_product(
     sums, gradient, words, PARTS: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr
 ):
     """``sums`` + ``gradient`` ``[R, ROWS]`` times the signs in ``words`` ``[ROWS, WORDS]``."""
     if gradient.dtype == tl.float32:
         signs = decode_signs(words, tl.bfloat16, ROWS, WORDS)
-        for _ in tl.static_range(PARTS):
-            part, gradient = _cut(gradient)
-            sums = _dot(part, signs, sums, WIDEN)
     else:
-        sums = _dot(gradient, decode_signs(words, gradient.dtype, ROWS, WORDS), sums, WIDEN)
-    return sums
+        signs = decode_signs(words, gradient.dtype, ROWS, WORDS)
+    return multiply_real(sums, gradient, signs, PARTS, WIDEN)
 
 
 @triton.jit

@@ -20,9 +20,10 @@ DOT_BOUND = 2**24  # fp32 holds whole numbers up to here
 class Outputs(NamedTuple):
     """What a product stores, and what that is made of; kernels take the tuple, with None for what is absent.
 
-    ``reals``: values in their dtype; ``signs``: their sign words. Empty tensors: not asked for. ``low``,
-    ``high``: integers; ``relu``: 1 or None, either way known to the compiler. From ``scale`` on fp32
-    ``[outputs]``, in the order of ``BOP2ND_PER_OUTPUT`` (csrc/core/epilogue.h).
+    ``reals``: values in their dtype, or int32 for the dots themselves; ``signs``: their sign words. Empty
+    tensors: not asked for. ``low``, ``high``: integers; ``relu``: 1 or None, either way known to the
+    compiler. From ``scale`` on fp32 ``[outputs]``, in the order of ``BOP2ND_PER_OUTPUT``
+    (csrc/core/epilogue.h).
     """
 
     reals: Any
@@ -52,6 +53,7 @@ SCHEMA = (
     f"int? high=None, bool relu=False, {', '.join(f'Tensor? {name}=None' for name in PER_OUTPUT)}, "
     "ScalarType dtype=float, Tensor? blocked=None"
 )
+NAMES = tuple(part.split()[-1].split("=")[0] for part in SCHEMA.split(", "))
 
 
 def check_outputs(

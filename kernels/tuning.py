@@ -136,6 +136,25 @@ def conv_tile(chip: str, group_outputs: int, group_words: int) -> MatmulTile:
     return dataclasses.replace(tile, block_words=words)
 
 
+# Products with real and 8-bit inputs: up to this many rows of a linear layer, the loop without tensor cores.
+SIGNED_ROWS_LIMIT = 4
+SIGNED_ROWS = MatmulTile("rows", 1, 32, 8, 8, measured=None)
+
+
+def signed_tile(chip: str, itemsize: int, rows: int, outputs: int, words: int) -> MatmulTile:
+    """Tile of ``rows`` rows or pixels by the signs of a group, for numbers of ``itemsize`` bytes.
+
+    A turn takes 128 bytes of a row, or 64 where mma.sync keeps bytes of both operands in registers. Signs as
+    bytes go through shared memory where wgmma reads them there, as 16-bit signs always do. Not measured yet.
+    """
+    block_m = 16 if rows <= 16 else 64 if rows <= 64 else 128
+    block_n = 32 if outputs <= 32 else 128 if outputs > 64 and block_m == 128 else 64
+    wgmma = chip in ("sm90", "interpreter") and block_m >= 64
+    block_words = min({1: 4 if wgmma else 2, 2: 2, 4: 1}[itemsize], 1 << max(0, words - 1).bit_length())
+    num_warps = 8 if block_m * block_n > 64 * 128 else 4
+    return MatmulTile("decode", block_m, block_n, block_words, num_warps, weights_in_shared=wgmma)
+
+
 @dataclass(frozen=True)
 class GradientTile:
     """Tile of a gradient's product with signs: rows and words of the result, summed elements per turn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from bop2nd_fast import backends, cuda_library, gpu_dispatch
 from bop2nd_fast.kernels import tuning
@@ -51,6 +52,25 @@ def test_the_kernel_follows_the_shape() -> None:
     assert cuda.tile == TALL and (triton.block_m, triton.block_n, triton.block_words) == (128, 64, 2)
     cuda, _ = plans("binary_conv2d", (256, 256, 14, 14), (256, 256, 3, 3), chip="H100", padding=1)
     assert cuda.tile == LARGE
+
+
+def test_products_of_real_and_8_bit_inputs_have_triton_kernels() -> None:
+    found = gpu_dispatch.chip_named("H100")
+    for rows, loop in ((tuning.SIGNED_ROWS_LIMIT, "rows"), (tuning.SIGNED_ROWS_LIMIT + 1, "decode")):
+        shapes = (rows, 4096), (4096, 4096)
+        work = gpu_dispatch.product("signed_linear", shapes, {})
+        assert gpu_dispatch.triton_tile("signed_linear", work, found).loop == loop
+        told = backends.explain("signed_linear", *shapes, device="cuda", chip="H100")
+        chosen, triton, cuda = told.split("\n")
+        assert ": triton, " in chosen and gpu_dispatch.triton_kernel("signed_linear", work, found) in triton
+        assert "Triton" in cuda
+    shapes, kinds = ((64, 3, 32, 32), (128, 3, 3, 3)), (torch.float32, torch.float16, torch.uint8)
+    lines = [
+        backends.explain("signed_conv2d", *shapes, device="cuda", chip="A100", padding=1, dtype=kind)
+        for kind in kinds
+    ]
+    assert all(kind in text for kind, text in zip(("bf16", "fp16", "int8"), lines, strict=True))
+    assert len(backends.explain("quantize_rows", (4, 5), device="cuda", chip="A100").split("\n")) == 3
 
 
 def test_geometry_counts() -> None:

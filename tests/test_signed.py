@@ -195,8 +195,8 @@ def test_threads_do_not_change_bits(threads: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_what_gpus_run_agrees_to_rounding() -> None:
-    """On CPU tensors: GPUs take torch's own product of unpacked weights for real inputs."""
+def test_what_gpus_without_triton_run_agrees_to_rounding() -> None:
+    """On CPU tensors: GPUs without Triton take torch's own product of unpacked weights for real inputs."""
     x, w = torch.randint(-9, 10, (5, 40)).float(), ref.pack_bits(torch.randn(7, 40))
     scale, asked = torch.rand(5), {"shift": torch.randn(7), "signs": True}
     ours = signed_linear.by_torch(x, w, scale, **asked)

@@ -46,6 +46,9 @@ BUDGETS = {
     "linear grad_weight bf16": 192,
     "conv grad_input fp32": 208,
     "conv grad_weight fp32": 224,
+    "signed rows fp32": 80,
+    "signed conv uint8 to bits": 192,
+    "signed conv fp32": 192,
 }
 
 
@@ -110,7 +113,7 @@ def test_table_registers_and_spills(compiled: dict, capsys: pytest.CaptureFixtur
 
 
 def test_rarer_specializations_compile(compiled: dict) -> None:
-    assert len([name for _, name in compiled if name.startswith("variant")]) == 13
+    assert len([name for _, name in compiled if name.startswith("variant")]) == 14
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -153,3 +156,13 @@ def test_products_use_popc_or_int8_tensor_cores_as_meant(compiled: dict, arch: i
             assert (r["wgmma"] > 0) == (arch == 90), case
         else:
             assert r["popc"] >= 16 and r["tensor_int8"] == 0, case
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_signed_products_use_tensor_cores_of_their_kind(compiled: dict, arch: int) -> None:
+    rows, bits, real = (
+        compiled[arch, f"signed {name}"] for name in ("rows fp32", "conv uint8 to bits", "conv fp32")
+    )
+    assert rows["tensor_int8"] == rows["tensor_float"] == rows["ptx_fma"] == rows["ptx_ftz"] == 0
+    assert bits["tensor_int8"] > 0 == bits["tensor_float"] and (bits["wgmma"] > 0) == (arch == 90)
+    assert real["tensor_float"] > 0 == real["tensor_int8"] and real["tensor_float"] % 3 == 0

@@ -159,6 +159,12 @@ OPS = torch.ops.bop2nd
         lambda to: OPS.binary_conv2d_backward(
             to(torch.ones(4, 4, 3, 3)), to(WORDS), to(WORDS.view(4, 9, 1, 1)), to(WORDS), 8, *HOW, True, True
         ),
+        lambda to: OPS.signed_linear(to(torch.ones(4, 8).double()), to(LINEAR)),
+        lambda to: OPS.signed_linear(to(torch.ones(4, 8)), to(WORDS)),
+        lambda to: OPS.signed_linear(to(torch.ones(4, 8).char()), to(LINEAR), 1, -129),
+        lambda to: OPS.signed_conv2d(to(torch.ones(1, 8, 5)), to(WORDS), *HOW[:4]),
+        lambda to: OPS.signed_conv2d(to(torch.ones(1, 8, 5, 5)), to(WORDS.long()), *HOW[:4]),
+        lambda to: OPS.quantize_rows(to(torch.tensor([1.0, float("inf")]))),
         lambda to: OPS.binary_linear_backward(
             to(torch.ones(4, 4)), to(LINEAR), to(LINEAR.T.contiguous()), to(LINEAR), 8, True, True
         ),

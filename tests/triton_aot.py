@@ -30,6 +30,8 @@ from bop2nd_fast.kernels import (
     gradient_product,
     linear_backward,
     pack_bits,
+    signed_conv2d,
+    signed_linear,
     tuning,
 )
 from bop2nd_fast.kernels.geometry import Geometry
@@ -184,6 +186,34 @@ def gradient_cases(arch: int) -> Iterator[Case]:
     yield gradient_case("conv grad_weight fp32", kernel, arch, fp32, shapes, PADDING=0)
 
 
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int8: "*i8", torch.uint8: "*u8"}
+
+
+def signed_case(name: str, arch: int, dtype: torch.dtype, to: Outputs, offset: bool = False) -> Case:
+    """A product of images of many channels, channels-last, or of a few rows, with signs."""
+    types: dict[str, Any] = {"x": POINTERS[dtype], "w": "*i32", "to": to, "input_scale": "*fp32"}
+    types |= dict.fromkeys(("multiplier", "offset", "zero_point"), INT)
+    if "rows" in name:
+        tile, kernel, more = tuning.SIGNED_ROWS, signed_linear.signed_rows_kernel, {}
+        types |= {"rows": INT, "rows_per_scale": INT}
+        types |= dict.fromkeys(("outputs", "n_words", "features"), MULTIPLE)
+    else:
+        tile = tuning.signed_tile(tuning.family_of(arch // 10), dtype.itemsize, 4096, 256, 8)
+        kernel = signed_conv2d.signed_tile_kernel
+        more = {"PARTS": gradient_product.parts_of(dtype, "ieee"), "WIDEN": False}
+        strides = signed_conv2d.Image(MULTIPLE, MULTIPLE, MULTIPLE, Const(1))
+        types |= {"pixels": INT, "pixels_per_scale": INT, "geometry": geometry_types(), "strides": strides}
+    types = {k: t for k, t in types.items() if k in kernel.arg_names}
+    constants = {"OFFSET": offset, **more, **tile.constants()}
+    return Case(name, kernel, types, constants, options=tile.options())
+
+
+def signed_cases(arch: int) -> Iterator[Case]:
+    yield signed_case("signed rows fp32", arch, torch.float32, DOTS)
+    yield signed_case("signed conv uint8 to bits", arch, torch.uint8, BITS, offset=True)
+    yield signed_case("signed conv fp32", arch, torch.float32, DOTS)
+
+
 def _ones(types: Any) -> Any:
     """The same types with every size 1, which is a constant to Triton."""
     if isinstance(types, tuple):
@@ -199,7 +229,7 @@ def variant_cases(arch: int) -> Iterator[Case]:
     """
     import triton.language as tl
 
-    made = (step_cases, pack_cases, linear_cases, conv_cases, gradient_cases)
+    made = (step_cases, pack_cases, linear_cases, conv_cases, gradient_cases, signed_cases)
     base = {case.name: case for some in made for case in some(arch)}
     for name in (
         "linear rows",
@@ -220,7 +250,9 @@ def variant_cases(arch: int) -> Iterator[Case]:
         case = base[name]
         yield replace(case, name=f"variant: {name}, epilogue", types={**case.types, "to": REAL_NET})
         yield replace(case, name=f"variant: {name}, whole epilogue", types={**case.types, "to": ALL})
-    types = {"dots": "*fp32", "to": ALL, "rows": INT, "width": INT}
+    yield signed_case("variant: signed conv bf16, whole epilogue", arch, torch.bfloat16, ALL)
+    types = {"dots": "*fp32", "to": ALL, "input_scale": "*fp32"}
+    types |= dict.fromkeys(("rows", "width", "rows_per_scale"), INT)
     yield Case("variant: finish", epilogue.finish_kernel, types, {"BLOCK_M": 32, "BLOCK_N": 64})
     for name in ("pack_bits rows fp32", "unpack_bits bf16"):
         case = base[name]
@@ -238,6 +270,7 @@ def cases(arch: int) -> Iterator[Case]:
     yield from pack_cases(arch)
     yield from linear_cases(arch)
     yield from gradient_cases(arch)
+    yield from signed_cases(arch)
 
 
 def _sass(cubin: bytes) -> tuple[str, str]:

@@ -28,6 +28,9 @@ from bop2nd_fast.kernels import (
     conv_backward,
     linear_backward,
     pack_bits,
+    quantize_rows,
+    signed_conv2d,
+    signed_linear,
     step_tables,
 )
 from tests.fake_cuda import FakeCuda, OnCuda, on_cuda
@@ -178,6 +181,27 @@ def many_features() -> None:
     linear_backward.binary_linear_backward(gradient, words, words.new_empty(0), w, 8_640_000, True, False)
 
 
+def signed_rows(rows: int) -> Scene:
+    def run() -> None:
+        x, w = on_cuda(torch.zeros(rows, 512)), on_cuda(torch.zeros(256, 16, dtype=torch.int32))
+        signed_linear.signed_linear(x, w, input_scale=on_cuda(torch.zeros(rows)))
+
+    return run
+
+
+def signed_image(batch: int) -> Scene:
+    def run() -> None:
+        x = on_cuda(torch.zeros(batch, 3, 4, 4, dtype=torch.uint8))
+        w = on_cuda(torch.zeros(24, 3, 3, 1, dtype=torch.int32))
+        signed_conv2d.signed_conv2d(x, w, [1, 1], [1, 1], [1, 1], 1, 2, 255)
+
+    return run
+
+
+def quantized() -> None:
+    quantize_rows.quantize_rows(on_cuda(torch.zeros(3, 40)))
+
+
 SCENES: dict[str, Scene] = {
     "step": step((64, 64)),
     "linear 1": linear(1, 512, 256),
@@ -196,6 +220,11 @@ SCENES: dict[str, Scene] = {
     "convolution, epilogue": conv_epilogue,
     "convolution, bits of groups": conv_bits_of_groups,
     "pack, an embedding along its rows": pack_rows_of_an_embedding,
+    "signed rows 1": signed_rows(1),
+    "signed rows 4, other rows": signed_rows(4),
+    "signed convolution 5": signed_image(5),
+    "signed convolution 16, other batch": signed_image(16),
+    "quantize": quantized,
     "linear, millions of outputs": many_outputs,
     "linear gradient, millions of features": many_features,
 }

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.signed_product import MULTIPLIER_LIMIT
+from ..kernels.signed_operands import MULTIPLIER_LIMIT
 from .examples import ConversionError
 
 TOLERANCE = 2.0  # units in the last place of the largest value: a division and a subtraction in fp32

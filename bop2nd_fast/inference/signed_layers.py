@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry
-from ..ops.signed_product import INTEGERS, MULTIPLIER_LIMIT
+from ..kernels.signed_operands import INTEGERS, MULTIPLIER_LIMIT
 from .layers import (
     _DTYPE,
     _EMITS,

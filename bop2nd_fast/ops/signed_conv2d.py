@@ -16,17 +16,15 @@ from torch.nn.grad import conv2d_weight
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, words_for
-from ..kernels.outputs import check_outputs
+from ..kernels.outputs import NAMES, check_outputs
+from ..kernels.signed_operands import Scaling, check_scaling
 from .derivatives import refuse_second
 from .product import REALS, check_operands, conv_geometry, empty_outputs, image_arguments, records_gradient
 from .signed_product import (
     INPUTS,
     OPERAND_NAMES,
     OPERANDS,
-    OUTPUT_NAMES,
-    Scaling,
     check_input,
-    check_scaling,
     real_input,
     refuse_fused,
     scaled_by,
@@ -73,7 +71,7 @@ def _reference(
 def by_torch(
     input: Tensor, weight: Tensor, arguments: tuple[Any, ...], input_scale: Tensor | None, **outputs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Of real inputs, on GPUs: torch's convolution with the unpacked weight, in the input's dtype."""
+    """Of real inputs, on GPUs without Triton: torch's convolution by unpacked weights, in its dtype."""
     per_group = input.shape[1] // arguments[3]
     dense = torch.ops.bop2nd.unpack_bits(weight, per_group, 1, dtype=input.dtype)
     dots = F.conv2d(input, dense, None, *arguments).permute(0, 2, 3, 1).float().contiguous()
@@ -113,10 +111,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-    nothing = (None,) * len(OUTPUT_NAMES)
+    nothing = (None,) * len(NAMES)
     if grad is None:
         return None, None, None, None, None, None, None, None, None, None, *nothing
-    refuse_fused(OUTPUT_NAMES, ctx.outputs, "signed_conv2d")
+    refuse_fused(NAMES, ctx.outputs, "signed_conv2d")
     input, weight, scale = ctx.saved_tensors
     if wants_gradient(ctx, 8):
         raise RuntimeError("signed_conv2d has no gradient of input_scale: scale its result")

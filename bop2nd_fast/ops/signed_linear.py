@@ -17,7 +17,8 @@ from torch import Tensor
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry, words_for
-from ..kernels.outputs import check_outputs
+from ..kernels.outputs import NAMES, check_outputs
+from ..kernels.signed_operands import Scaling, check_scaling
 from .derivatives import refuse_second
 from .product import (
     REALS,
@@ -31,10 +32,7 @@ from .signed_product import (
     INPUTS,
     OPERAND_NAMES,
     OPERANDS,
-    OUTPUT_NAMES,
-    Scaling,
     check_input,
-    check_scaling,
     real_input,
     refuse_fused,
     scaled_by,
@@ -67,7 +65,7 @@ def _reference(input: Tensor, weight: Tensor, *given: Any, **outputs: Any) -> tu
 def by_torch(
     input: Tensor, weight: Tensor, input_scale: Tensor | None, **outputs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Of real inputs, on GPUs: torch's product with the unpacked weight, in the input's dtype."""
+    """Of real inputs, on GPUs without Triton: torch's product with unpacked weights in the input's dtype."""
     dense = torch.ops.bop2nd.unpack_bits(weight, input.shape[-1], dtype=input.dtype)
     if input_scale is not None and input_scale.numel() != 1:
         input_scale = input_scale.view(*input.shape[:-1], 1)
@@ -93,10 +91,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-    nothing = (None,) * len(OUTPUT_NAMES)
+    nothing = (None,) * len(NAMES)
     if grad is None:
         return None, None, None, None, None, None, *nothing
-    refuse_fused(OUTPUT_NAMES, ctx.outputs, "signed_linear")
+    refuse_fused(NAMES, ctx.outputs, "signed_linear")
     input, weight, scale = ctx.saved_tensors
     if wants_gradient(ctx, 4):
         raise RuntimeError("signed_linear has no gradient of input_scale: scale its result")
