@@ -106,6 +106,27 @@ def products(device: str, operators: Any) -> None:
                 _same(got, reference.binary_conv2d_packed(*packed, **asked), "binary_conv2d_packed")
 
 
+def signed_products(device: str, operators: Any) -> None:
+    """Whole numbers: every sum is exact, in whatever order."""
+    for dtype in (*DTYPES, torch.int8, torch.uint8):
+        real = dtype.is_floating_point
+        low = -99 if real else 0
+        for rows, features, outputs in LINEAR:
+            x = torch.randint(low, 100, (rows, features), device=device).to(dtype)
+            given = (x, _signs(device, outputs, features), *(() if real else (2, 5)))
+            _same(operators.signed_linear(*given), reference.signed_linear(*given), "signed_linear")
+        for channels, outputs, height, width, kernel, *how, groups in CONVOLUTIONS:
+            x = torch.randint(low, 100, (2, channels, height, width), device=device).to(dtype)
+            given = (x, _signs(device, outputs, *kernel, channels // groups), *how, groups)
+            for asked in _epilogues(outputs, device):
+                if not (real and "threshold" in asked):
+                    got = operators.signed_conv2d(*given, **asked)
+                    _same(got, reference.signed_conv2d(*given, **asked), "signed_conv2d")
+    for dtype in DTYPES:
+        x = torch.randn(5, 1500, device=device).to(dtype)
+        _same(operators.quantize_rows(x), reference.quantize_rows(x), "quantize_rows")
+
+
 def gradients(device: str, operators: Any) -> None:
     """Gradients of -1, 0 and 1: every sum is exact, in whatever order."""
     specified = backends._references
@@ -137,8 +158,8 @@ def run_all_kernels(device: str) -> int:
         except Unavailable as reason:
             print(f"{name}: absent, {reason}")
             continue
-        own_backward = hasattr(operators, "binary_linear_backward")  # CUDA C++ leaves it to torch
-        for part in (packing, step, products, *((gradients,) if own_backward else ())):
+        more = hasattr(operators, "binary_linear_backward")  # CUDA C++ leaves them to torch and Triton
+        for part in (packing, step, products, *((gradients, signed_products) if more else ())):
             ran += 1
             try:
                 part(device, operators)

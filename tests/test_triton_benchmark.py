@@ -27,7 +27,18 @@ def _records(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("case", ["step, ResNet", "pack NCHW", "linear batch 1", "conv 3x3", "training"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "step, ResNet",
+        "pack NCHW",
+        "linear batch 1",
+        "signed linear, 256",
+        "first layer",
+        "conv 3x3",
+        "training",
+    ],
+)
 def test_cases_pass_their_gates_in_the_interpreter(case: str, tmp_path: Path) -> None:
     assert gpu.run_all(tmp_path, case, dry=True) == 0
     (record,) = _records(tmp_path)

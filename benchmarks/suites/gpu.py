@@ -40,6 +40,8 @@ from ..timing import captured
 PEAK, COPY, COMPILED, ADAM = "tensor cores from registers", "copy", "torch.compile", "Adam fused"
 CAREFUL, CUBLAS, CUDNN = "careful eager", "cuBLAS bf16", "cuDNN bf16"
 LARGE, RESNET, TRAINING = "step, 64 M weights", "step, ResNet-18", "BinaryNet training step"
+SIGNED, SIGNED_ONE = "signed linear, 256 rows, 4096^2", "signed linear, 1 row, 4096^2"
+FIRST = "first layer, uint8, 3 to 128 channels, 32x32"
 F32, BF16 = torch.float32, torch.bfloat16
 Run = Callable[[], Any]
 Entries = Iterator[Contender]
@@ -197,25 +199,29 @@ def conv_operands(s: Setting, batch: int, channels: int, side: int) -> tuple[Ten
     return reference.pack_bits(image, 1), reference.pack_bits(s.normal(channels, channels, 3, 3), 1)
 
 
+def rotating_weights(
+    s: Setting,
+    products: int,
+    name: str,
+    role: str,
+    call: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    compare: Callable[[Tensor], str],
+) -> Contender:
+    """A call on as many copies of the weight as no cache holds."""
+    copies = [weight.clone() for _ in range(s.copies(weight.nbytes) - 1)]
+    make = lambda: Prepared(  # noqa: E731
+        lambda: compare(call(weight)), partial(call, weight), rotate=[partial(call, c) for c in copies]
+    )
+    return Contender(name, role, make, bytes=weight.nbytes, operations=products)
+
+
 def linear_case(s: Setting, rows: int, outputs: int, features: int, square: bool) -> Entries:
     """``[rows, features] x [features, outputs]``, bits in, dots out; ``square``: and what bounds it."""
     x_words, w_words = linear_operands(s, rows, outputs, features)
     want = reference.binary_linear_packed(x_words, w_words, features)[0]
     products = rows * outputs * features
-
-    def rotating(
-        name: str,
-        role: str,
-        call: Callable[[Tensor], Tensor],
-        weight: Tensor,
-        compare: Callable[[Tensor], str],
-    ) -> Contender:
-        """A call on as many copies of the weight as no cache holds."""
-        copies = [weight.clone() for _ in range(s.copies(weight.nbytes) - 1)]
-        make = lambda: Prepared(  # noqa: E731
-            lambda: compare(call(weight)), partial(call, weight), rotate=[partial(call, c) for c in copies]
-        )
-        return Contender(name, role, make, bytes=weight.nbytes, operations=products)
+    rotating = partial(rotating_weights, s, products)
 
     def ours(name: str, role: str, operators: Any) -> Entries:
         def call(weight: Tensor, **tile: Any) -> Tensor:
@@ -288,6 +294,48 @@ def conv_case(s: Setting, batch: int, channels: int, side: int) -> Entries:
     yield entry(CUDNN, BASELINE, cudnn, lambda got: close(got, want, "cuDNN"), n_bytes, products)
 
 
+def signed_linear_case(s: Setting, rows: int, edge: int) -> Entries:
+    """Whole numbers ``[rows, edge]`` in each dtype by signs ``[edge, edge]``: every sum is exact in fp32."""
+    x, words = (30 * s.normal(rows, edge)).round().clamp(-127, 127), reference.pack_bits(s.normal(edge, edge))
+    want = reference.signed_linear(x.to(torch.int8), words)[0]
+    rotating = partial(rotating_weights, s, rows * edge * edge)
+
+    def ours(name: str, role: str, operators: Any) -> Entries:
+        def call(q: Tensor, weight: Tensor) -> Tensor:
+            result: Tensor = operators.signed_linear(q, weight)[0]
+            return result
+
+        if name == "triton":  # the only one that has the operator
+            for dtype, kind in ((torch.int8, "int8"), (F32, "fp32"), (BF16, "bf16")):
+                who, product = role if kind == "int8" else VARIANT, partial(call, x.to(dtype))
+                yield rotating(f"{name} {kind}", who, product, words, lambda got: equal(got, want, name))
+
+    yield from on_each_backend(ours)
+    dense = reference.unpack_bits(words, edge, dtype=F32)
+    for name, dtype in (("cuBLAS fp32", F32), (CUBLAS, BF16)):
+        call = partial(F.linear, x.to(dtype))
+        yield rotating(name, BASELINE, call, dense.to(dtype), lambda got: close(got, want, "cuBLAS"))
+
+
+def first_layer_case(s: Setting, batch: int, side: int) -> Entries:
+    """uint8 images ``[N, 3, H, W]``, read as ``2 x - 255``, by 128 kernels of 3x3 signs."""
+    x = torch.randint(0, 256, (batch, 3, side, side), device=s.device).to(torch.uint8)
+    words, how = reference.pack_bits(s.normal(s.size(128, 40), 3, 3, 3), 1), ([1, 1], [1, 1], [1, 1], 1)
+    want = reference.signed_conv2d(x, words, *how, 2, 255)[0]
+    products, n_bytes = want.numel() * 27, x.numel() + want.nbytes
+
+    def ours(name: str, role: str, operators: Any) -> Entries:
+        if name == "triton":
+            call = lambda: operators.signed_conv2d(x, words, *how, 2, 255)[0]  # noqa: E731
+            yield entry(name, role, call, lambda got: equal(got, want, name), n_bytes, products)
+
+    yield from on_each_backend(ours)
+    image, dense = (x.to(BF16) * 2 - 255), reference.unpack_bits(words, 3, 1, dtype=BF16)
+    cudnn = lambda: F.conv2d(image, dense, padding=1)  # noqa: E731
+    compare = lambda got: close(got.permute(0, 2, 3, 1), want, "cuDNN")  # noqa: E731
+    yield entry(CUDNN, BASELINE, cudnn, compare, n_bytes, products)
+
+
 # ------------------------------------------------------------------------------------------------ all cases
 
 
@@ -307,6 +355,9 @@ def cases_of(s: Setting) -> list[Case]:
         ("pack_bits_ste", "GB/s", "pack channels-last bf16", partial(pack_case, s, image, 1, BF16, True)),
         ("binary_linear", "GMAC/s", "linear 8192^3", partial(linear_case, s, edge, edge, edge, True)),
         ("binary_linear", "GMAC/s", "linear batch 1, 4096^2", partial(linear_case, s, 1, wide, wide, False)),
+        ("signed_linear", "GMAC/s", SIGNED, partial(signed_linear_case, s, s.size(256, 5), wide)),
+        ("signed_linear", "GMAC/s", SIGNED_ONE, partial(signed_linear_case, s, 1, wide)),
+        ("signed_conv2d", "GMAC/s", FIRST, partial(first_layer_case, s, s.size(64, 1), s.size(32, 5))),
     ]
     for shape in STAGES[: s.size(4, 1)]:
         channels, side = s.size(shape.channels, 40), s.size(shape.side, 5)
@@ -372,6 +423,10 @@ SUITE = Suite(
         _goal("linear 8192^3", "CUDA C++, of the tensor cores' peak", 70, share("cuda", PEAK), "%", 100),
         _goal("linear 8192^3", "CUDA C++, over cuBLAS bf16", 3, over(CUBLAS, ours="cuda")),
         _goal("linear batch 1, 4096^2", "over cuBLAS bf16", 8, over(CUBLAS, ours="triton")),
+        _goal(SIGNED, "int8 over cuBLAS bf16", None, over(CUBLAS, ours="triton int8")),
+        _goal(SIGNED, "fp32 over cuBLAS fp32", None, over("cuBLAS fp32", ours="triton fp32")),
+        _goal(SIGNED_ONE, "int8 over cuBLAS bf16", 8, over(CUBLAS, ours="triton int8")),
+        _goal(FIRST, "over cuDNN bf16", None, over(CUDNN, ours="triton")),
         *(goal for c in STAGES for goal in _conv_goals(f"{c.channels}ch {c.side}x{c.side}")),
         _goal(TRAINING, "graph over fake-quantized", 2, over(gpu_training.FAKE, ours=gpu_training.GRAPH)),
         Goal(f"{TRAINING}: peak memory, of fake-quantized", 50, MEMORY, "%", at_most=True),
