@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from .goals import Goal
 
 SUITES = (
-    "step", "conv", "linear", "signed_linear", "signed_conv", "pack", "backward", "train_step", "inference"
+    "step", "conv", "linear", "signed_linear", "signed_conv", "pack", "backward", "train_step", "inference",
+    "runtime",
 )  # fmt: skip
 GPU_SUITES = ("gpu",)
 

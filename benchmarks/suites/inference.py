@@ -60,7 +60,8 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def _build(network: str, width: int, image: int) -> nn.Module:
+def build(network: str, width: int, image: int) -> nn.Module:
+    """A network in eval mode, its batch norms no identities."""
     torch.manual_seed(3)
     model: nn.Module
     if network == BINARYNET:
@@ -74,7 +75,7 @@ def _build(network: str, width: int, image: int) -> nn.Module:
 
 
 def _contenders(network: str, width: int, image: int, batch: int) -> list[Contender]:
-    model = _build(network, width, image)
+    model = build(network, width, image)
     x = torch.randn(batch, 3, image, image)
 
     def entry(name: str, role: str, make: Any, **more: Any) -> Contender:
@@ -85,12 +86,12 @@ def _contenders(network: str, width: int, image: int, batch: int) -> list[Conten
         entry(BOTH_THREADS, VARIANT, partial(_make_packed, model, x), threads=ALL_THREADS),
         entry(ROUNDED, VARIANT, partial(_make_packed, model, x, exact=False)),
         entry(EVAL, VARIANT, partial(_make_eval, model, x)),
-        entry(FP32, BASELINE, partial(_make_float, model, x)),
-        entry(FP32_LAST, BASELINE, partial(_make_float, model, x, channels_last=True)),
-        entry(BF16, BASELINE, partial(_make_float, model, x, channels_last=True, dtype=torch.bfloat16)),
+        entry(FP32, BASELINE, partial(make_float, model, x)),
+        entry(FP32_LAST, BASELINE, partial(make_float, model, x, channels_last=True)),
+        entry(BF16, BASELINE, partial(make_float, model, x, channels_last=True, dtype=torch.bfloat16)),
     ]
     if network == BINARYNET:  # compiling the larger network would take longer than all of its measurements
-        result.append(entry(COMPILED, BASELINE, partial(_make_float, model, x, compiled=True), slow=True))
+        result.append(entry(COMPILED, BASELINE, partial(make_float, model, x, compiled=True), slow=True))
     return result
 
 
@@ -99,7 +100,7 @@ def _make_packed(model: nn.Module, x: Tensor, exact: bool = True) -> Prepared:
 
     def check() -> str:
         if not exact:
-            return _close(packed(x), model(x))
+            return close(packed(x), model(x))
         if not torch.equal(packed(x), model(x)):
             raise GateError("the packed model's output differs from the trained model's")
         return "equal to the trained model's output"
@@ -117,12 +118,12 @@ def _make_eval(model: nn.Module, x: Tensor) -> Prepared:
         with bf.backends.use("reference"):
             want = model(x[:2])
         bf.backends.use(before)
-        return _close(got, want)
+        return close(got, want)
 
     return Prepared(check, lambda: model(x))
 
 
-def _make_float(
+def make_float(
     model: nn.Module,
     x: Tensor,
     channels_last: bool = False,
@@ -144,11 +145,11 @@ def _make_float(
             return "finite (bf16 rounds away the small sums whose sign decides)"
         with torch.inference_mode():
             _zeros_positive(net, True)
-            verdict = _close(net(data), model(x))
+            verdict = close(net(data), model(x))
             _zeros_positive(net, False)
             if not compiled:
                 return verdict
-            return f"uncompiled {verdict}; compiled {_close(run(data), net(data))}"
+            return f"uncompiled {verdict}; compiled {close(run(data), net(data))}"
 
     return Prepared(check, lambda: run(data))
 
@@ -160,7 +161,7 @@ def _zeros_positive(net: nn.Module, value: bool) -> None:
             module.zeros_positive = value
 
 
-def _close(got: Tensor, want: Tensor) -> str:
+def close(got: Tensor, want: Tensor) -> str:
     """Sums run in another order: a sign that hangs on the last bit may turn, and then others behind it."""
     error = float((got - want).norm() / want.norm())
     if error > 0.05:
