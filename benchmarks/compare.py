@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +27,7 @@ from bop2nd_fast.stamp import ROOT
 from .registry import cases
 from .tables import duration
 from .timing import quantile
+from .worker import Worker
 
 TREES = ROOT / "build" / "compare"
 Sample = Callable[[int], float]
@@ -71,35 +71,15 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return quantile(ordered, 0.5), ordered[k], ordered[n - 1 - k]
 
 
-class Worker:
-    """A process that runs the contenders of one tree."""
+def worker_of(tree: Path, python: str = sys.executable) -> Worker:
+    """A process that runs the contenders of one tree; raises RuntimeError if it cannot."""
+    script = Path(__file__).with_name("compare_worker.py")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # it may name another tree
+    return Worker([python, str(script)], cwd=tree, env=environment)
 
-    def __init__(self, tree: Path, python: str = sys.executable) -> None:
-        script = Path(__file__).with_name("compare_worker.py")
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # it may name another tree
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen([python, str(script)], cwd=tree, env=environment, **pipes)
-        self.ask()
 
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request (none: only wait for the first answer) and return its answer."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        if request:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the process in {self._process.args!r} ended; its output is above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def sampler(self, contender: str) -> Sample:
-        return lambda n: float(self.ask(run=contender, n=n)["seconds"])
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+def sampler(worker: Worker, contender: str) -> Sample:
+    return lambda n: float(worker.ask(run=contender, n=n)["seconds"])
 
 
 def tree_of(base: str, python: str = sys.executable) -> Path:
@@ -133,7 +113,7 @@ def ratios_of(
         for contender in ours["contenders"]:
             if contender not in theirs["contenders"]:
                 continue
-            seconds = compare_samples(old.sampler(contender), new.sampler(contender), rounds)
+            seconds = compare_samples(sampler(old, contender), sampler(new, contender), rounds)
             before, after = (quantile(s, 0.5) for s in seconds[:2])
             yield Ratio(f"{case.suite}: {case.name}", contender, before, after, *median_interval(seconds[2]))
 
@@ -171,7 +151,7 @@ def compare(
     cases(suites, op, quick)
     if rounds < 6:
         raise ValueError(f"a 95 % interval of a median needs at least 6 rounds, got {rounds}")
-    old, new = Worker(tree_of(base, python), python), Worker(ROOT)
+    old, new = worker_of(tree_of(base, python), python), worker_of(ROOT)
     ratios: list[Ratio] = []
     failed: list[str] = []
     with console.status("comparing") as status:

@@ -6,12 +6,15 @@ bit-identical to the specification (torch's ``lerp_`` and ``sqrt`` round otherwi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .registry import GateError
+from bop2nd_fast import reference
+
+from .registry import GateError, Prepared, Unavailable
 
 GAMMA, SIGMA, TAU, EPS = 1e-4, 1e-2, 3e-3, 1e-10  # flips about one weight in a thousand of the test data
 
@@ -24,6 +27,11 @@ class DenseState:
     grads: list[Tensor]
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
+
+    def first_rows(self) -> DenseState:
+        """Copies of the first rows of every tensor, which a step treats as it does all others."""
+        columns = (self.weights, self.grads, self.exp_avgs, self.exp_avg_sqs)
+        return DenseState(*([t[:8].clone() for t in column] for column in columns))
 
 
 def careful(state: DenseState) -> None:
@@ -67,3 +75,23 @@ def check_against(got: DenseState, want: DenseState, what: str) -> str:
     if differ > 1e-5 * total:
         raise GateError(f"{what}: {differ} of {total} weights differ from the specification")
     return f"moments within 1e-5, {differ} of {total} weights differ (ties in rounding)"
+
+
+def prepared(state: DenseState, step: Callable[[DenseState], None], what: str) -> Prepared:
+    """A step with its gate: the first rows of every tensor against the specification."""
+
+    def check() -> str:
+        want = state.first_rows()
+        hyper = torch.tensor([GAMMA, SIGMA, TAU, TAU * EPS], dtype=torch.float64).float()
+        counts = torch.zeros(len(want.weights), 2, dtype=torch.int64, device=want.weights[0].device)
+        moments = (want.exp_avgs, want.exp_avg_sqs)
+        reference.bop_step_(want.weights, want.grads, *moments, hyper.to(counts.device), counts)
+        try:
+            step(state)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise Unavailable(f"torch.compile failed: {str(error).splitlines()[0]}") from None
+        if sum(w.numel() for w in want.weights) > 1 << 15 and not counts[:, 1].any():
+            raise GateError("the test data flips no weight: the comparison would show nothing")
+        return check_against(state.first_rows(), want, what)
+
+    return Prepared(check, lambda: step(state))

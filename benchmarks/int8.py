@@ -19,15 +19,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .gates import equal
 from .networks import ConvShape
-from .registry import GateError, Prepared, Unavailable
+from .registry import GateError, Prepared, Unavailable, gated
 
 CONV_ENGINES = ("x86", "fbgemm")
 OUT_SCALE = 4.0  # of the 8-bit outputs: an error of half of it is rounding
-
-
-def _to_uint8(signs: Tensor) -> Tensor:
-    return (signs + 1).to(torch.uint8)
 
 
 def _need(namespace: str, *names: str) -> None:
@@ -41,7 +38,7 @@ def onednn_conv(shape: ConvShape, signs: Tensor, weight: Tensor, expected: Tenso
     _need("onednn", "qconv2d_pointwise", "qconv_prepack")
     ones, zeros = torch.ones(shape.outputs), torch.zeros(shape.outputs, dtype=torch.int32)
     geometry = ([shape.stride] * 2, [shape.padding] * 2, [shape.dilation] * 2, shape.groups)
-    x = _to_uint8(signs.contiguous(memory_format=torch.channels_last))
+    x = (signs + 1).to(torch.uint8).contiguous(memory_format=torch.channels_last)
     packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), ones, 1.0, 1, *geometry, list(x.shape))
 
     def run() -> Tensor:
@@ -49,23 +46,23 @@ def onednn_conv(shape: ConvShape, signs: Tensor, weight: Tensor, expected: Tenso
             x, 1.0, 1, packed, ones, zeros, None, *geometry, 1.0, 0, torch.float32, "none", [], ""
         )
 
-    return Prepared(lambda: _exact(run(), expected), run)
+    return gated(run, lambda output: equal(output, expected, "output"))
 
 
-def onednn_linear(signs: Tensor, weight: Tensor, expected: Tensor) -> Prepared:
-    """uint8 in, fp32 out, exact."""
+def onednn_linear(x: Tensor, weight: Tensor, expected: Tensor, zero_point: int = 1) -> Prepared:
+    """uint8 in, fp32 out, exact: whole numbers of at least ``-zero_point``."""
     _need("onednn", "qlinear_pointwise", "qlinear_prepack")
     n = weight.shape[0]
     ones, zeros = torch.ones(n), torch.zeros(n, dtype=torch.int32)
-    x = _to_uint8(signs)
+    x = (x + zero_point).to(torch.uint8)
     packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), list(x.shape))
 
     def run() -> Tensor:
         return torch.ops.onednn.qlinear_pointwise(
-            x, 1.0, 1, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            x, 1.0, zero_point, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
-    return Prepared(lambda: _exact(run(), expected), run)
+    return gated(run, lambda output: equal(output, expected, "output"))
 
 
 def quantized_conv(
@@ -112,15 +109,15 @@ def _quantized(
     def run() -> Tensor:
         return op(qx, packed, OUT_SCALE, 128)
 
-    def check() -> str:
-        got = run().dequantize()
+    def compare(output: Tensor) -> str:
+        got = output.dequantize()
         limit = 127 * OUT_SCALE  # 8 bits saturate beyond
         error = (got.clamp(-limit, limit) - expected.clamp(-limit, limit)).abs().max().item()
         if error > OUT_SCALE / 2:
             raise GateError(f"off by {error}, more than rounding to 8 bits explains")
         return f"equal to the exact result but for rounding to 8 bits (<= {OUT_SCALE / 2:g})"
 
-    return Prepared(check, run)
+    return gated(run, compare)
 
 
 def int_mm(a: Tensor, b: Tensor, expected: Tensor | None) -> Prepared:
@@ -130,13 +127,4 @@ def int_mm(a: Tensor, b: Tensor, expected: Tensor | None) -> Prepared:
     x, w = a.to(torch.int8), b.to(torch.int8)
     want = a @ b if expected is None else expected
 
-    def run() -> Tensor:
-        return torch._int_mm(x, w)
-
-    return Prepared(lambda: _exact(run().float(), want), run)
-
-
-def _exact(got: Tensor, expected: Tensor) -> str:
-    if not torch.equal(got, expected):
-        raise GateError(f"off by {(got - expected).abs().max().item()}")
-    return "equal to the exact result"
+    return gated(lambda: torch._int_mm(x, w), lambda output: equal(output.float(), want, "output"))

@@ -11,12 +11,11 @@ input and times itself, so that the pipe between the processes is not measured.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +23,12 @@ from torch import Tensor
 
 from .networks import ConvShape
 from .registry import GateError, Prepared, Unavailable
+from .worker import Worker
 
-WORKER = Path(__file__).with_name("larq_worker.py")
+SCRIPT = Path(__file__).with_name("larq_worker.py")
 
 _interpreter: str = sys.executable
-_worker: subprocess.Popen[str] | None = None
+_worker: Worker | None = None
 
 
 def use_interpreter(python: str) -> None:
@@ -50,8 +50,7 @@ def convolution(shape: ConvShape, x: Tensor, weight: Tensor, expected: Tensor) -
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "x.npy", x.permute(0, 2, 3, 1).contiguous().numpy())
         np.save(Path(folder) / "w.npy", weight.permute(2, 3, 1, 0).contiguous().numpy())
-        request = {"build": folder, "stride": shape.stride, "same": shape.padding > 0}
-        handle = _ask(request)["handle"]
+        handle = _ask(build=folder, stride=shape.stride, same=shape.padding > 0)["handle"]
         output = torch.from_numpy(np.load(Path(folder) / "y.npy")).permute(0, 3, 1, 2)
 
     def check() -> str:
@@ -60,58 +59,37 @@ def convolution(shape: ConvShape, x: Tensor, weight: Tensor, expected: Tensor) -
         return "equal to the reference with padding value +1"
 
     def sample(n: int) -> float:
-        return float(_ask({"run": handle, "n": n})["seconds"])
+        return float(_ask(run=handle, n=n)["seconds"])
 
-    return Prepared(check, sample=sample, close=lambda: _drop(handle))
+    def drop() -> None:
+        _ask(drop=handle)
 
-
-def _drop(handle: int) -> None:
-    _ask({"drop": handle})
-
-
-def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    worker = _running()
-    stdin, stdout = _pipes(worker)
-    stdin.write(json.dumps(request) + "\n")
-    stdin.flush()
-    answer: dict[str, Any] = json.loads(stdout.readline() or '{"error": "the worker ended"}')
-    if "error" in answer:
-        raise Unavailable(f"larq_compute_engine: {answer['error']}")
-    return answer
+    return Prepared(check, sample=sample, close=drop)
 
 
-def _pipes(worker: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    assert worker.stdin is not None and worker.stdout is not None
-    return worker.stdin, worker.stdout
+def _ask(**request: Any) -> dict[str, Any]:
+    try:
+        return _running().ask(**request)
+    except RuntimeError as error:
+        raise Unavailable(f"larq_compute_engine: {error}") from None
 
 
-def _running() -> subprocess.Popen[str]:
+def _running() -> Worker:
     """The worker, started at the first request; raises :class:`Unavailable` without the engine."""
     global _worker
-    if _worker is not None and _worker.poll() is None:
-        return _worker
-    try:
-        worker = subprocess.Popen(
-            [_interpreter, "-I", str(WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-    except OSError as error:
-        raise Unavailable(f"cannot start {_interpreter}: {error.strerror}") from None
-    greeting = json.loads(_pipes(worker)[1].readline() or '{"error": "the worker ended before it answered"}')
-    if "error" in greeting:
-        worker.wait()
-        raise Unavailable(f"{greeting['error']} (see benchmarks/requirements-larq.txt)")
-    _worker = worker
-    return worker
+    if _worker is None or not _worker.is_alive():
+        try:
+            _worker = Worker([_interpreter, "-I", str(SCRIPT)], stderr=subprocess.DEVNULL)
+        except OSError as error:
+            raise Unavailable(f"cannot start {_interpreter}: {error.strerror}") from None
+        except RuntimeError as error:
+            raise Unavailable(f"{error} (see benchmarks/requirements-larq.txt)") from None
+    return _worker
 
 
 def stop() -> None:
     """End the worker, if there is one."""
     global _worker
     if _worker is not None:
-        _pipes(_worker)[0].close()
-        _worker.wait()
+        _worker.close()
         _worker = None

@@ -25,6 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import bop2nd_fast as bf
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -65,50 +67,18 @@ def _status_bytes(name: str) -> int:
     return int(found.group(1)) * 1024
 
 
-def saved_for_backward(model: nn.Module, x: Tensor) -> int:
-    """Bytes of the distinct storages kept by one forward pass of ``model`` in training mode."""
-    return sum(saved_by_kind(model, x).values())
-
-
 def saved_by_kind(model: nn.Module, x: Tensor) -> dict[str, int]:
-    """The same by the class of the layer that kept a storage first, the most first."""
-    own = {storage_of(t) for t in (*model.parameters(), *model.buffers())}
+    """Bytes of the distinct storages that one forward pass in training mode keeps, by the class of the layer
+    that kept a storage first, the most first."""
     kept: dict[str, int] = {}
-    alive: dict[int, Tensor] = {}  # by address; a freed one could be counted as an old one
-    running = [type(model).__name__]
-
-    def pack(t: Tensor) -> Tensor:
-        if (address := storage_of(t)) not in own and address not in alive:
-            kept[running[-1]] = kept.get(running[-1], 0) + words_of(t).untyped_storage().nbytes()
-            alive[address] = t
-        return t
-
-    handles = [
-        m.register_forward_pre_hook(lambda m, _: running.append(type(m).__name__)) for m in leaves(model)
-    ]
-    handles += [m.register_forward_hook(lambda *_: running.pop() and None) for m in leaves(model)]
-    try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            output = model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    del output
-    return dict(sorted(kept.items(), key=lambda item: -item[1]))
+    for row in bf.summary(model, x).rows:
+        kept[row.kind] = kept.get(row.kind, 0) + row.bytes_saved
+    return dict(sorted(((k, n) for k, n in kept.items() if n), key=lambda item: -item[1]))
 
 
-def leaves(model: nn.Module) -> list[nn.Module]:
-    """The layers: modules with parameters of their own (a binary one holds its quantizer), or none inside."""
-    return [m for m in model.modules() if not list(m.children()) or list(m.parameters(recurse=False))]
-
-
-def words_of(t: Tensor) -> Tensor:
-    """What a tensor stores: the words of a packed one."""
-    return getattr(t, "words", t)
-
-
-def storage_of(t: Tensor) -> int:
-    return words_of(t).untyped_storage().data_ptr()
+def saved_for_backward(model: nn.Module, x: Tensor) -> int:
+    """The same of all layers."""
+    return sum(saved_by_kind(model, x).values())
 
 
 def peaks(work: Callable[[], object]) -> dict[str, int]:

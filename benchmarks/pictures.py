@@ -71,6 +71,14 @@ def _plain(axes: Axes, grid: str) -> None:
     axes.set_axisbelow(True)
 
 
+def _beside(
+    axes: Axes, text: str, at: tuple[float, float], by: tuple[float, float] = (4, 0), **more: Any
+) -> None:
+    """A text so many points beside a place of the data."""
+    looks: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9} | more
+    axes.annotate(text, at, xytext=by, **looks)
+
+
 # ------------------------------------------------------------------------------------- speed-ups
 
 
@@ -90,14 +98,7 @@ def _speedups(title: str, records: Records) -> Figure:
             axes.barh(
                 top + k, value - 1, left=1, height=0.84, color=FAMILY_COLOURS[i], label=list(families)[i]
             )
-            axes.annotate(
-                f"{significant(value)}x",
-                (max(value, 1), top + k),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-            )
+            _beside(axes, f"{significant(value)}x", (max(value, 1), top + k), (5, 0), fontsize=8.5)
         ticks.append(top + (len(group) - 1) / 2)
         labels.append(_case_label(record))
         top += len(group) + 1.1
@@ -112,22 +113,12 @@ def _speedups(title: str, records: Records) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{significant(x)}x"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
     axes.axvline(1, color=DARK, linewidth=1.2)
-    axes.set_xlabel(
-        "median of paired time ratios, logarithmic; right of 1: bop2nd is faster",
-        fontsize=9,
-    )
+    axes.set_xlabel("median of paired time ratios, logarithmic; right of 1: bop2nd is faster", fontsize=9)
     figure.suptitle(title, fontsize=12.5, fontweight="bold")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     ordered = [f for f in families if f in handles]
-    axes.legend(
-        [handles[f] for f in ordered],
-        ordered,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-    )
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4}
+    axes.legend([handles[f] for f in ordered], ordered, **place, frameon=False, fontsize=9)
     more = "Of each class the fastest variant." if any(len(n) > 1 for n in families.values()) else ""
     _caption(figure, shown, more)
     return figure
@@ -168,9 +159,7 @@ def _training(title: str, record: dict[str, Any]) -> Figure:
             text = f"{significant(value)} {unit}" if value else "not measured"
             if value and colours[row] != BLUE and values[0]:
                 text += f"\n{significant(value / values[0])}x ours"
-            axes.annotate(
-                text, (value, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5
-            )
+            _beside(axes, text, (value, row), fontsize=8.5)
         axes.set_yticks(range(len(values)), names if k == 0 else [""] * len(values), fontsize=9)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
@@ -219,59 +208,26 @@ def _roofline_layers(axes: Axes, records: Records) -> None:
     grid = np.geomspace(low, high, 200)
     roof = np.full_like(grid, peak)
     axes.axhline(peak, color=DARK, linewidth=1.2)
-    axes.annotate(
-        f"register loop: {significant(peak)} GMAC/s",
-        (high, peak),
-        xytext=(-4, 5),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9,
-    )
+    above: dict[str, Any] = {"by": (-4, 5), "ha": "right", "va": "baseline"}
+    _beside(axes, f"register loop: {significant(peak)} GMAC/s", (high, peak), **above)
     if copies:
         bandwidth = float(max(copies))
         roof = np.minimum(roof, bandwidth * grid)
         axes.plot(grid, np.minimum(bandwidth * grid, peak), color=DARK, linewidth=1.2)
-        axes.annotate(
-            f"memory, one thread: {significant(bandwidth)} GB/s",
-            (low, bandwidth * low),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="top",
-            fontsize=9,
-        )
+        text = f"memory, one thread: {significant(bandwidth)} GB/s"
+        _beside(axes, text, (low, bandwidth * low), (8, 0), va="top")
     for tag, marker, colour in (("conv", "o", BLUE), ("linear", "s", VERMILION)):
         chosen = [(x, y) for r, x, y in points if r["suite"] == tag]
         if chosen:
             label = {"conv": "convolutions", "linear": "linear layers"}[tag]
             x, y = zip(*chosen, strict=True)
-            axes.scatter(
-                x,
-                y,
-                s=36,
-                marker=marker,
-                color=colour,
-                label=label,
-                zorder=3,
-                alpha=0.85,
-            )
-    fp32 = [
-        (r, e["rate"])
-        for r in records
-        if r["suite"] in ("conv", "linear")
-        for n in (*conv.FP32, linear.FP32)
-        if (e := contender(r, n))
-    ]
+            axes.scatter(x, y, s=36, marker=marker, color=colour, label=label, zorder=3, alpha=0.85)
+    layers = [r for r in records if r["suite"] in ("conv", "linear")]
+    fp32 = [e["rate"] for r in layers for n in (*conv.FP32, linear.FP32) if (e := contender(r, n))]
     if fp32:
-        best_fp32 = max(rate for _, rate in fp32)
+        best_fp32 = max(fp32)
         axes.axhline(best_fp32, color=ORANGE, linewidth=1.2, linestyle="--")
-        axes.annotate(
-            f"best fp32 layer: {significant(best_fp32)} GMAC/s",
-            (high, best_fp32),
-            xytext=(-4, 5),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9,
-        )
+        _beside(axes, f"best fp32 layer: {significant(best_fp32)} GMAC/s", (high, best_fp32), **above)
     axes.fill_between(grid, roof, color="#F2F2F2", zorder=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -305,9 +261,7 @@ def _step_bandwidths(axes: Axes, records: Records) -> None:
     _plain(axes, "x")
     axes.barh([f[0] for f in found], [f[1] for f in found], color=[f[2] for f in found], height=0.7)
     for row, (_, rate, _) in enumerate(found):
-        axes.annotate(
-            significant(rate), (rate, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
-        )
+        _beside(axes, significant(rate), (rate, row))
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0, labelsize=9)
     if found:

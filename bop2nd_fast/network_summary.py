@@ -318,12 +318,15 @@ def _is_words(t: Tensor) -> bool:
 
 
 def _saved(model: nn.Module, example: tuple[Any, ...], watch: _Watch) -> None:
-    """Bytes that a training step keeps for its backward pass, without parameters, each storage once.
+    """Bytes that a training step keeps for its backward pass, without parameters and buffers, each
+    storage once.
 
     With a batch of one, batch norms are taken in eval mode.
     """
-    own = {p.untyped_storage().data_ptr() for p in model.parameters() if not isinstance(p, BinaryTensor)}
-    own |= {p.words.untyped_storage().data_ptr() for p in model.parameters() if isinstance(p, BinaryTensor)}
+    held_anyway = (
+        t.words if isinstance(t, BinaryTensor) else t for t in (*model.parameters(), *model.buffers())
+    )
+    own = {t.untyped_storage().data_ptr() for t in held_anyway}
     held: dict[int, Tensor] = {}
 
     def note(t: Tensor) -> Tensor:

@@ -53,4 +53,4 @@ def test_this_tree_against_itself(tmp_path, monkeypatch):
 
 def test_a_worker_that_dies_is_said(tmp_path):
     with pytest.raises(RuntimeError, match="ended"):
-        compare.Worker(tmp_path)  # a folder without the registry
+        compare.worker_of(tmp_path)  # a folder without the registry

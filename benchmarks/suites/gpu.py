@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bop2nd_fast import backends, reference
 
-from .. import gpu_training
+from .. import eager_step, gpu_training
 from ..eager_step import EPS, GAMMA, SIGMA, TAU, DenseState, careful
 from ..gates import close, equal
 from ..goals import Figure, Goal, mean, memory_over, over, rate, share
@@ -117,23 +117,14 @@ def dense_baselines(s: Setting, shapes: list[tuple[int, ...]], compiled: bool) -
     """Careful eager, the same compiled, and fused Adam, on dense fp32 weights."""
     weights = [s.normal(*shape).sign_().add_(0.5).sign_() for shape in shapes]
     grads = [s.normal(*shape) for shape in shapes]
-    m, v = ([torch.zeros_like(g) for g in grads] for _ in range(2))
-    state, n = DenseState(weights, grads, m, v), sum(map(math.prod, shapes))
-
-    def contender(name: str, step: Run, check: Callable[[], str]) -> Contender:
-        return Contender(name, BASELINE, lambda: Prepared(check, step), bytes=28 * n)
-
-    def eager(name: str, step: Callable[[DenseState], None]) -> Contender:
-        def check() -> str:
-            want = [torch.lerp(a, g, GAMMA) for a, g in zip(m, grads, strict=True)]
-            step(state)
-            return [close(got, w, name, 1e-5) for got, w in zip(m, want, strict=True)][-1]
-
-        return contender(name, lambda: step(state), check)
-
-    yield eager(CAREFUL, careful)
+    m = [s.normal(*shape).mul_(1e-3) for shape in shapes]
+    v = [s.normal(*shape).square_().mul_(0.1).add_(0.9) for shape in shapes]
+    state, n_bytes = DenseState(weights, grads, m, v), 28 * sum(map(math.prod, shapes))
+    yield Contender(CAREFUL, BASELINE, partial(eager_step.prepared, state, careful, CAREFUL), bytes=n_bytes)
     if compiled:
-        yield eager(COMPILED, torch.compile(careful, fullgraph=True, dynamic=False))
+        function = torch.compile(careful, fullgraph=True, dynamic=False)
+        make = partial(eager_step.prepared, state, function, COMPILED)
+        yield Contender(COMPILED, BASELINE, make, bytes=n_bytes)
     params = [torch.nn.Parameter(w.clone()) for w in weights]
     for p, g in zip(params, grads, strict=True):
         p.grad = g
@@ -144,7 +135,7 @@ def dense_baselines(s: Setting, shapes: list[tuple[int, ...]], compiled: bool) -
         adam.step()
         return close(before - params[0].detach(), 1e-4 * grads[0].sign(), "Adam's first step")
 
-    yield contender(ADAM, adam.step, first_step)
+    yield Contender(ADAM, BASELINE, lambda: Prepared(first_step, adam.step), bytes=n_bytes)
 
 
 def step_case(s: Setting, shapes: list[tuple[int, ...]], compiled: bool) -> Entries:

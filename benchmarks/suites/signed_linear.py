@@ -13,7 +13,7 @@ from torch import Tensor
 import bop2nd_fast as bf
 from bop2nd_fast import reference
 
-from .. import roofline
+from .. import int8, roofline
 from ..goals import Goal, mean, over
 from ..registry import (
     ALL_THREADS,
@@ -25,7 +25,6 @@ from ..registry import (
     GateError,
     Prepared,
     Suite,
-    Unavailable,
     gated,
 )  # fmt: skip
 
@@ -78,6 +77,7 @@ def _contenders(rows: int, inputs: int, outputs: int) -> list[Contender]:
     def entry(name: str, role: str, make: Any, n_bytes: int, threads: int | None = None) -> Contender:
         return Contender(name, role, make, bytes=n_bytes, operations=macs, threads=threads)
 
+    onednn = partial(int8.onednn_linear, data.x.float(), data.dense, data.expected, 128)
     numbers = rows * (inputs + outputs)
     real, eight = 4 * numbers + dense // 8, rows * (inputs + 4 * outputs) + dense // 8
     return [
@@ -87,8 +87,8 @@ def _contenders(rows: int, inputs: int, outputs: int) -> list[Contender]:
         entry(QUANTIZED, VARIANT, partial(_make_quantized, data), real),
         entry(FP32, BASELINE, partial(_make_float, data, torch.float32), 4 * (numbers + dense)),
         entry(BF16, BASELINE, partial(_make_float, data, torch.bfloat16), 2 * (numbers + dense)),
-        entry(INT_MM, BASELINE, partial(_make_int_mm, data), eight + dense),
-        entry(ONEDNN, BASELINE, partial(_make_onednn, data), eight + dense),
+        entry(INT_MM, BASELINE, partial(int8.int_mm, data.x, data.dense.T, data.expected), eight + dense),
+        entry(ONEDNN, BASELINE, onednn, eight + dense),
         roofline.traffic_contender(dense // 8, 4 * rows * outputs, threads=1),
     ]  # fmt: skip
 
@@ -129,30 +129,6 @@ def _with_first(data: _Data) -> _Data:
 def _make_float(data: _Data, dtype: torch.dtype) -> Prepared:
     x, weight = data.x.to(dtype), data.dense.to(dtype)
     return _prepared(data, lambda: F.linear(x, weight), 0.0 if dtype == torch.float32 else 2**-7)
-
-
-def _make_int_mm(data: _Data) -> Prepared:
-    if data.x.shape[0] <= 16:
-        raise Unavailable("torch._int_mm takes more than 16 rows")
-    weight = data.dense.to(torch.int8).T
-    return _prepared(data, lambda: torch._int_mm(data.x, weight))
-
-
-def _make_onednn(data: _Data) -> Prepared:
-    if not hasattr(torch.ops.onednn, "qlinear_prepack"):
-        raise Unavailable("this torch has no onednn::qlinear_prepack")
-    n = data.dense.shape[0]
-    ones, zeros = torch.ones(n), torch.zeros(n, dtype=torch.int32)
-    x = (data.x.int() + 128).to(torch.uint8)  # with zero point 128
-    packed = torch.ops.onednn.qlinear_prepack(data.dense.to(torch.int8), list(x.shape))
-
-    def run() -> Tensor:
-        output: Tensor = torch.ops.onednn.qlinear_pointwise(
-            x, 1.0, 128, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        return output
-
-    return _prepared(data, run)
 
 
 def _goal(what: str, aim: float, tag: str, ours: str, *theirs: str) -> Goal:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from bop2nd_fast import reference
 
 from .. import eager_step, roofline
 from ..eager_step import EPS, GAMMA, SIGMA, TAU, DenseState
+from ..gates import equal
 from ..goals import Formula, Goal, faster, mean, of_bound, over
 from ..networks import BINARYNET, BINARYNET_WEIGHTS, WeightShape, resnet18_weights
 from ..registry import (
@@ -31,7 +31,6 @@ from ..registry import (
     Picture,
     Prepared,
     Suite,
-    Unavailable,
 )  # fmt: skip
 
 ONE_LARGE: tuple[WeightShape, ...] = ((8192, 8192),)
@@ -132,8 +131,8 @@ def _contenders(shapes: tuple[WeightShape, ...]) -> list[Contender]:
         ours(BF16_GRADS, VARIANT, roofline.STREAM_MIXED, bf16, f32),
         ours(BF16, VARIANT, roofline.STREAM_HALF, bf16, bf16),
         optimizer,
-        baseline(CAREFUL, partial(_make_eager, data, eager_step.careful)),
-        baseline(PUBLISHED, partial(_make_eager, data, eager_step.as_published)),
+        baseline(CAREFUL, partial(_make_eager, data, eager_step.careful, CAREFUL)),
+        baseline(PUBLISHED, partial(_make_eager, data, eager_step.as_published, PUBLISHED)),
         baseline(COMPILED, partial(_make_compiled, data), slow=True),
         baseline(ADAM, partial(_make_adam, data)),
         loop(roofline.STREAM, f32, f32),
@@ -155,10 +154,19 @@ def _make_ours(data: _Data, grad_dtype: torch.dtype, moment_dtype: torch.dtype) 
         torch.ops.bop2nd.bop_step_(words, grads, m, v, data.hyper, counts, seed=seed)
 
     def check() -> str:
-        rows = [_rows_to_check(g, moment_dtype) for g in grads]
-        before = [[t[i][r].clone() for r in rows[i]] for i in range(len(words)) for t in (words, grads, m, v)]
+        windows = [(i, rows) for i, g in enumerate(grads) for rows in _rows_to_check(g, moment_dtype)]
+        before = [[column[i][rows].clone() for column in (words, grads, m, v)] for i, rows in windows]
         run()
-        return _compare_rows(rows, before, (words, grads, m, v), data.hyper, seed, counts)
+        for (i, rows), (w, g, first, second) in zip(windows, before, strict=True):
+            want = torch.zeros(1, 2, dtype=torch.int64)
+            _reference_step(w, g, first, second, data.hyper, want, seed, i)
+            where = f"of tensor {i}, rows {rows.start} to {rows.stop}"
+            for what, expected, column in (("words", w, words), ("m", first, m), ("v", second, v)):
+                equal(column[i][rows], expected, f"{what} {where}")
+            if len(g) == len(grads[i]):
+                equal(counts[i : i + 1], want, f"counts {where}")
+        checked = sum(g.numel() for _, g, _, _ in before)
+        return f"words and moments bit-identical to the reference ({checked} weights compared)"
 
     return Prepared(check, run)
 
@@ -170,35 +178,6 @@ def _rows_to_check(grad: Tensor, moment_dtype: torch.dtype) -> list[slice]:
         return [slice(0, grad.shape[0])]
     starts = [0] if moment_dtype == torch.bfloat16 else [0, grad.shape[0] // 2, grad.shape[0] - WINDOW_ROWS]
     return [slice(s, s + WINDOW_ROWS) for s in starts]
-
-
-def _compare_rows(
-    rows: list[list[slice]],
-    before: list[list[Tensor]],
-    after: tuple[list[Tensor], ...],
-    hyper: Tensor,
-    seed: Tensor | None,
-    counts: Tensor,
-) -> str:
-    checked = 0
-    for i, windows in enumerate(rows):
-        for j, window in enumerate(windows):
-            w, g, m, v = (column[j] for column in before[4 * i : 4 * i + 4])
-            got_counts = torch.zeros(1, 2, dtype=torch.int64)
-            _reference_step(w, g, m, v, hyper, got_counts, seed, i)
-            for name, want, got in zip(
-                ("words", "m", "v"), (w, m, v), (after[0], after[2], after[3]), strict=True
-            ):
-                if not torch.equal(got[i][window], want):
-                    raise GateError(
-                        f"{name} of tensor {i}, rows {window.start}..{window.stop} differ from the reference"
-                    )
-            if windows == [slice(0, after[0][i].shape[0])] and not torch.equal(counts[i : i + 1], got_counts):
-                raise GateError(
-                    f"counts of tensor {i}: {counts[i].tolist()}, reference {got_counts[0].tolist()}"
-                )
-            checked += g.numel()
-    return f"words and moments bit-identical to the reference ({checked} weights compared)"
 
 
 def _reference_step(
@@ -230,8 +209,7 @@ def _make_optimizer(data: _Data) -> Prepared:
             want, data.grads[index][rows], m, v, data.hyper, torch.zeros(1, 2, dtype=torch.int64), None, 0
         )
         optimizer.step()
-        if not torch.equal(want, p.words[rows]):  # type: ignore[attr-defined]
-            raise GateError(f"words of parameter {index} differ from the reference")
+        equal(p.words[rows], want, f"words of parameter {index}")  # type: ignore[attr-defined]
         return f"words bit-identical to the reference (parameter {index})"
 
     return Prepared(check, optimizer.step)
@@ -240,42 +218,12 @@ def _make_optimizer(data: _Data) -> Prepared:
 # ----------------------------------------------------------------------------------------- baselines
 
 
-def _check_eager(step: Callable[[DenseState], None], what: str) -> str:
-    """On a small state of its own, so that the gate of 64 M weights takes no minute."""
-    state = _Data(((64, 3, 3, 64), (7, 33))).dense()
-    want = DenseState(*([t.clone() for t in getattr(state, f)] for f in state.__dataclass_fields__))
-    hyper = torch.tensor([GAMMA, SIGMA, TAU, TAU * EPS], dtype=torch.float64).float()
-    counts = torch.zeros(len(want.weights), 2, dtype=torch.int64)
-    reference.bop_step_(want.weights, want.grads, want.exp_avgs, want.exp_avg_sqs, hyper, counts)
-    step(state)
-    if int(counts[:, 1].sum()) == 0:
-        raise GateError("the test data flips no weight: the comparison would show nothing")
-    return eager_step.check_against(state, want, what)
-
-
-def _make_eager(data: _Data, step: Callable[[DenseState], None]) -> Prepared:
-    state = data.dense()
-    return Prepared(partial(_check_eager, step, step.__name__), lambda: step(state))
+def _make_eager(data: _Data, step: Callable[[DenseState], None], name: str) -> Prepared:
+    return eager_step.prepared(data.dense(), step, name)
 
 
 def _make_compiled(data: _Data) -> Prepared:
-    # One compiled function for the check and the measurement would compile twice: shapes differ.
-    state = data.dense()
-    compiled: Any = torch.compile(eager_step.careful, fullgraph=True, dynamic=False)
-
-    def check() -> str:
-        want = DenseState(*([t[:8].clone() for t in getattr(state, f)] for f in state.__dataclass_fields__))
-        try:
-            compiled(state)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            raise Unavailable(f"torch.compile failed: {str(error).splitlines()[0]}") from None
-        hyper = torch.tensor([GAMMA, SIGMA, TAU, TAU * EPS], dtype=torch.float64).float()
-        counts = torch.zeros(len(want.weights), 2, dtype=torch.int64)
-        reference.bop_step_(want.weights, want.grads, want.exp_avgs, want.exp_avg_sqs, hyper, counts)
-        got = DenseState(*([t[:8] for t in getattr(state, f)] for f in state.__dataclass_fields__))
-        return eager_step.check_against(got, want, "compiled")
-
-    return Prepared(check, lambda: compiled(state))
+    return _make_eager(data, torch.compile(eager_step.careful, fullgraph=True, dynamic=False), "compiled")
 
 
 def _make_adam(data: _Data) -> Prepared:
@@ -316,10 +264,7 @@ SUITE = Suite(
         "careful eager": (CAREFUL,),
         "eager as published": (PUBLISHED,),
     },
-    goals=(
-        *_goals("64 M", "64 M weights in one tensor"),
-        *_goals("ResNet-18", "22 tensors of a ResNet-18"),
-    ),
+    goals=(*_goals("64 M", "64 M weights in one tensor"), *_goals("ResNet-18", "22 tensors of a ResNet-18")),
     pictures=(Picture("step", "Optimizer step: time of others over bop2nd's"),),
     summary=lambda record: True,
 )

@@ -193,9 +193,7 @@ SUITE = Suite(
     },
     goals=(
         Goal(
-            "BinaryNet training step: against latent weights and Adam",
-            1.5,
-            mean("train_step", over(LATENT)),
+            "BinaryNet training step: against latent weights and Adam", 1.5, mean("train_step", over(LATENT))
         ),
         _memory_goal("peak of torch's allocator", "allocator_peak"),
         _memory_goal("growth of the resident set", "rss_growth"),
