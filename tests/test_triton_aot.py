@@ -48,7 +48,7 @@ BUDGETS = {
     "conv grad_weight fp32": 224,
     "signed rows fp32": 80,
     "signed conv uint8 to bits": 192,
-    "signed conv fp32": 192,
+    "signed conv fp32": 224,
 }
 
 
