@@ -96,6 +96,15 @@ def test_images_of_bytes(tmp_path: Path, normalise: Any, padding: int, stride: i
             assert torch.equal(reader(camera), reader(images))
 
 
+def test_every_test_image_of_digits_as_bytes() -> None:
+    """Pixels of 0 to 16, which the data set gives as ``pixel / 8 - 1``: the same logits, to the bit."""
+    real = bf.data.digits().test_images
+    pixels = ((real + 1) * 8).to(torch.uint8)
+    model = network(channels=1)
+    packed = convert(model, pixels[:4], image_bytes=lambda b: b.float() / 8 - 1)
+    assert len(pixels) > 400 and torch.equal(packed(pixels), model(real))
+
+
 def test_why_images_cannot_be_bytes() -> None:
     images = pictures(2)
     scale = torch.tensor([0.2, 0.3, 0.4])[:, None, None]

@@ -13,7 +13,7 @@ from torch import Tensor
 import bop2nd_fast as bf
 from bop2nd_fast import reference
 
-from .. import int8, roofline
+from .. import ggml_adapter, int8, roofline
 from ..goals import Goal, mean, over
 from ..registry import (
     ALL_THREADS,
@@ -31,6 +31,7 @@ from ..registry import (
 REAL, EIGHT = "bop2nd, fp32 in", "bop2nd, int8 in"
 BOTH_THREADS, QUANTIZED = "bop2nd, fp32 in, all threads", "bop2nd, fp32 in, quantized to int8"
 FP32, BF16, INT_MM, ONEDNN = "F.linear fp32", "F.linear bf16", "int8 torch._int_mm", "int8 onednn::qlinear"
+GGML = "ggml Q1_0 x Q8_0, fp32 in"
 MATRIX, VECTOR = "matrix", "vector"
 
 
@@ -89,6 +90,7 @@ def _contenders(rows: int, inputs: int, outputs: int) -> list[Contender]:
         entry(BF16, BASELINE, partial(_make_float, data, torch.bfloat16), 2 * (numbers + dense)),
         entry(INT_MM, BASELINE, partial(int8.int_mm, data.x, data.dense.T, data.expected), eight + dense),
         entry(ONEDNN, BASELINE, onednn, eight + dense),
+        entry(GGML, BASELINE, partial(ggml_adapter.linear, data.x, data.dense), real),
         roofline.traffic_contender(dense // 8, 4 * rows * outputs, threads=1),
     ]  # fmt: skip
 
@@ -141,6 +143,7 @@ SUITE = Suite(
         _goal("256 real rows by signs: against fp32", 3, MATRIX, REAL, FP32),
         _goal("256 int8 rows by signs: against fp32", 6, MATRIX, EIGHT, FP32),
         _goal("256 int8 rows by signs: against torch's int8", 1, MATRIX, EIGHT, INT_MM, ONEDNN),
+        _goal("256 real rows, quantized, by signs: against ggml's Q1_0", 4, MATRIX, QUANTIZED, GGML),
         _goal("one real row by signs: against fp32", 8, VECTOR, REAL, FP32),
         _goal("one real row by signs: against bf16", 12, VECTOR, REAL, BF16),
         _goal("one int8 row by signs: against bf16", 12, VECTOR, EIGHT, BF16),
