@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bop2nd_fast.kernels.geometry import Geometry
+from bop2nd_fast.kernels.geometry import Arguments, Geometry
 
 BINARYNET, XNORNET, BIREALNET = "BinaryNet", "XNOR-Net", "Bi-Real-Net-18"
 
@@ -27,9 +27,9 @@ class ConvShape:
     @property
     def geometry(self) -> Geometry:
         image, kernel = (self.side, self.side), (self.kernel, self.kernel)
-        stride, padding, dilation = ((n, n) for n in (self.stride, self.padding, self.dilation))
-        sizes = (image, kernel, self.channels, self.outputs)
-        return Geometry.of(*sizes, stride, padding, dilation, self.groups, 0)
+        pairs = ((n, n) for n in (self.stride, self.padding, self.dilation))
+        arguments = Arguments._make((*pairs, self.groups, 0))
+        return Geometry.of(image, kernel, self.channels, self.outputs, arguments)
 
     @property
     def out_side(self) -> int:

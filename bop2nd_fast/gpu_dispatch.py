@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .kernels import tuning
-from .kernels.geometry import Geometry, pair
+from .kernels.geometry import Arguments, Geometry, pair
 
 LINEAR = ("binary_linear", "binary_linear_packed")
 CONVOLUTION = ("binary_conv2d", "binary_conv2d_packed")
@@ -181,9 +181,8 @@ class Product:
     @classmethod
     def linear(cls, input: tuple[int, ...], weight: tuple[int, ...]) -> Product:
         """Of logical shapes ``[..., K]`` and ``[N, K]``."""
-        (outputs, features), one, none = weight, (1, 1), (0, 0)
-        geometry = Geometry.of(one, one, features, outputs, one, none, one, groups=1, padding_value=0)
-        return cls(geometry, math.prod(input[:-1]))
+        outputs, features = weight
+        return cls(Geometry.of((1, 1), (1, 1), features, outputs), math.prod(input[:-1]))
 
     @classmethod
     def convolution(
@@ -197,19 +196,11 @@ class Product:
     ) -> Product:
         """Of logical shapes NCHW and OIHW; the number of groups follows from their channels."""
         (n, channels, height, width), (outputs, group_channels, *kernel) = input, weight
-        strides, paddings = pair(stride, "stride", 1), pair(padding, "padding", 0)
-        geometry = Geometry.of(
-            (height, width),
-            (kernel[0], kernel[1]),
-            channels,
-            outputs,
-            strides,
-            paddings,
-            pair(dilation, "dilation", 1),
-            channels // group_channels,
-            padding_value,
-        )
-        return cls(geometry, n)
+        arguments = Arguments(
+            pair(stride, "stride", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1),
+            channels // group_channels, padding_value,
+        )  # fmt: skip
+        return cls(Geometry.of((height, width), (kernel[0], kernel[1]), channels, outputs, arguments), n)
 
     def shape(self) -> _Shape:
         """For the C++ plan."""

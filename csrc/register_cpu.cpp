@@ -230,13 +230,11 @@ std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tenso
   return {out, signs, mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tensor weight, const Ints stride,
-                                                 const Ints padding, const Ints dilation, int64_t groups,
-                                                 int64_t padding_value, bool ste_clip,
-                                                 const MaybeTensor blocked) {
+std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tensor weight, BOP2ND_GEOMETRY,
+                                                 bool ste_clip, const MaybeTensor blocked) {
   BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, C, H, W]");
-  auto s = conv_shape(input.size(0), input.size(2), input.size(3), input.size(1), weight, stride, padding,
-                      dilation, groups, padding_value);
+  auto s = conv_shape(input.size(0), input.size(2), input.size(3), input.size(1), weight,
+                      BOP2ND_GEOMETRY_ARGUMENTS);
   auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
   Tensor out =
       new_channels_last(input, {s.batch, s.out_channels, s.out_size(0), s.out_size(1)}, input.scalar_type());
@@ -284,13 +282,11 @@ std::tuple<Tensor, Tensor> binary_linear_backward(const Tensor grad_output, cons
 
 std::tuple<Tensor, Tensor> binary_conv2d_backward(const Tensor grad_output, const Tensor signs,
                                                   const Tensor mask, const Tensor weight, int64_t in_channels,
-                                                  const Ints stride, const Ints padding, const Ints dilation,
-                                                  int64_t groups, int64_t padding_value, bool need_input,
-                                                  bool need_weight) {
+                                                  BOP2ND_GEOMETRY, bool need_input, bool need_weight) {
   BOP2ND_REQUIRE(grad_output.dim() == 4 && signs.dim() == 4,
                  "grad_output must be [N, O, Ho, Wo] and signs [N, H, W, words]");
-  auto s = conv_shape(signs.size(0), signs.size(1), signs.size(2), in_channels, weight, stride, padding,
-                      dilation, groups, padding_value);
+  auto s =
+      conv_shape(signs.size(0), signs.size(1), signs.size(2), in_channels, weight, BOP2ND_GEOMETRY_ARGUMENTS);
   check_saved(grad_output, {s.batch, s.out_channels, s.out_size(0), s.out_size(1)}, signs, mask,
               {s.batch, s.height, s.width, s.groups * s.group_words()});
   Tensor grad_input = new_channels_last(

@@ -53,12 +53,11 @@ std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tenso
   return {out, signs, mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tensor weight, const Ints stride,
-                                                 const Ints padding, const Ints dilation, int64_t groups,
-                                                 int64_t padding_value, bool ste_clip, const MaybeTensor) {
+std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tensor weight, BOP2ND_GEOMETRY,
+                                                 bool ste_clip, const MaybeTensor) {
   BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, C, H, W]");
-  ConvShape s = conv_shape(input.size(0), input.size(2), input.size(3), input.size(1), weight, stride,
-                           padding, dilation, groups, padding_value);
+  ConvShape s = conv_shape(input.size(0), input.size(2), input.size(3), input.size(1), weight,
+                           BOP2ND_GEOMETRY_ARGUMENTS);
   check_beside(input, weight, "weight");
   auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
   Tensor out =

@@ -37,10 +37,16 @@ inline ConvShape linear_shape(int64_t rows, int64_t features, const Tensor& weig
   return checked({.batch = rows, .channels = features, .out_channels = weight.size(0)});
 }
 
+// How a kernel is laid over an image: parameters of the operators, in the order of Arguments
+// (kernels/geometry.py), and as arguments.
+#define BOP2ND_GEOMETRY_OF(List) \
+  List stride, List padding, List dilation, int64_t groups, int64_t padding_value
+#define BOP2ND_GEOMETRY BOP2ND_GEOMETRY_OF(const Ints)
+#define BOP2ND_GEOMETRY_ARGUMENTS stride, padding, dilation, groups, padding_value
+
 // [outputs, kernel rows, kernel columns, words of a group]; images and their size.
 inline ConvShape conv_shape(int64_t batch, int64_t height, int64_t width, int64_t channels,
-                            const Tensor& weight, const Ints& stride, const Ints& padding,
-                            const Ints& dilation, int64_t groups, int64_t padding_value) {
+                            const Tensor& weight, BOP2ND_GEOMETRY_OF(const Ints&)) {
   check_words(weight, "weight");
   BOP2ND_REQUIRE(weight.dim() == 4 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
                  "weight must be [O, kH, kW, words] and stride, padding, dilation two numbers");
@@ -152,12 +158,11 @@ std::tuple<Tensor, Tensor> linear_packed(const Tensor input, const Tensor weight
 
 template <Compute compute>
 std::tuple<Tensor, Tensor> conv2d_packed(const Tensor input, const Tensor weight, int64_t in_channels,
-                                         const Ints stride, const Ints padding, const Ints dilation,
-                                         int64_t groups, int64_t padding_value, BOP2ND_OUTPUTS) {
+                                         BOP2ND_GEOMETRY, BOP2ND_OUTPUTS) {
   check_words(input, "input");
   BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, H, W, words]");
-  ConvShape s = conv_shape(input.size(0), input.size(1), input.size(2), in_channels, weight, stride, padding,
-                           dilation, groups, padding_value);
+  ConvShape s =
+      conv_shape(input.size(0), input.size(1), input.size(2), in_channels, weight, BOP2ND_GEOMETRY_ARGUMENTS);
   BOP2ND_REQUIRE(input.size(3) == groups * s.group_words(), "input words ", text_of(sizes_of(input)),
                  " do not fit ", in_channels, " channels");
   Ints sizes{s.batch, s.out_size(0), s.out_size(1), s.out_channels};

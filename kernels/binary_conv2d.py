@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .bits import decode_for_registers, decode_for_shared, popcount
 from .epilogue import finish, outputs_for, store_tile
-from .geometry import Geometry, checked_geometry
+from .geometry import Arguments, Geometry, checked_geometry
 from .grid import check_index, grid_of, program_of
 from .operands import check_floats, check_words
 from .outputs import Outputs
@@ -146,21 +146,17 @@ def conv_decode_kernel(
 
 
 def geometry_of_call(
-    batch: int, image: Sequence[int], weight: Tensor, beside: Tensor, channels: int, *arguments: Any
+    batch: int, image: Sequence[int], weight: Tensor, beside: Tensor, channels: int, arguments: Arguments
 ) -> Geometry:
-    """Geometry of an operator's call, checked. ``arguments``: stride to padding value.
+    """Geometry of an operator's call, checked.
 
     ``weight``: words ``[O, kH, kW, words]``; raises ValueError where they do not hold the channels.
     """
     check_words(weight, "weight", 4, beside)
-    *pairs, groups, padding_value = arguments
     outputs, kernel_height, kernel_width, words = weight.shape
-    g = checked_geometry(
-        batch, tuple(image), (kernel_height, kernel_width), channels, outputs, *map(tuple, pairs), groups,
-        padding_value,
-    )  # fmt: skip
+    g = checked_geometry(batch, tuple(image), (kernel_height, kernel_width), channels, outputs, arguments)
     if words != g.words:
-        raise ValueError(f"{words} words of weights do not hold {groups} groups of {g.channels} channels")
+        raise ValueError(f"{words} words of weights do not hold {g.groups} groups of {g.channels} channels")
     return g
 
 
@@ -198,25 +194,18 @@ def crosses_words(g: Geometry, to: Outputs) -> bool:
     return bool(to.signs.numel()) and g.groups > 1 and g.outputs % 32 != 0
 
 
-def binary_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    padding_value: int,
-    ste_clip: bool,
-    blocked: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``reference.binary_conv2d``: output (channels-last strides), sign words, mask words."""
+def binary_conv2d(input: Tensor, weight: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.binary_conv2d``: output (channels-last strides), sign words, mask words.
+
+    ``given``: the operator's operands from the stride on; so below.
+    """
+    arguments, (ste_clip, *_) = Arguments.taken(given)
     check_floats(input, "input")
     if input.dim() != 4:
         raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
     n, channels, *image = input.shape
-    arguments = (stride, padding, dilation, groups, padding_value)
-    g = geometry_of_call(n, image, weight, input, channels, *arguments)
-    signs, mask = pack_activation(input, 1, groups, ste_clip)
+    g = geometry_of_call(n, image, weight, input, channels, arguments)
+    signs, mask = pack_activation(input, 1, g.groups, ste_clip)
     out = input.new_empty((n, *g.out, g.all_outputs))
     _convolve(signs, weight, g, n, Outputs(out, signs.new_empty(0)))
     return out.permute(0, 3, 1, 2), signs, mask
@@ -226,12 +215,7 @@ def binary_conv2d_packed(
     input: Tensor,
     weight: Tensor,
     in_channels: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    padding_value: int,
-    *,
+    *given: Any,
     tile: MatmulTile | None = None,
     **asked: Any,
 ) -> tuple[Tensor, Tensor]:
@@ -239,8 +223,7 @@ def binary_conv2d_packed(
     ``outputs_for``."""
     check_words(input, "input", 4, input)
     n, height, width, _ = input.shape
-    arguments = (stride, padding, dilation, groups, padding_value)
-    g = geometry_of_call(n, (height, width), weight, input, in_channels, *arguments)
+    g = geometry_of_call(n, (height, width), weight, input, in_channels, Arguments.taken(given)[0])
     outputs = outputs_for(input, (n, *g.out, g.all_outputs), **asked)
     _convolve(input, weight, g, n, outputs, tile)
     return outputs.reals, outputs.signs

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .binary_conv2d import geometry_of_call
-from .geometry import Geometry
+from .geometry import Arguments, Geometry
 from .gradient_product import PartialSums, add_product, launch_options, store_gradient
 from .grid import check_index, grid_of, program_of
 from .operands import check_floats, check_mask, check_words
@@ -183,28 +183,21 @@ def binary_conv2d_backward(
     mask: Tensor,
     weight: Tensor,
     in_channels: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    padding_value: int,
-    need_input: bool,
-    need_weight: bool,
-    *,
+    *given: Any,
     tile: GradientTile | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As in ``ops/binary_conv2d.py``: gradients of the input in its dtype and of the weight in fp32.
 
     ``tile`` overrides the table's.
     """
+    arguments, (need_input, need_weight) = Arguments.taken(given)
     check_floats(grad_output, "grad_output", 4)
     check_words(signs, "signs", 4, grad_output)
     check_mask(mask, signs.shape, grad_output)
     gradient = grad_output.permute(0, 2, 3, 1).contiguous()
     signs, weight = signs.contiguous(), weight.contiguous()
     n, height, width, _ = signs.shape
-    arguments = (stride, padding, dilation, groups, padding_value)
-    g = geometry_of_call(n, (height, width), weight, grad_output, in_channels, *arguments)
+    g = geometry_of_call(n, (height, width), weight, grad_output, in_channels, arguments)
     _check(gradient, signs, g, n)
     grad_input = gradient.new_empty((n if need_input else 0, height, width, in_channels))
     shape = (g.all_outputs if need_weight else 0, *g.kernel, g.channels)

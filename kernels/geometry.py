@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 Pair = tuple[int, int]
 
@@ -55,17 +56,36 @@ def pair(value: int | tuple[int, int] | list[int], name: str, minimum: int) -> P
     return first, second
 
 
+class Arguments(NamedTuple):
+    """How a kernel is laid over an image: what the operators take after their tensors, in their order."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    padding_value: int = 0  # what a padded tap counts as: 0 (left out), +1 or -1
+
+    @classmethod
+    def taken(cls, given: Sequence[Any]) -> tuple[Arguments, list[Any]]:
+        """These, out of an operator's operands from ``stride`` on, and the operands behind them."""
+        stride, padding, dilation, groups, padding_value, *behind = given
+        return cls(tuple(stride), tuple(padding), tuple(dilation), groups, padding_value), behind
+
+
+SCHEMA = "int[2] stride, int[2] padding, int[2] dilation, int groups, int padding_value"  # of Arguments
+
+
 class Geometry(NamedTuple):
     """A convolution of a batch of any size. Pairs are (rows, columns); sizes are those of one group.
 
-    The first five fields are the operators' arguments, in their order. Make it with :meth:`of`.
+    The first fields are those of :class:`Arguments`. Make it with :meth:`of`.
     """
 
     stride: Pair
     padding: Pair
     dilation: Pair
     groups: int
-    padding_value: int  # what a padded tap counts as: 0 (left out), +1 or -1
+    padding_value: int
     image: Pair
     kernel: Pair
     out: Pair
@@ -83,19 +103,16 @@ class Geometry(NamedTuple):
         kernel: Pair,
         channels: int,
         outputs: int,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
-        groups: int,
-        padding_value: int,
+        arguments: Arguments = Arguments(),  # noqa: B008  a tuple
     ) -> Geometry:
         """From the sizes of the whole tensors: ``channels`` and ``outputs`` of all groups.
 
         Sizes may be symbols: nothing is asked of them but that the groups divide them.
 
         Raises:
-            ValueError: the arguments (stride to padding value) break limit 1, or the groups do not divide.
+            ValueError: the arguments break limit 1, or the groups do not divide.
         """
+        stride, padding, dilation, groups, padding_value = arguments
         strides, paddings = pair(stride, "stride", 1), pair(padding, "padding", 0)
         dilations = pair(dilation, "dilation", 1)
         if not 1 <= groups < INT32_LIMIT:
@@ -115,9 +132,8 @@ class Geometry(NamedTuple):
         )  # fmt: skip
 
     @property
-    def arguments(self) -> tuple[Pair, Pair, Pair, int, int]:
-        """Stride, padding, dilation, groups, padding value: what the operators take after their tensors."""
-        return self.stride, self.padding, self.dilation, self.groups, self.padding_value
+    def arguments(self) -> Arguments:
+        return Arguments._make(self[: len(Arguments._fields)])
 
     @property
     def all_channels(self) -> int:
@@ -177,12 +193,7 @@ def checked_geometry(
     kernel: Pair,
     channels: int,
     outputs: int,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    padding_value: int,
+    arguments: Arguments,
 ) -> Geometry:
     """:meth:`Geometry.of`, checked for a batch: the way of a call, which repeats. Raises as they do."""
-    of_call = Geometry.of(image, kernel, channels, outputs, stride, padding, dilation, groups, padding_value)
-    return of_call.check(batch)
+    return Geometry.of(image, kernel, channels, outputs, arguments).check(batch)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bop2nd_fast import backends
-from bop2nd_fast.kernels.geometry import words_for
+from bop2nd_fast.kernels.geometry import Arguments, words_for
 from bop2nd_fast.ops.product import conv_geometry, geometry_of
 
 ops = torch.ops.bop2nd
@@ -94,7 +94,7 @@ class Draw:
 def cost(batch: int, image: list[int], channels: int, w: Tensor, how: list[Any]) -> int:
     """Elements and products of a convolution, at most; of one that is refused 0."""
     try:
-        g = conv_geometry(batch, image, channels, w, *how)
+        g = conv_geometry(batch, image, channels, w, Arguments.taken(how)[0])
     except REFUSALS:
         return 0
     padded = math.prod(size + 2 * p for size, p in zip(g.image, g.padding, strict=True))
@@ -133,7 +133,8 @@ def backward(d: Draw) -> Call:
     signs = signs.flatten(-2) if signs.dim() == 5 and 0 <= how[3] < 100 else signs
     mask = torch.zeros(0, dtype=torch.int32) if d.flag() else signs
     try:
-        g = geometry_of(*(s[n] for n in ("batch", "image", "channels", "outputs", "kernel")), *how)
+        sizes = (s[n] for n in ("batch", "image", "channels", "outputs", "kernel"))
+        g = geometry_of(*sizes, Arguments.taken(how)[0])
         out = list(g.out)
     except REFUSALS:
         out = d.pair(0, 5)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from bop2nd_fast.kernels import geometry
-from bop2nd_fast.kernels.geometry import Geometry, pair
+from bop2nd_fast.kernels.geometry import Arguments, Geometry, pair
 
 SMALL: dict[str, Any] = {
     "image": (8, 64),
@@ -29,7 +29,9 @@ SMALL: dict[str, Any] = {
 
 
 def made(**changes: Any) -> Geometry:
-    return Geometry.of(**{**SMALL, **changes})
+    given = {**SMALL, **changes}
+    arguments = Arguments(*(given.pop(name) for name in Arguments._fields))
+    return Geometry.of(**given, arguments=arguments)
 
 
 def test_sizes_are_those_of_torch() -> None:
@@ -121,4 +123,4 @@ def test_it_imports_neither_torch_nor_triton() -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module])
     }
-    assert imported <= {"__future__", "functools", "operator", "typing"}
+    assert imported <= {"__future__", "collections.abc", "functools", "operator", "typing"}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
-from ..kernels.geometry import PADDING_VALUES, Geometry, words_for
+from ..kernels.geometry import PADDING_VALUES, Arguments, Geometry, words_for
 from ..kernels.outputs import PER_OUTPUT
 from .packed_layer import Attribute, PackedLayer, integer, one_of, pair
 
@@ -151,8 +151,7 @@ class PackedConv2d(_PackedProduct):
     def __init__(self, weight: BinaryTensor, **kwargs: Any) -> None:
         super().__init__(weight, **kwargs)
         c = self.config
-        sizes = (list(c["stride"]), list(c["padding"]), list(c["dilation"]))
-        self._geometry = (*sizes, c["groups"], c["padding_value"])
+        self._geometry = [list(c[k]) if isinstance(c[k], tuple) else c[k] for k in Arguments._fields]
         self._in_channels: int = weight.shape[1] * c["groups"]
         self._in_words: int = words_for(weight.shape[1]) * c["groups"]
         self._checked: Any = None  # the shape of words whose sizes have been looked at
@@ -398,11 +397,9 @@ class Constant(PackedLayer):
 
 def check_image(size: Any, weight: Any, config: dict[str, Any], batch: int) -> Geometry:
     """The geometry on images of that size; raises ``ValueError`` where the limits of kernels are not kept."""
-    geometry = Geometry.of(
-        tuple(size), tuple(weight[2:]), weight[1] * config["groups"], weight[0],
-        config["stride"], config["padding"], config["dilation"], config["groups"], config["padding_value"],
-    )  # fmt: skip
-    return geometry.check(batch)
+    arguments = Arguments(*(config[name] for name in Arguments._fields))
+    channels = weight[1] * arguments.groups
+    return Geometry.of(tuple(size), tuple(weight[2:]), channels, weight[0], arguments).check(batch)
 
 
 def check_images(input: Tensor, weight: Any, config: dict[str, Any]) -> Geometry:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..binary_tensor import BinaryTensor, pack
-from ..kernels.geometry import pair
+from ..kernels.geometry import Arguments, pair
 from ..ops.product import geometry_of
 from .quantizers import Int8, Quantizer, positive_integer, quantizer
 
@@ -143,8 +143,8 @@ class _Convolution(nn.Module):
         self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
         self.padding = pair(padding, "padding", 0)  # type: ignore[arg-type]
         smallest = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        arguments = (self.stride, (0, 0), self.dilation, groups, padding_value)
-        geometry_of(1, smallest, in_channels, out_channels, self.kernel_size, *arguments)
+        arguments = Arguments(self.stride, (0, 0), self.dilation, groups, padding_value)
+        geometry_of(1, smallest, in_channels, out_channels, self.kernel_size, arguments)
         self.padding_value = int(padding_value)
         self.register_module("input_quantizer", quantizer(input_quantizer))
         if self.padding_value != 0 and (input_quantizer is None or isinstance(self.input_quantizer, Int8)):

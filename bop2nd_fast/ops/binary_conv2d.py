@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from ..kernels.geometry import PADDING_VALUES, Geometry
+from ..kernels import geometry as geometries
+from ..kernels.geometry import PADDING_VALUES, Arguments, Geometry
 from ..kernels.outputs import SCHEMA, check_outputs
 from .derivatives import refuse_second
 from .product import (
@@ -31,77 +32,59 @@ from .product import (
     row_tiles,
 )
 
-_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups, int padding_value"
 
-
-def _geometry(input: Tensor, weight: Tensor, *arguments: Any) -> Geometry:
+def _geometry(input: Tensor, weight: Tensor, arguments: Arguments) -> Geometry:
     check_real(input, "input")
     check_words(weight, "weight", input)
     if input.dim() != 4:
         raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
     batch, channels, *image = input.shape
-    return conv_geometry(batch, image, channels, weight, *arguments)
+    return conv_geometry(batch, image, channels, weight, arguments)
 
 
-def _packed_geometry(input: Tensor, weight: Tensor, in_channels: int, *arguments: Any) -> Geometry:
+def _packed_geometry(input: Tensor, weight: Tensor, in_channels: int, arguments: Arguments) -> Geometry:
     check_words(input, "input")
     check_words(weight, "weight", input)
     if input.dim() != 4:
         raise ValueError(f"input must be [N, H, W, words], got {list(input.shape)}")
     batch, *image, _ = input.shape
-    geometry = conv_geometry(batch, image, in_channels, weight, *arguments)
+    geometry = conv_geometry(batch, image, in_channels, weight, arguments)
     check_shape(input, (batch, *image, geometry.image_words), "input words")
     return geometry
 
 
-def _reference(
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    padding_value: int,
-    ste_clip: bool,
-    blocked: Any = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _geometry(input, weight, stride, padding, dilation, groups, padding_value)
-    return reference.binary_conv2d(input, weight, stride, padding, dilation, groups, padding_value, ste_clip)
+# Below, ``given`` are an operator's operands from the stride on.
+
+
+def _reference(input: Tensor, weight: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _geometry(input, weight, Arguments.taken(given)[0])
+    return reference.binary_conv2d(input, weight, *given[:6])
 
 
 def _reference_packed(
-    input: Tensor, weight: Tensor, in_channels: int, *arguments: Any, blocked: Any = None, **outputs: Any
+    input: Tensor, weight: Tensor, in_channels: int, *given: Any, blocked: Any = None, **outputs: Any
 ) -> tuple[Tensor, Tensor]:
-    geometry = _packed_geometry(input, weight, in_channels, *arguments)
+    geometry = _packed_geometry(input, weight, in_channels, Arguments.taken(given)[0])
     check_outputs(input, (input.shape[0], *geometry.out, weight.shape[0]), **outputs)
-    return reference.binary_conv2d_packed(input, weight, in_channels, *arguments, **outputs)
+    return reference.binary_conv2d_packed(input, weight, in_channels, *given, **outputs)
 
 
 backends.define(
-    f"binary_conv2d(Tensor input, Tensor weight, {_GEOMETRY}, bool ste_clip, Tensor? blocked=None) "
+    f"binary_conv2d(Tensor input, Tensor weight, {geometries.SCHEMA}, bool ste_clip, Tensor? blocked=None) "
     "-> (Tensor, Tensor, Tensor)",
     _reference,
 )
 backends.define(
-    f"binary_conv2d_packed(Tensor input, Tensor weight, int in_channels, {_GEOMETRY}, *, {SCHEMA}) "
+    f"binary_conv2d_packed(Tensor input, Tensor weight, int in_channels, {geometries.SCHEMA}, *, {SCHEMA}) "
     "-> (Tensor, Tensor)",
     _reference_packed,
 )
 
 
 @torch.library.register_fake("bop2nd::binary_conv2d")
-def _fake(
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    padding_value: int,
-    ste_clip: bool,
-    blocked: Any = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    geometry = _geometry(input, weight, stride, padding, dilation, groups, padding_value)
+def _fake(input: Tensor, weight: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    arguments, (ste_clip, *_) = Arguments.taken(given)
+    geometry = _geometry(input, weight, arguments)
     n, _, h, w = input.shape
     output = input.new_empty((n, *geometry.out, weight.shape[0])).permute(0, 3, 1, 2)
     signs = input.new_empty((n, h, w, geometry.image_words), dtype=torch.int32)
@@ -110,9 +93,9 @@ def _fake(
 
 @torch.library.register_fake("bop2nd::binary_conv2d_packed")
 def _packed_fake(
-    input: Tensor, weight: Tensor, in_channels: int, *arguments: Any, **outputs: Any
+    input: Tensor, weight: Tensor, in_channels: int, *given: Any, **outputs: Any
 ) -> tuple[Tensor, Tensor]:
-    geometry = _packed_geometry(input, weight, in_channels, *arguments)
+    geometry = _packed_geometry(input, weight, in_channels, Arguments.taken(given)[0])
     return empty_outputs(input, (input.shape[0], *geometry.out, weight.shape[0]), **outputs)
 
 
@@ -120,30 +103,19 @@ def _packed_fake(
 
 
 def _check_backward(
-    grad: Tensor, signs: Tensor, mask: Tensor, weight: Tensor, in_channels: int, *arguments: Any
+    grad: Tensor, signs: Tensor, mask: Tensor, weight: Tensor, in_channels: int, arguments: Arguments
 ) -> None:
     check_words(weight, "weight", grad)
     if signs.dim() != 4:
         raise ValueError(f"signs must be [N, H, W, words], got {list(signs.shape)}")
     batch, *image, _ = signs.shape
-    geometry = conv_geometry(batch, image, in_channels, weight, *arguments)
+    geometry = conv_geometry(batch, image, in_channels, weight, arguments)
     shape = (batch, weight.shape[0], *geometry.out)
     check_saved(grad, shape, signs, mask, (batch, *image, geometry.image_words))
 
 
 def _backward(
-    grad_output: Tensor,
-    signs: Tensor,
-    mask: Tensor,
-    weight: Tensor,
-    in_channels: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    padding_value: int,
-    need_input: bool,
-    need_weight: bool,
+    grad_output: Tensor, signs: Tensor, mask: Tensor, weight: Tensor, in_channels: int, *given: Any
 ) -> tuple[Tensor, Tensor]:
     """Gradients by torch's convolution on activations unpacked a few images at a time.
 
@@ -151,8 +123,9 @@ def _backward(
     gradient is summed in fp32. Rows and columns that a stride leaves over at the end are cut off first:
     oneDNN's 1x1 convolutions read beside their memory there (torch 2.13, AVX2; wrong sums, not an error).
     """
-    arguments = (stride, padding, dilation, groups, padding_value)
-    _check_backward(grad_output, signs, mask, weight, in_channels, *arguments)
+    arguments, (need_input, need_weight) = Arguments.taken(given)
+    stride, padding, dilation, groups, padding_value = arguments
+    _check_backward(grad_output, signs, mask, weight, in_channels, arguments)
     n, h, w, _ = signs.shape
     reach = [
         (grad_output.shape[2 + i] - 1) * stride[i] + dilation[i] * (weight.shape[1 + i] - 1) + 1
@@ -221,31 +194,20 @@ def _unpack_grouped(words: Tensor, channels: int, groups: int, dtype: torch.dtyp
 
 backends.define(
     f"binary_conv2d_backward(Tensor grad_output, Tensor signs, Tensor mask, Tensor weight, int in_channels, "
-    f"{_GEOMETRY}, bool need_input, bool need_weight) -> (Tensor, Tensor)",
+    f"{geometries.SCHEMA}, bool need_input, bool need_weight) -> (Tensor, Tensor)",
     _backward,
 )
 
 
 @torch.library.register_fake("bop2nd::binary_conv2d_backward")
 def _backward_fake(
-    grad_output: Tensor,
-    signs: Tensor,
-    mask: Tensor,
-    weight: Tensor,
-    in_channels: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    padding_value: int,
-    need_input: bool,
-    need_weight: bool,
+    grad_output: Tensor, signs: Tensor, mask: Tensor, weight: Tensor, in_channels: int, *given: Any
 ) -> tuple[Tensor, Tensor]:
-    arguments = (stride, padding, dilation, groups, padding_value)
-    _check_backward(grad_output, signs, mask, weight, in_channels, *arguments)
+    arguments, (need_input, need_weight) = Arguments.taken(given)
+    _check_backward(grad_output, signs, mask, weight, in_channels, arguments)
     n, h, w, _ = signs.shape
     grad_input = grad_output.new_empty((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
-    shape = (weight.shape[0] if need_weight else 0, *weight.shape[1:3], in_channels // groups)
+    shape = (weight.shape[0] if need_weight else 0, *weight.shape[1:3], in_channels // arguments.groups)
     return grad_input, grad_output.new_empty(shape, dtype=torch.float32).permute(0, 3, 1, 2)
 
 

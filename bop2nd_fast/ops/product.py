@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..binary_tensor import BinaryTensor
-from ..kernels.geometry import Geometry, Pair, checked_geometry, pair, words_for
+from ..kernels.geometry import Arguments, Geometry, Pair, checked_geometry, pair, words_for
 from ..kernels.outputs import check_outputs
 
 # The backward pass unpacks activations in tiles: of 8 MiB of fp32, which a CPU's caches hold; of 256 MiB on
@@ -67,28 +67,23 @@ def geometry_of(
     channels: int,
     outputs: int,
     kernel: Sequence[int],
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    groups: int = 1,
-    padding_value: int = 0,
+    arguments: Arguments = Arguments(),  # noqa: B008  a tuple
 ) -> Geometry:
     """The geometry of a product, within its limits; of a linear layer with image and kernel (1, 1).
 
     Raises:
         ValueError: a limit is not kept; with the numbers.
     """
-    for name, values in (("stride", stride), ("padding", padding), ("dilation", dilation)):
+    for name, values in zip(("stride", "padding", "dilation"), arguments[:3], strict=True):
         if len(values) != 2:
             raise ValueError(f"{name} must be two numbers, got {list(values)}")
-    how = (_pair(stride), _pair(padding), _pair(dilation), groups, padding_value)
     plain = _plain(batch, channels, outputs, *image, *kernel)
     if torch.compiler.is_compiling():  # which warns of caches
-        traced = Geometry.of(_pair(image), _pair(kernel), channels, outputs, *how)
+        traced = Geometry.of(_pair(image), _pair(kernel), channels, outputs, arguments)
         return traced.check(batch) if plain else traced
     if plain:
-        return checked_geometry(batch, _pair(image), _pair(kernel), channels, outputs, *how)
-    return Geometry.of(_pair(image), _pair(kernel), channels, outputs, *how)
+        return checked_geometry(batch, _pair(image), _pair(kernel), channels, outputs, arguments)
+    return Geometry.of(_pair(image), _pair(kernel), channels, outputs, arguments)
 
 
 def _pair(values: Sequence[int]) -> Pair:
@@ -111,11 +106,9 @@ def linear_geometry(shape: Sequence[int], features: int, weight: Tensor) -> Geom
 
 
 def conv_geometry(
-    batch: int, image: Sequence[int], channels: int, weight: Tensor, *arguments: Any
+    batch: int, image: Sequence[int], channels: int, weight: Tensor, arguments: Arguments
 ) -> Geometry:
     """Of images by weight words ``[outputs, rows, columns, words of a group]``.
-
-    ``arguments``: stride, padding, dilation, groups, padding value.
 
     Raises:
         TypeError, ValueError: other words, or a limit is not kept.
@@ -124,7 +117,7 @@ def conv_geometry(
     if weight.dim() != 4:
         raise ValueError(f"weight must be [O, kH, kW, words], got {list(weight.shape)}")
     outputs, rows, columns, words = weight.shape
-    geometry = geometry_of(batch, image, channels, outputs, (rows, columns), *arguments)
+    geometry = geometry_of(batch, image, channels, outputs, (rows, columns), arguments)
     if _plain(words, geometry.words) and words != geometry.words:
         raise ValueError(
             f"weight words {list(weight.shape)} do not fit {channels} input channels in "

@@ -15,7 +15,7 @@ from torch.nn.grad import conv2d_weight
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
-from ..kernels.geometry import Geometry, words_for
+from ..kernels.geometry import Arguments, Geometry, words_for
 from ..kernels.outputs import NAMES, check_outputs
 from ..kernels.signed_operands import Scaling, check_scaling
 from .derivatives import refuse_second
@@ -43,7 +43,7 @@ def _check(
     if input.dim() != 4:
         raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
     batch, channels, *image = input.shape
-    geometry = conv_geometry(batch, image, channels, weight, *arguments, 0)
+    geometry = conv_geometry(batch, image, channels, weight, Arguments.taken((*arguments, 0))[0])
     check_scaling(input, geometry, scaling, batch, threshold)
     return geometry
 
