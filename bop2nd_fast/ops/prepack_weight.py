@@ -9,8 +9,8 @@ telling would cost what small products have not got. Kernels that have no use fo
 
 The outputs of a group are cut into blocks of 64, then 32, then 16 (``lane_bits_for`` in
 ``csrc/cpu/kernels.h``), in which an output has ``L = 512 / outputs`` bits of every 64 bytes. A word takes
-``32 / L`` such steps, lowest bits first; unless it is a single step, the odd ones hold their exclusive or
-with the step before. Output ``16 v + 4 l + i`` of a block lies in lane ``4 v + i`` of the ``l``-th 16 bytes.
+``32 / L`` such slices, lowest bits first; unless it is a single slice, the odd ones hold their exclusive or
+with the slice before. Output ``16 v + 4 l + i`` of a block lies in lane ``4 v + i`` of the ``l``-th 16 bytes.
 """
 
 from __future__ import annotations

@@ -2,9 +2,13 @@
 // Binary dot products by table lookups, for vectors that have neither a popcount nor three-input logic
 // (AVX2): counting in bit planes (matmul.inl) takes 5.5 operations per 256 bits there, lookups 2.7.
 //
-// A group is 4 bits of a sum. The activations of two pixels, a and b, choose a table of 16 bytes: entry w is
+// A nibble is 4 bits of a sum. The activations of two pixels, a and b, choose a table of 16 bytes: entry w is
 // popcount(a ^ w) + 16 popcount(b ^ w). A shuffle looks up the weights of 32 outputs in it: 256 bits counted.
-// Three groups (a window) are added, 3 * 4 < 16, before the halves of the bytes are told apart.
+// Three nibbles (a window) are added, 3 * 4 < 16, before the halves of the bytes are told apart.
+//
+//   words      |    word k     |   word k + 1  |   word k + 2  |
+//   nibbles    |0 1 2 3 4 5 6 7|0 1 2 3 4 5 6 7|0 1 2 3 4 5 6 7|
+//   windows     [   ] [   ] [   ] [   ] [   ] [   ] [   ] [   ]
 //
 // Telling them apart. Two sums are kept of windows v: P of v and Q of v >> 4, a shift of 16-bit lanes, which
 // carries 16 a of the odd byte into the even one. In bytes, modulo 256, with the sums a0, b0 of the even byte
@@ -21,9 +25,9 @@
 
 #include "pair_tables.inl"
 
-// A word of the weights: for each group one vector of 32 outputs (O = 1) or two (O = 2), a byte an output.
+// A word of the weights: for each nibble one vector of 32 outputs (O = 1) or two (O = 2), a byte an output.
 template <class T, int O>
-BOP2ND_INLINE void lay_groups(const uint32_t* w, uint8_t* to) {
+BOP2ND_INLINE void unpack_nibbles(const uint32_t* w, uint8_t* to) {
   constexpr int kSlices = 2 * O;  // of 64 bytes
   typename T::I slice[kSlices][2];
   for (int s = 0; s < kSlices; ++s) {
@@ -38,16 +42,16 @@ BOP2ND_INLINE void lay_groups(const uint32_t* w, uint8_t* to) {
       first = T::low_bytes(slice[s][0], slice[s][1]), second = T::high_bytes(slice[s][0], slice[s][1]);
     }
     uint8_t *to_first = to + 4 * s * T::kBytes, *to_second = to_first + (O == 1 ? 2 : 1) * T::kBytes;
-    T::store(to_first, T::low_groups(first)), T::store(to_first + O * T::kBytes, T::high_groups(first));
-    T::store(to_second, T::low_groups(second)), T::store(to_second + O * T::kBytes, T::high_groups(second));
+    T::store(to_first, T::low_nibbles(first)), T::store(to_first + O * T::kBytes, T::high_nibbles(first));
+    T::store(to_second, T::low_nibbles(second)), T::store(to_second + O * T::kBytes, T::high_nibbles(second));
   }
 }
 
 template <class T, int O>
 void lay_panel(const CountTile& t, int64_t word, int64_t n_words, uint8_t* to) {
-  for (int64_t k = word; k < word + n_words; ++k, to += kGroupsPerWord * O * T::kBytes) {
+  for (int64_t k = word; k < word + n_words; ++k, to += kNibblesPerWord * O * T::kBytes) {
     int64_t from = t.w_contiguous ? k : t.w_offset[k];
-    lay_groups<T, O>(t.w + from * 32 * O, to);
+    unpack_nibbles<T, O>(t.w + from * 32 * O, to);
   }
   for (int i = 0; i < kWindow * O; ++i) T::store(to + i * T::kBytes, T::zero());  // to fill a window
 }
@@ -206,8 +210,8 @@ template <class T, int O, Sink kSink, bool kWhole>
 void multiply_panel(const CountTile& t, const MatmulTile& block, const Epilogue& e, int64_t word,
                     int64_t n_words, const uint8_t* panel) {
   PairSink<T, O, kSink, kWhole> sink(t, block, e, word > 0);
-  int64_t n_windows = (n_words * kGroupsPerWord + kWindow - 1) / kWindow, stride = pair_stride(t.x_words);
-  const uint16_t* x = reinterpret_cast<const uint16_t*>(t.x) + word * kGroupsPerWord;
+  int64_t n_windows = (n_words * kNibblesPerWord + kWindow - 1) / kWindow, stride = pair_stride(t.x_words);
+  const uint16_t* x = reinterpret_cast<const uint16_t*>(t.x) + word * kNibblesPerWord;
   for (int64_t pixel = 0; pixel < sink.n_pixels; pixel += 2, x += stride) {
     bool two = pixel + 1 < sink.n_pixels;
     sink.fetch(pixel), sink.fetch(pixel + two);
@@ -225,7 +229,7 @@ auto panel_loop(bool whole) {
 
 template <class T, int O>
 void multiply_pairs(const CountTile& t, const MatmulTile& block, const Epilogue& e) {
-  alignas(64) uint8_t panel[(kPanelGroups + kWindow) * O * T::kBytes];
+  alignas(64) uint8_t panel[(kPanelNibbles + kWindow) * O * T::kBytes];
   bool only_bits = e.threshold && !e.values, whole = block.n_outputs == 32 * O;
   bool halves = e.dtype != Dtype::kFloat32 && (e.values || e.residual);
   bool in_memory = !only_bits && (halves || e.has_more());
@@ -258,17 +262,17 @@ void multiply_by_lookup(const CountTile& t, const MatmulTile& block, const Epilo
 // The yardstick of multiply_pairs (see yardsticks.inl): a whole panel, again and again.
 template <class T>
 double lookup_loop(int64_t iterations) {
-  alignas(64) uint8_t panel[kPanelGroups * 2 * T::kBytes];
-  uint16_t x[kPanelGroups];
-  for (int i = 0; i < kPanelGroups * 2 * T::kBytes; ++i) panel[i] = static_cast<uint8_t>(i * 37 >> 3 & 15);
-  for (int i = 0; i < kPanelGroups; ++i) x[i] = static_cast<uint16_t>(2 * (i * 89 & 255));
+  alignas(64) uint8_t panel[kPanelNibbles * 2 * T::kBytes];
+  uint16_t x[kPanelNibbles];
+  for (int i = 0; i < kPanelNibbles * 2 * T::kBytes; ++i) panel[i] = static_cast<uint8_t>(i * 37 >> 3 & 15);
+  for (int i = 0; i < kPanelNibbles; ++i) x[i] = static_cast<uint16_t>(2 * (i * 89 & 255));
   for (int64_t i = 0; i < iterations; ++i) {
     PairSum<T> sums[2];
-    look_up<T, 2>(x, panel, kPanelGroups / kWindow, sums);
+    look_up<T, 2>(x, panel, kPanelNibbles / kWindow, sums);
     for (PairSum<T>& sum : sums) {
       T::keep_in_register(sum.a.both), T::keep_in_register(sum.a.odd);
       T::keep_in_register(sum.b.both), T::keep_in_register(sum.b.odd);
     }
   }
-  return static_cast<double>(iterations) * kPanelGroups * 4 * 2 * (2 * T::kBytes);
+  return static_cast<double>(iterations) * kPanelNibbles * 4 * 2 * (2 * T::kBytes);
 }

@@ -14,9 +14,9 @@
 
 #include "pair_tables.inl"
 
-// A word of the weights: for each group O vectors, a byte an output.
+// A word of the weights: for each nibble O vectors, a byte an output.
 template <class T, int O>
-BOP2ND_INLINE void lay_byte_groups(const uint32_t* w, uint8_t* to) {
+BOP2ND_INLINE void unpack_byte_nibbles(const uint32_t* w, uint8_t* to) {
   typename T::I before[4];
   for (int s = 0; s < O; ++s, w += 16) {
     typename T::I slice[4];
@@ -30,8 +30,8 @@ BOP2ND_INLINE void lay_byte_groups(const uint32_t* w, uint8_t* to) {
         typename T::Bytes part = O == 4      ? T::as_bytes(slice[o])
                                  : byte == 0 ? T::low_bytes(slice[2 * o % 4], slice[(2 * o + 1) % 4])
                                              : T::high_bytes(slice[2 * o % 4], slice[(2 * o + 1) % 4]);
-        T::store_bytes(to, T::low_groups(part));
-        T::store_bytes(to + O * T::kBytes, T::high_groups(part));
+        T::store_bytes(to, T::low_nibbles(part));
+        T::store_bytes(to + O * T::kBytes, T::high_nibbles(part));
       }
       to += O * T::kBytes;
     }
@@ -40,8 +40,8 @@ BOP2ND_INLINE void lay_byte_groups(const uint32_t* w, uint8_t* to) {
 
 template <class T, int O>
 void lay_byte_panel(const CountTile& t, int64_t word, int64_t n_words, uint8_t* to) {
-  for (int64_t k = word; k < word + n_words; ++k, to += kGroupsPerWord * O * T::kBytes)
-    lay_byte_groups<T, O>(t.w + (t.w_contiguous ? k : t.w_offset[k]) * 16 * O, to);
+  for (int64_t k = word; k < word + n_words; ++k, to += kNibblesPerWord * O * T::kBytes)
+    unpack_byte_nibbles<T, O>(t.w + (t.w_contiguous ? k : t.w_offset[k]) * 16 * O, to);
   for (int i = 0; i < kWindow * O; ++i) T::store_bytes(to + i * T::kBytes, T::no_bytes());  // a window
 }
 
@@ -90,7 +90,7 @@ BOP2ND_INLINE void look_up_windows(const uint16_t* x, int64_t x_stride, const ui
       }
 #pragma GCC unroll 2
       for (int i = 0; i < Q; ++i)
-        p[i][o] = T::add_bytes(p[i][o], v[i]), q[i][o] = T::add_high_groups(q[i][o], v[i]);
+        p[i][o] = T::add_bytes(p[i][o], v[i]), q[i][o] = T::add_high_nibbles(q[i][o], v[i]);
       T::order(panel, q[Q - 1][o]);
     }
   }
@@ -118,8 +118,8 @@ BOP2ND_INLINE void look_up(const uint16_t* x, int64_t x_stride, const uint8_t* p
 template <class T, int O, int Q>
 void multiply_byte_panel(const CountTile& t, int64_t first, int64_t word, int64_t n_words,
                          const uint8_t* panel) {
-  int64_t stride = pair_stride(t.x_words), n_windows = (n_words * kGroupsPerWord + kWindow - 1) / kWindow;
-  const uint16_t* x = reinterpret_cast<const uint16_t*>(t.x) + first / 2 * stride + word * kGroupsPerWord;
+  int64_t stride = pair_stride(t.x_words), n_windows = (n_words * kNibblesPerWord + kWindow - 1) / kWindow;
+  const uint16_t* x = reinterpret_cast<const uint16_t*>(t.x) + first / 2 * stride + word * kNibblesPerWord;
   PairCounts<T, O, Q> counts;
   look_up<T, O, Q>(x, stride, panel, n_windows, counts);
   int64_t last = std::min<int64_t>(t.n_pixels, first + 2 * Q);
@@ -140,7 +140,7 @@ void multiply_byte_panel(const CountTile& t, int64_t first, int64_t word, int64_
 
 template <class T, int O>
 void multiply_byte_pairs(const CountTile& t) {
-  alignas(64) uint8_t panel[(kPanelGroups + kWindow) * O * T::kBytes];
+  alignas(64) uint8_t panel[(kPanelNibbles + kWindow) * O * T::kBytes];
   int64_t words = std::max<int64_t>(1, t.n_words), n_stretches = (words + kPanelWords - 1) / kPanelWords;
   int64_t stretch = ((words + n_stretches - 1) / n_stretches + kWindow - 1) / kWindow * kWindow;
   for (int64_t word = 0; word == 0 || word < t.n_words; word += stretch) {
@@ -167,17 +167,17 @@ void multiply_by_bytes(const CountTile& t, const MatmulTile& block, const Epilog
 template <class T>
 double byte_lookup_loop(int64_t iterations) {
   constexpr int kOutputs = 4, kPairs = 2;
-  alignas(64) uint8_t panel[kPanelGroups * kOutputs * T::kBytes];
-  uint16_t x[kPairs * kPanelGroups];
-  for (int i = 0; i < kPanelGroups * kOutputs * T::kBytes; ++i)
+  alignas(64) uint8_t panel[kPanelNibbles * kOutputs * T::kBytes];
+  uint16_t x[kPairs * kPanelNibbles];
+  for (int i = 0; i < kPanelNibbles * kOutputs * T::kBytes; ++i)
     panel[i] = static_cast<uint8_t>(i * 37 >> 3 & 15);
-  for (int i = 0; i < kPairs * kPanelGroups; ++i) x[i] = static_cast<uint16_t>(16 * (i * 89 & 255));
+  for (int i = 0; i < kPairs * kPanelNibbles; ++i) x[i] = static_cast<uint16_t>(16 * (i * 89 & 255));
   for (int64_t i = 0; i < iterations; ++i) {
     PairCounts<T, kOutputs, kPairs> counts;
-    look_up<T, kOutputs, kPairs>(x, kPanelGroups, panel, kPanelGroups / kWindow, counts);
+    look_up<T, kOutputs, kPairs>(x, kPanelNibbles, panel, kPanelNibbles / kWindow, counts);
     for (auto& pixel : counts.of) {
       for (auto& wide : pixel) T::keep_in_register(wide.sum[0]), T::keep_in_register(wide.sum[1]);
     }
   }
-  return static_cast<double>(iterations) * kPanelGroups * 4 * 2 * kPairs * kOutputs * T::kBytes;
+  return static_cast<double>(iterations) * kPanelNibbles * 4 * 2 * kPairs * kOutputs * T::kBytes;
 }

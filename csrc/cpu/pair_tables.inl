@@ -3,12 +3,12 @@
 //
 // Include inside a target region and an anonymous namespace within bop2nd.
 
-constexpr int kGroupsPerWord = 8, kWindow = 3;
+constexpr int kNibblesPerWord = 8, kWindow = 3;
 constexpr int kMaxWindows = 21;  // 21 * 12 <= 255: as many as P and Q hold
 // Words of weights that are laid out at a time, whole windows of them: 20 KiB, which stay in the nearest
 // cache.
-constexpr int kPanelWords = 39, kPanelGroups = kPanelWords * kGroupsPerWord;
-static_assert(kPanelGroups % kWindow == 0);
+constexpr int kPanelWords = 39, kPanelNibbles = kPanelWords * kNibblesPerWord;
+static_assert(kPanelNibbles % kWindow == 0);
 
 struct PairTables {
   alignas(64) uint8_t entry[256][16];  // [a + 16 b][w]
@@ -26,8 +26,8 @@ constexpr PairTables kPairTables;
 
 inline bool lookups_pay(int64_t n_pixels, int lane_bits) { return n_pixels > 3 && lane_bits < 32; }
 
-// The groups of two pixels, as offsets of their tables in units of 8 bytes, and room to fill a window.
-constexpr int64_t pair_stride(int64_t x_words) { return (x_words + 1) * kGroupsPerWord; }
+// The nibbles of two pixels, as offsets of their tables in units of 8 bytes, and room to fill a window.
+constexpr int64_t pair_stride(int64_t x_words) { return (x_words + 1) * kNibblesPerWord; }
 
 template <class T>
 void pack_pixel_pairs(const PixelTile& t) {
@@ -35,16 +35,16 @@ void pack_pixel_pairs(const PixelTile& t) {
   for (int64_t p = 0; p < t.n_pixels; p += 2, to += pair_stride(t.x_words)) {
     const uint32_t* a = t.image + t.first_word[p];
     const uint32_t* b = p + 1 < t.n_pixels ? t.image + t.first_word[p + 1] : a;
-    uint16_t* group = to;
+    uint16_t* nibble = to;
     for (int64_t run = 0; run < t.n_runs; ++run) {
       const uint32_t *from_a = a + t.run_offset[run], *from_b = b + t.run_offset[run];
       for (int64_t k = 0; k < t.run_words; k += 4) {
         int n = static_cast<int>(std::min<int64_t>(4, t.run_words - k));
-        T::store_offsets(group + k * kGroupsPerWord, T::load_words(from_a + k, n),
+        T::store_offsets(nibble + k * kNibblesPerWord, T::load_words(from_a + k, n),
                          T::load_words(from_b + k, n));
       }
-      group += t.run_words * kGroupsPerWord;
+      nibble += t.run_words * kNibblesPerWord;
     }
-    for (int i = 0; i < kWindow; ++i) group[i] = 0;
+    for (int i = 0; i < kWindow; ++i) nibble[i] = 0;
   }
 }

@@ -290,8 +290,8 @@ struct Avx2Lookup : Avx2Count {
   }
 
   // The low and the high 4 bits of every byte.
-  BOP2ND_INLINE static I low_groups(I a) { return bit_and(a, _mm256_set1_epi8(15)); }
-  BOP2ND_INLINE static I high_groups(I a) { return low_groups(shift_right<4>(a)); }
+  BOP2ND_INLINE static I low_nibbles(I a) { return bit_and(a, _mm256_set1_epi8(15)); }
+  BOP2ND_INLINE static I high_nibbles(I a) { return low_nibbles(shift_right<4>(a)); }
   // The low and the high bytes of the halves of a and b, of either 16 bytes side by side.
   BOP2ND_INLINE static I low_bytes(I a, I b) {
     I low = set_halves(0x00FF);

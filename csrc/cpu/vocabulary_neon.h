@@ -278,11 +278,11 @@ struct NeonCount {
   // Loads from p on come after `a` was computed: compilers that bring them forward run out of registers.
   BOP2ND_INLINE static void order(const uint8_t*& p, const Bytes& a) { asm("" : "+r"(p) : "w"(a)); }
   // sum + (a >> 4), of bytes.
-  BOP2ND_INLINE static Bytes add_high_groups(Bytes sum, Bytes a) { return vsraq_n_u8(sum, a, 4); }
+  BOP2ND_INLINE static Bytes add_high_nibbles(Bytes sum, Bytes a) { return vsraq_n_u8(sum, a, 4); }
   // a - 16 b, of bytes.
   BOP2ND_INLINE static Bytes less_16(Bytes a, Bytes b) { return vsubq_u8(a, vshlq_n_u8(b, 4)); }
-  BOP2ND_INLINE static Bytes low_groups(Bytes a) { return vandq_u8(a, vdupq_n_u8(15)); }
-  BOP2ND_INLINE static Bytes high_groups(Bytes a) { return vshrq_n_u8(a, 4); }
+  BOP2ND_INLINE static Bytes low_nibbles(Bytes a) { return vandq_u8(a, vdupq_n_u8(15)); }
+  BOP2ND_INLINE static Bytes high_nibbles(Bytes a) { return vshrq_n_u8(a, 4); }
   BOP2ND_INLINE static Bytes as_bytes(I a) { return vreinterpretq_u8_u32(a); }
   // The low and the high bytes of the halves of a and then of b.
   BOP2ND_INLINE static Bytes low_bytes(I a, I b) { return vuzp1q_u8(as_bytes(a), as_bytes(b)); }
@@ -297,8 +297,8 @@ struct NeonCount {
   // For every 4 bits of a and b, in order: 16 (a + 16 b), where the table of the two starts.
   BOP2ND_INLINE static void store_offsets(uint16_t* to, Words a, Words b) {
     Bytes bytes_a = as_bytes(a), bytes_b = as_bytes(b);
-    Bytes even = vsliq_n_u8(low_groups(bytes_a), bytes_b, 4);
-    Bytes odd = vorrq_u8(high_groups(bytes_a), vandq_u8(bytes_b, vdupq_n_u8(0xF0)));
+    Bytes even = vsliq_n_u8(low_nibbles(bytes_a), bytes_b, 4);
+    Bytes odd = vorrq_u8(high_nibbles(bytes_a), vandq_u8(bytes_b, vdupq_n_u8(0xF0)));
     Bytes first = vzip1q_u8(even, odd), second = vzip2q_u8(even, odd);
     vst1q_u16(to, vshll_n_u8(vget_low_u8(first), 4)), vst1q_u16(to + 8, vshll_high_n_u8(first, 4));
     vst1q_u16(to + 16, vshll_n_u8(vget_low_u8(second), 4)), vst1q_u16(to + 24, vshll_high_n_u8(second, 4));

@@ -119,18 +119,6 @@ void run_plan(const MatmulProblem& p, const TermsProblem& terms, const MatmulPla
   }
 }
 
-// The formula of core/epilogue.h once more, an operation a line.
-float value_of(const Epilogue& e, int dot, size_t o, float residual) {
-  volatile float x = static_cast<float>(dot < e.low ? e.low : dot > e.high ? e.high : dot);
-  if (e.scale) x = x * e.scale[o];
-  if (e.shift) x = x + e.shift[o];
-  if (e.residual) x = x + residual;
-  if (e.relu && x < 0.0f) x = 0.0f;
-  if (e.slope && x < 0.0f) x = x * e.slope[o];
-  if (e.post_shift) x = x + e.post_shift[o];
-  return x;
-}
-
 // All outputs of one problem, checked against the definition. `n_multiprocessors` steers tile and split,
 // `seed` which operands a fused epilogue has.
 void check(ConvView shape, int padding_value, int arch, int n_multiprocessors, Dtype type, bool fused,
@@ -171,11 +159,8 @@ void check(ConvView shape, int padding_value, int arch, int n_multiprocessors, D
     for (int o = 0; o < shape.n_outputs(); ++o) {
       size_t i = static_cast<size_t>(row) * static_cast<size_t>(shape.n_outputs()) + static_cast<size_t>(o);
       int dot = operands.dot(row, o);
-      size_t at = static_cast<size_t>(o);
-      float x = value_of(e, dot, at, residual[i]);
-      volatile float signed_value = e.sign_shift ? x + e.sign_shift[at] : x;
-      bool negative = fused ? signed_value < 0.0f : dot < operands.threshold[at];
-      if (negative) expected_bits[static_cast<size_t>(o / 32)] |= 1u << (o % 32);
+      float x = finish(e, dot, o, residual[i]);
+      if (is_negative(e, dot, x, o)) expected_bits[static_cast<size_t>(o / 32)] |= 1u << (o % 32);
       if (half) {
         CHECK(halves[i] == half_of_value(x, type));
       } else {

@@ -148,7 +148,7 @@ void check_all_different(const char* isa, int64_t rows, int64_t features) {
     CHECK(out[i] == static_cast<float>(-features), "%s %ld features", isa, (long)features);
 }
 
-// From 4 pixels on AVX2 and NEON with UDOT look up: gathered are offsets of tables, here of the one for two
+// From 4 pixels on AVX2 and NEON with UDOT look up: packed are offsets of tables, here of the one for two
 // pixels of only ones, in units of 8 bytes or in bytes.
 void check_lookups_run(const char* isa, uint32_t offsets) {
   const KernelTable* table = table_of(id_of(isa));
@@ -158,11 +158,19 @@ void check_lookups_run(const char* isa, uint32_t offsets) {
   int32_t run_offset = 0;
   for (int64_t n : {3, 4}) {
     for (int lane_bits : {8, 16, 32}) {
-      std::vector<uint32_t> steps(4 * 4 * (2 + 1) + 16, 0);
-      table->pack_pixels({image.data(), first_word, n, &run_offset, 1, 1, 2, lane_bits, steps.data()});
+      std::vector<uint32_t> slices(4 * 4 * (2 + 1) + 16, 0);
+      table->pack_pixels({.image = image.data(),
+                          .first_word = first_word,
+                          .n_pixels = n,
+                          .run_offset = &run_offset,
+                          .n_runs = 1,
+                          .run_words = 1,
+                          .x_words = 2,
+                          .lane_bits = lane_bits,
+                          .slices = slices.data()});
       bool looked_up = n == 4 && lane_bits < 32;
-      CHECK((steps[0] == offsets) == looked_up, "%s, %ld pixels, lanes of %d bits: %x", isa, (long)n,
-            lane_bits, steps[0]);
+      CHECK((slices[0] == offsets) == looked_up, "%s, %ld pixels, lanes of %d bits: %x", isa, (long)n,
+            lane_bits, slices[0]);
     }
   }
 }
