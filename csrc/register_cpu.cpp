@@ -211,37 +211,6 @@ void compute(const ConvShape& s, const Tensor& x_words, const Tensor& weight, co
   bop2nd::binary_conv(s, const_words_of(x_words), const_words_of(w), to);
 }
 
-bop2nd::Epilogue values_into(const Tensor& out) {
-  bop2nd::Epilogue to;
-  to.dtype = real_dtype(out, "output");
-  to.values = out.mutable_data_ptr();
-  return to;
-}
-
-std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tensor weight, bool ste_clip,
-                                                 const MaybeTensor blocked) {
-  BOP2ND_REQUIRE(input.dim() > 0, "input needs at least one axis");
-  Ints sizes = sizes_of(input);
-  auto s = linear_shape(product(sizes, 0, sizes.size() - 1), sizes.back(), weight);
-  auto [signs, mask] = pack_tensor(input, -1, 1, ste_clip);
-  sizes.back() = s.out_channels;
-  Tensor out = new_tensor(input, sizes, input.scalar_type());
-  compute(s, signs, weight, blocked, values_into(out));
-  return {out, signs, mask};
-}
-
-std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tensor weight, BOP2ND_GEOMETRY,
-                                                 bool ste_clip, const MaybeTensor blocked) {
-  BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, C, H, W]");
-  auto s = conv_shape(input.size(0), input.size(2), input.size(3), input.size(1), weight,
-                      BOP2ND_GEOMETRY_ARGUMENTS);
-  auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
-  Tensor out =
-      new_channels_last(input, {s.batch, s.out_channels, s.out_size(0), s.out_size(1)}, input.scalar_type());
-  compute(s, signs, weight, blocked, values_into(out));
-  return {out, signs, mask};
-}
-
 // ----------------------------------------------------------------------------------------- gradients
 
 // Into grad_input and grad_weight, in walk order, whichever is needed.
@@ -337,8 +306,8 @@ STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
   BOP2ND_IMPL(m, unpack_bits, unpack_bits);
   BOP2ND_IMPL(m, apply_mask_, apply_mask_);
   BOP2ND_IMPL(m, prepack_weight, prepack_weight);
-  BOP2ND_IMPL(m, binary_linear, binary_linear);
-  BOP2ND_IMPL(m, binary_conv2d, binary_conv2d);
+  BOP2ND_IMPL(m, binary_linear, (linear<compute, pack_tensor>));
+  BOP2ND_IMPL(m, binary_conv2d, (conv2d<compute, pack_tensor>));
   BOP2ND_IMPL(m, binary_linear_backward, binary_linear_backward);
   BOP2ND_IMPL(m, binary_conv2d_backward, binary_conv2d_backward);
   BOP2ND_IMPL(m, binary_linear_packed, linear_packed<compute>);

@@ -33,46 +33,13 @@ void compute(const ConvShape& shape, const Tensor& x, const Tensor& weight, cons
   check(launch_matmul(plan, problem, terms, place.stream), "binary product");
 }
 
-Epilogue values_into(const Tensor& out) {
-  Epilogue e;
-  e.values = out.mutable_data_ptr();
-  e.dtype = real_type<Dtype>(out.scalar_type(), "output");
-  return e;
-}
-
-std::tuple<Tensor, Tensor, Tensor> binary_linear(const Tensor input, const Tensor weight, bool ste_clip,
-                                                 const MaybeTensor) {
-  BOP2ND_REQUIRE(input.dim() > 0, "input needs at least one axis");
-  Ints sizes = sizes_of(input);
-  ConvShape shape = linear_shape(product(sizes, 0, sizes.size() - 1), sizes.back(), weight);
-  check_beside(input, weight, "weight");
-  auto [signs, mask] = pack_tensor(input, -1, 1, ste_clip);
-  sizes.back() = weight.size(0);
-  Tensor out = new_tensor(input, sizes, input.scalar_type());
-  compute(shape, signs, weight, {}, values_into(out));
-  return {out, signs, mask};
-}
-
-std::tuple<Tensor, Tensor, Tensor> binary_conv2d(const Tensor input, const Tensor weight, BOP2ND_GEOMETRY,
-                                                 bool ste_clip, const MaybeTensor) {
-  BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, C, H, W]");
-  ConvShape s = conv_shape(input.size(0), input.size(2), input.size(3), input.size(1), weight,
-                           BOP2ND_GEOMETRY_ARGUMENTS);
-  check_beside(input, weight, "weight");
-  auto [signs, mask] = pack_tensor(input, 1, groups, ste_clip);
-  Tensor out =
-      new_tensor(input, {s.batch, s.out_size(0), s.out_size(1), s.out_channels}, input.scalar_type());
-  compute(s, signs, weight, {}, values_into(out));
-  return {move_axis(out, -1, 1), signs, mask};
-}
-
 }  // namespace
 }  // namespace bop2nd::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(BOP2ND_NAMESPACE, BOP2ND_DEVICE, m) {
   using namespace bop2nd::cuda;
-  m.impl("binary_linear", TORCH_BOX(&binary_linear));
-  m.impl("binary_conv2d", TORCH_BOX(&binary_conv2d));
+  m.impl("binary_linear", TORCH_BOX((&linear<compute, pack_tensor>)));
+  m.impl("binary_conv2d", TORCH_BOX((&conv2d<compute, pack_tensor>)));
   m.impl("binary_linear_packed", TORCH_BOX(&linear_packed<compute>));
   m.impl("binary_conv2d_packed", TORCH_BOX(&conv2d_packed<compute>));
 }

@@ -169,4 +169,44 @@ std::tuple<Tensor, Tensor> conv2d_packed(const Tensor input, const Tensor weight
   return packed_result<compute>(s, sizes, input, weight, BOP2ND_ASKED);
 }
 
+// ---- What trains: real values in and out, and what the backward pass is given.
+
+// (signs, mask or an empty tensor) along an axis, which comes last, on one device.
+using PackTensor = std::tuple<Tensor, Tensor> (*)(const Tensor&, int64_t dim, int64_t groups, bool with_mask);
+
+inline Epilogue values_into(const Tensor& out) {
+  Epilogue to;
+  to.dtype = real_type<Dtype>(out.scalar_type(), "output");
+  to.values = out.mutable_data_ptr();
+  return to;
+}
+
+template <Compute compute, PackTensor pack>
+std::tuple<Tensor, Tensor, Tensor> linear(const Tensor input, const Tensor weight, bool ste_clip,
+                                          const MaybeTensor blocked) {
+  BOP2ND_REQUIRE(input.dim() > 0, "input needs at least one axis");
+  Ints sizes = sizes_of(input);
+  ConvShape s = linear_shape(product(sizes, 0, sizes.size() - 1), sizes.back(), weight);
+  check_beside(input, weight, "weight");
+  auto [signs, mask] = pack(input, -1, 1, ste_clip);
+  sizes.back() = s.out_channels;
+  Tensor out = new_tensor(input, sizes, input.scalar_type());
+  compute(s, signs, weight, blocked, values_into(out));
+  return {out, signs, mask};
+}
+
+template <Compute compute, PackTensor pack>
+std::tuple<Tensor, Tensor, Tensor> conv2d(const Tensor input, const Tensor weight, BOP2ND_GEOMETRY,
+                                          bool ste_clip, const MaybeTensor blocked) {
+  BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, C, H, W]");
+  ConvShape s = conv_shape(input.size(0), input.size(2), input.size(3), input.size(1), weight,
+                           BOP2ND_GEOMETRY_ARGUMENTS);
+  check_beside(input, weight, "weight");
+  auto [signs, mask] = pack(input, 1, groups, ste_clip);
+  Tensor out =
+      new_channels_last(input, {s.batch, s.out_channels, s.out_size(0), s.out_size(1)}, input.scalar_type());
+  compute(s, signs, weight, blocked, values_into(out));
+  return {out, signs, mask};
+}
+
 }  // namespace bop2nd::binding
