@@ -65,10 +65,7 @@ bop2nd::StepTensor step_tensor(const Tensor& weight, const Tensor& grad, const T
 void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avgs, const Tensors exp_avg_sqs,
                const Tensor hyper, const Tensor counts, const MaybeTensor inv_scale,
                const MaybeTensor found_inf, const MaybeTensor seed, bool maximize) {
-  size_t n = weights.size();
-  BOP2ND_REQUIRE(
-      grads.size() == n && exp_avgs.size() == n && (exp_avg_sqs.empty() || exp_avg_sqs.size() == n),
-      "weights, grads and moments must be lists of one length");
+  size_t n = step_size(weights, grads, exp_avgs, exp_avg_sqs);
   BOP2ND_REQUIRE(hyper.numel() == 4 && hyper.scalar_type() == ScalarType::Float && hyper.is_contiguous(),
                  "hyper must be float32 [4]");
   BOP2ND_REQUIRE(counts.numel() == static_cast<int64_t>(2 * n) && counts.scalar_type() == ScalarType::Long &&

@@ -49,10 +49,7 @@ StepTensor step_tensor(const Tensor& weight, const Tensor& grad, const Tensor& m
 void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avgs, const Tensors exp_avg_sqs,
                const Tensor hyper, const Tensor counts, const MaybeTensor inv_scale,
                const MaybeTensor found_inf, const MaybeTensor seed, bool maximize) {
-  size_t n = weights.size();
-  BOP2ND_REQUIRE(
-      grads.size() == n && exp_avgs.size() == n && (exp_avg_sqs.empty() || exp_avg_sqs.size() == n),
-      "weights, grads and moments must be lists of one length");
+  size_t n = step_size(weights, grads, exp_avgs, exp_avg_sqs);
   if (n == 0) return;
   Place place(hyper);
   StepBatch batch;

@@ -38,9 +38,9 @@ inline ConvShape linear_shape(int64_t rows, int64_t features, const Tensor& weig
 }
 
 // How a kernel is laid over an image: parameters of the operators, in the order of Arguments
-// (kernels/geometry.py), and as arguments.
-#define BOP2ND_GEOMETRY_OF(List) \
-  List stride, List padding, List dilation, int64_t groups, int64_t padding_value
+// (kernels/geometry.py), without and with what a padded tap counts as; and as arguments.
+#define BOP2ND_UNPADDED_OF(List) List stride, List padding, List dilation, int64_t groups
+#define BOP2ND_GEOMETRY_OF(List) BOP2ND_UNPADDED_OF(List), int64_t padding_value
 #define BOP2ND_GEOMETRY BOP2ND_GEOMETRY_OF(const Ints)
 #define BOP2ND_GEOMETRY_ARGUMENTS stride, padding, dilation, groups, padding_value
 

@@ -117,14 +117,14 @@ inline std::tuple<Tensor, Tensor> signed_linear(const Tensor given, const Tensor
   return signed_result(s, sizes, input, {column, column, column, channel}, weight, rows, BOP2ND_SIGNED_ASKED);
 }
 
-inline std::tuple<Tensor, Tensor> signed_conv2d(const Tensor given, const Tensor weight, const Ints stride,
-                                                const Ints padding, const Ints dilation, int64_t groups,
-                                                BOP2ND_SIGNED_OPERANDS) {
+inline std::tuple<Tensor, Tensor> signed_conv2d(const Tensor given, const Tensor weight,
+                                                BOP2ND_UNPADDED_OF(const Ints), BOP2ND_SIGNED_OPERANDS) {
   check_extent(given, "input");
   BOP2ND_REQUIRE(given.dim() == 4, "input must be [N, C, H, W]");
   Tensor input = widened(given);
-  ConvShape s = conv_shape(given.size(0), given.size(2), given.size(3), given.size(1), weight, stride,
-                           padding, dilation, groups, 0);
+  constexpr int64_t padding_value = 0;
+  ConvShape s = conv_shape(given.size(0), given.size(2), given.size(3), given.size(1), weight,
+                           BOP2ND_GEOMETRY_ARGUMENTS);
   Ints sizes{s.batch, s.out_size(0), s.out_size(1), s.out_channels};
   auto axis = [&](int64_t i) { return Axes{.size = input.size(i), .stride = input.stride(i)}; };
   return signed_result(s, sizes, input, {axis(0), axis(2), axis(3), axis(1)}, weight, s.batch,

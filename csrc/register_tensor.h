@@ -149,6 +149,16 @@ inline Tensor move_axis(const Tensor& t, int64_t from, int64_t to) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+// How many weights a step has; the lists that belong to them must be as long.
+inline size_t step_size(const Tensors& weights, const Tensors& grads, const Tensors& exp_avgs,
+                        const Tensors& exp_avg_sqs) {
+  size_t n = weights.size();
+  BOP2ND_REQUIRE(
+      grads.size() == n && exp_avgs.size() == n && (exp_avg_sqs.empty() || exp_avg_sqs.size() == n),
+      "weights, grads and moments must be lists of one length");
+  return n;
+}
+
 struct Axes {  // some neighbouring axes seen as one
   int64_t size = 1, stride = 1;
   bool uniform = true;

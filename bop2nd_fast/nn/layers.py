@@ -115,17 +115,14 @@ class _Convolution(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: tuple[int, int],
-        stride: tuple[int, int],
-        padding: tuple[int, int] | str,
-        dilation: tuple[int, int],
-        groups: int,
-        padding_value: int,
+        arguments: tuple[Any, ...],  # Arguments, whose padding may be a word
         bias: bool,
         input_quantizer: str | Quantizer | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        stride, padding, dilation, groups, padding_value = arguments
         in_channels = positive_integer(in_channels, "in_channels")
         out_channels, groups = (
             positive_integer(out_channels, "out_channels"),
@@ -138,10 +135,10 @@ class _Convolution(nn.Module):
         if isinstance(padding, str):
             if padding not in ("same", "valid"):
                 raise ValueError(f"padding must be numbers, 'same' or 'valid', got {padding!r}")
-            padding = _same_padding(kernel_size, stride, dilation) if padding == "same" else (0, 0)  # type: ignore[assignment]
+            padding = _same_padding(kernel_size, stride, dilation) if padding == "same" else (0, 0)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
-        self.padding = pair(padding, "padding", 0)  # type: ignore[arg-type]
+        self.padding = pair(padding, "padding", 0)
         smallest = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         arguments = Arguments(self.stride, (0, 0), self.dilation, groups, padding_value)
         geometry_of(1, smallest, in_channels, out_channels, self.kernel_size, arguments)
@@ -216,11 +213,13 @@ class BinaryConv2d(_Convolution):
             in_channels,
             out_channels,
             pair(kernel_size, "kernel_size", 1),
-            pair(stride, "stride", 1),
-            padding if isinstance(padding, str) else pair(padding, "padding", 0),
-            pair(dilation, "dilation", 1),
-            groups,
-            padding_value,
+            (
+                pair(stride, "stride", 1),
+                padding if isinstance(padding, str) else pair(padding, "padding", 0),
+                pair(dilation, "dilation", 1),
+                groups,
+                padding_value,
+            ),
             bias,
             input_quantizer,
             device,
@@ -265,11 +264,13 @@ class BinaryConv1d(_Convolution):
             in_channels,
             out_channels,
             (1, _whole(kernel_size, "kernel_size", 1)),
-            (1, _whole(stride, "stride", 1)),
-            padding if isinstance(padding, str) else (0, _whole(padding, "padding", 0)),
-            (1, _whole(dilation, "dilation", 1)),
-            groups,
-            padding_value,
+            (
+                (1, _whole(stride, "stride", 1)),
+                padding if isinstance(padding, str) else (0, _whole(padding, "padding", 0)),
+                (1, _whole(dilation, "dilation", 1)),
+                groups,
+                padding_value,
+            ),
             bias,
             input_quantizer,
             device,
