@@ -47,7 +47,7 @@ def test_a_forced_backend_also_holds_inside_compiled_code() -> None:
 
 def test_unknown_and_impossible_backends_are_refused_with_reasons() -> None:
     before = backends.forced()
-    with pytest.raises(backends.BackendError, match=r"'sse2'.*no backend of that name.*reference: possible"):
+    with pytest.raises(backends.BackendError, match=r"'sse2'.*reference"):
         backends.use("sse2")
     impossible = [name for name in backends.NAMES if backends.why_not(name)]
     assert impossible, "no machine runs every backend at once"
@@ -70,15 +70,15 @@ def test_environment_variable_forces_and_refuses() -> None:
 
     assert run("reference").stdout.strip() == "reference"
     refused = run("nonsense")
-    assert refused.returncode != 0 and "no backend of that name" in refused.stderr
+    assert refused.returncode != 0 and "BackendError" in refused.stderr and "'nonsense'" in refused.stderr
 
 
 def test_explain_names_backend_and_why() -> None:
     text = backends.explain("binary_linear", (1, 1024), (1024, 1024))
     assert text.startswith("binary_linear on [1, 1024] x [1024, 1024] (cpu): " + backends.active("cpu"))
     with backends.use("reference"):
-        assert "forced" in backends.explain("binary_linear")
-        assert "forced" in backends.explain("binary_linear_backward")
+        for op in ("binary_linear", "binary_linear_backward"):
+            assert backends.explain(op).startswith(f"{op} (cpu): reference, ")
     text = backends.explain("binary_conv2d_backward")
     assert text.startswith("binary_conv2d_backward (cpu): " + backends.active("cpu"))
     with pytest.raises(ValueError, match="no operator 'conv9'"):
