@@ -78,7 +78,7 @@ std::shared_ptr<const Network> Network::from_memory(const void* bytes, size_t n,
 // A plan for the sizes that the file itself names: what contradicts itself is refused here.
 void Network::look_at_outputs() {
   std::vector<Array> inputs;
-  for (const InputSpec& input : graph_.inputs) inputs.push_back({input.type, input.shape, {}, nullptr});
+  for (const InputSpec& input : graph_.inputs) inputs.push_back({.type = input.type, .shape = input.shape});
   try {
     check_inputs(*this, inputs, false);
     outputs_ = Planner(*this, inputs, nullptr).plan()->outputs;

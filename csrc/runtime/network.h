@@ -28,7 +28,7 @@ struct Limits {
 // What a caller gives and gets. Strides in elements; empty: row-major.
 struct Array {
   Type type = Type::kF32;
-  Sizes shape, strides;
+  Sizes shape{}, strides{};
   const void* data = nullptr;
 };
 
@@ -40,7 +40,12 @@ struct OutputSpec {
 };
 
 // For networks that somebody else has let into memory.
-inline Limits no_limits() { return {UINT64_MAX, UINT64_MAX, 0, UINT64_MAX}; }
+inline Limits no_limits() {
+  return {.file_bytes = UINT64_MAX,
+          .run_bytes = UINT64_MAX,
+          .bytes_per_input_byte = 0,
+          .run_products = UINT64_MAX};
+}
 
 // Does not change.
 class Network {

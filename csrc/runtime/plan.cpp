@@ -31,7 +31,7 @@ bool without_gaps(const Sizes& shape, const Sizes& strides) {
   std::sort(axes.begin(), axes.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });
   // An axis of one element may have any stride.
   axes.erase(std::remove_if(axes.begin(), axes.end(), [&](size_t a) { return shape[a] == 1; }), axes.end());
-  return without_gaps(Tensor{Type::kF32, shape, strides, {}, 0}, axes);
+  return without_gaps(Tensor{.shape = shape, .strides = strides}, axes);
 }
 
 }  // namespace
@@ -47,7 +47,7 @@ Sizes channels_last_strides(const Sizes& shape) {
 }
 
 Tensor fixed_tensor(const Stored& stored) {
-  Tensor tensor{stored.type, stored.shape, row_major_strides(stored.shape), {}, 0};
+  Tensor tensor{.type = stored.type, .shape = stored.shape, .strides = row_major_strides(stored.shape)};
   tensor.place.fixed = stored.data;
   return tensor;
 }
@@ -114,7 +114,10 @@ const std::vector<Array>& Plan::run(uint8_t* arena, const std::vector<Array>& in
     auto start = std::chrono::steady_clock::now();
     operation.run(memory);
     std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    times->push_back({operation.name, operation.kind, took.count(), operation.products});
+    times->push_back({.name = operation.name,
+                      .kind = operation.kind,
+                      .seconds = took.count(),
+                      .products = operation.products});
   }
   for (size_t i = 0; i < results_.size(); ++i) {
     if (results_[i].type != Type::kI64) results_[i].data = memory.at<uint8_t>(output_tensors_[i]);
@@ -151,7 +154,8 @@ std::unique_ptr<Plan> Planner::plan() {
     if (step.kind == Step::Kind::kInput) {
       kind_ = "input";
       size_t i = n_inputs++;
-      Tensor tensor{graph.inputs[i].type, plan_->input_shapes[i], plan_->input_strides[i], {}, 0};
+      Tensor tensor{
+          .type = graph.inputs[i].type, .shape = plan_->input_shapes[i], .strides = plan_->input_strides[i]};
       if (tensor.strides.empty()) tensor.strides = row_major_strides(tensor.shape);
       tensor.place.kind = Place::Kind::kInput, tensor.place.index = i;
       values_.push_back(Value::of(std::move(tensor)));
@@ -209,7 +213,7 @@ void Planner::collect(const Value& value, const std::string& name, int depth) {
   plan_->output_integers_.push_back(value.integer);
   plan_->output_tensors_.push_back(tensor);
   Type type = is_tensor ? tensor.type : Type::kI64;
-  plan_->outputs.push_back({name.empty() ? "output" : name, type, tensor.shape});
+  plan_->outputs.push_back({.name = name.empty() ? "output" : name, .type = type, .shape = tensor.shape});
 }
 
 // Best fit among what is free, in the order in which buffers come into use.
@@ -287,10 +291,11 @@ Tensor Planner::make(Type type, Sizes shape, Sizes strides) {
   if (n_bytes < 0 || static_cast<uint64_t>(n_bytes) > allowed_)
     fail(Status::kLimit, "step '", printable(name_), "' would make a tensor of more than the ", allowed_,
          " bytes that are allowed");
-  Tensor tensor{type, std::move(shape), std::move(strides), {}, 0};
+  Tensor tensor{.type = type, .shape = std::move(shape), .strides = std::move(strides)};
   tensor.place.kind = Place::Kind::kArena, tensor.place.index = buffers_.size();
   size_t bytes = (static_cast<size_t>(n_bytes) + kLine - 1) / kLine * kLine;
-  buffers_.push_back({bytes + kLine, plan_->operations.size(), plan_->operations.size(), false});
+  size_t now = plan_->operations.size();
+  buffers_.push_back({.bytes = bytes + kLine, .first = now, .last = now, .is_output = false});
   return tensor;
 }
 
@@ -308,7 +313,7 @@ void Planner::emit(std::vector<Tensor> reads, std::vector<Tensor> writes, double
   if (products_ > static_cast<double>(network_.limits().run_products))
     fail(Status::kLimit, "step '", printable(name_), "' would bring the work of this run above the ",
          network_.limits().run_products, " operations that are allowed");
-  plan_->operations.push_back({name_, kind_, products, std::move(run)});
+  plan_->operations.push_back({.name = name_, .kind = kind_, .products = products, .run = std::move(run)});
 }
 
 Tensor Planner::copy(const Tensor& from, Sizes strides) {

@@ -28,8 +28,8 @@ struct Place {
 // Strides in elements, 0 where an axis is expanded.
 struct Tensor {
   Type type = Type::kF32;
-  Sizes shape, strides;
-  Place place;
+  Sizes shape{}, strides{};
+  Place place{};
   int64_t offset = 0;  // in elements
 
   size_t rank() const { return shape.size(); }

@@ -53,39 +53,40 @@ struct Blocks {
   }
 };
 
-// The laid weight: prepared once where it is fixed, by an operation of the plan where it is computed.
-struct LaidWeight {
+// The weight as the loops read it: prepared once where it is fixed, by an operation of the plan where it is
+// computed.
+struct PrepackedWeight {
   Tensor tensor;
   Kept kept;  // the memory of a fixed one
 };
 
-LaidWeight lay_weight(Planner& p, const RealWeight& weight, const Blocks& blocks) {
+PrepackedWeight prepack_real(Planner& p, const RealWeight& weight, const Blocks& blocks) {
   int64_t channels = weight.shape[1], taps = weight.shape.size() == 4 ? weight.shape[2] * weight.shape[3] : 1;
-  LaidWeight laid;
+  PrepackedWeight prepacked;
   p.check(blocks.n_floats() < (size_t{1} << 34), "its weight is too large");
   p.check(blocks.n_k <= kMaxSummands, "more than 2^24 numbers make one result");  // the plan lists them
   bool fixed = weight.words || weight.tensor.is_fixed();
   if (!fixed) {
-    laid.tensor = p.make(Type::kF32, {static_cast<int64_t>(blocks.n_floats())});
-    Tensor from = weight.tensor, to = laid.tensor;
+    prepacked.tensor = p.make(Type::kF32, {static_cast<int64_t>(blocks.n_floats())});
+    Tensor from = weight.tensor, to = prepacked.tensor;
     p.emit({from}, {to}, 0, [=](const Memory& memory) {
       blocks.lay({.reals = memory.at(from), .words = nullptr, .channels = channels, .taps = taps},
                  memory.at(to));
     });
-    return laid;
+    return prepacked;
   }
   const float* reals =
       weight.words ? nullptr : static_cast<const float*>(weight.tensor.place.fixed) + weight.tensor.offset;
   const void* source = weight.words ? static_cast<const void*>(weight.words) : reals;
   Prepared::Key key{source, {1, blocks.groups, blocks.outputs, blocks.n_k, blocks.block, channels, taps}};
-  laid.kept = p.prepared().get(key, [&] {
+  prepacked.kept = p.prepared().get(key, [&] {
     Words made(blocks.n_floats());
     blocks.lay({.reals = reals, .words = weight.words, .channels = channels, .taps = taps},
                reinterpret_cast<float*>(made.data()));
     return made;
   });
-  laid.tensor.place.fixed = laid.kept.get();
-  return laid;
+  prepacked.tensor.place.fixed = prepacked.kept.get();
+  return prepacked;
 }
 
 struct RealTask {
@@ -126,7 +127,7 @@ void multiply_all(const RealTask& task, const float* bias, const float* x, const
   });
 }
 
-std::vector<Tensor> reads_of(const Tensor& x, const LaidWeight& weight, const Tensor* bias) {
+std::vector<Tensor> reads_of(const Tensor& x, const PrepackedWeight& weight, const Tensor* bias) {
   std::vector<Tensor> reads{x, weight.tensor};
   if (bias) reads.push_back(*bias);
   return reads;
@@ -170,13 +171,13 @@ Tensor plan_depthwise(Planner& p, const Tensor& given, const RealWeight& weight,
   int64_t channels = x.shape[1], height = x.shape[2], width = x.shape[3];
   // [tap][channel]: one group of as many outputs.
   Blocks blocks{.groups = 1, .outputs = channels, .n_k = g.kernel[0] * g.kernel[1], .block = channels};
-  LaidWeight laid = lay_weight(p, weight, blocks);
+  PrepackedWeight prepacked = prepack_real(p, weight, blocks);
   int64_t batch = to.shape[0], rows = to.shape[2], columns = to.shape[3];
   std::optional<Tensor> added = bias ? std::optional<Tensor>(*bias) : std::nullopt;
   double work = static_cast<double>(to.count()) * static_cast<double>(blocks.n_k);
-  p.emit(reads_of(x, laid, bias), {to}, work, [=](const Memory& memory) {
+  p.emit(reads_of(x, prepacked, bias), {to}, work, [=](const Memory& memory) {
     const RealTable& table = real_table();
-    const float *w = memory.at(laid.tensor), *from = memory.at(x),
+    const float *w = memory.at(prepacked.tensor), *from = memory.at(x),
                 *terms = added ? memory.at(*added) : nullptr;
     parallel_ranges(batch * rows, 1, [&](int64_t first, int64_t last) {
       static thread_local std::vector<int64_t> offsets, w_offsets;
@@ -228,7 +229,7 @@ Tensor plan_real_conv(Planner& p, const Tensor& x, const RealWeight& weight, con
                 .outputs = outputs / g.groups,
                 .n_k = depth * g.kernel[0] * g.kernel[1],
                 .block = real_table().block};
-  LaidWeight laid = lay_weight(p, weight, blocks);
+  PrepackedWeight prepacked = prepack_real(p, weight, blocks);
   bool padded = g.padding[0] > 0 || g.padding[1] > 0;
   Bordered image{x, x.shape[1], height, width, g.padding[0], g.padding[1], x.strides[1] == 1};
   Sizes steps{x.strides[1], x.strides[2], x.strides[3]};  // of channel, row and column
@@ -250,8 +251,8 @@ Tensor plan_real_conv(Planner& p, const Tensor& x, const RealWeight& weight, con
   }
   double work = static_cast<double>(to.count()) * static_cast<double>(blocks.n_k);
   std::optional<Tensor> added = bias ? std::optional<Tensor>(*bias) : std::nullopt;
-  p.emit(reads_of(x, laid, bias), writes, work, [=](const Memory& memory) {
-    const float *w = memory.at(laid.tensor), *terms = added ? memory.at(*added) : nullptr;
+  p.emit(reads_of(x, prepacked, bias), writes, work, [=](const Memory& memory) {
+    const float *w = memory.at(prepacked.tensor), *terms = added ? memory.at(*added) : nullptr;
     for (int64_t n = 0; n < to.shape[0]; ++n) {
       const float* source = memory.at(x) + n * x.strides[0];
       if (padded) image.write(source, memory.at(border)), source = memory.at(border);
@@ -273,14 +274,14 @@ Tensor plan_real_linear(Planner& p, const Tensor& given, const RealWeight& weigh
   shape.back() = outputs;
   Tensor to = p.make(Type::kF32, shape);
   Blocks blocks{.groups = 1, .outputs = outputs, .n_k = n_k, .block = real_table().block};
-  LaidWeight laid = lay_weight(p, weight, blocks);
+  PrepackedWeight prepacked = prepack_real(p, weight, blocks);
   RealTask task{.blocks = blocks, .offsets = {}, .group_step = 0, .all_outputs = outputs};
   for (int64_t k = 0; k < n_k; ++k) task.offsets.push_back(k);
   std::optional<Tensor> added = bias ? std::optional<Tensor>(*bias) : std::nullopt;
   int64_t rows = to.count() / outputs;
-  p.emit(reads_of(x, laid, bias), {to}, static_cast<double>(to.count()) * static_cast<double>(n_k),
+  p.emit(reads_of(x, prepacked, bias), {to}, static_cast<double>(to.count()) * static_cast<double>(n_k),
          [=](const Memory& memory) {
-           const float *w = memory.at(laid.tensor), *terms = added ? memory.at(*added) : nullptr;
+           const float *w = memory.at(prepacked.tensor), *terms = added ? memory.at(*added) : nullptr;
            multiply_all(task, terms, memory.at(x), w, rows, memory.at(to),
                         [&](int64_t row) { return row * n_k; });
          });
