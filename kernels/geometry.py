@@ -66,10 +66,14 @@ class Arguments(NamedTuple):
     padding_value: int = 0  # what a padded tap counts as: 0 (left out), +1 or -1
 
     @classmethod
-    def taken(cls, given: Sequence[Any]) -> tuple[Arguments, list[Any]]:
-        """These, out of an operator's operands from ``stride`` on, and the operands behind them."""
-        stride, padding, dilation, groups, padding_value, *behind = given
-        return cls(tuple(stride), tuple(padding), tuple(dilation), groups, padding_value), behind
+    def taken(cls, given: Sequence[Any], padded: bool = True) -> tuple[Arguments, list[Any]]:
+        """These, out of an operator's operands from ``stride`` on, and the operands behind them.
+
+        Not ``padded``: the operator takes no padding value, it leaves padded taps out.
+        """
+        stride, padding, dilation, groups, *behind = given
+        value = behind.pop(0) if padded else 0
+        return cls(tuple(stride), tuple(padding), tuple(dilation), groups, value), behind
 
 
 SCHEMA = "int[2] stride, int[2] padding, int[2] dilation, int groups, int padding_value"  # of Arguments

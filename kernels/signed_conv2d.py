@@ -33,7 +33,7 @@ from torch import Tensor
 from .binary_conv2d import crosses_words, geometry_of_call
 from .bits import decode_in_order, decode_signs, popcount
 from .epilogue import finish, outputs_for, store_tile
-from .geometry import Geometry
+from .geometry import Arguments, Geometry
 from .gradient_product import multiply_real, parts_of
 from .grid import INDEX_LIMIT, check_index, grid_of, program_of
 from .outputs import NAMES, Outputs
@@ -216,7 +216,8 @@ def signed_conv2d(
     if input.dim() != 4:
         raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
     batch, channels, *image = input.shape
-    g = geometry_of_call(batch, image, weight, input, channels, stride, padding, dilation, groups, 0)
+    arguments, _ = Arguments.taken((stride, padding, dilation, groups), padded=False)
+    g = geometry_of_call(batch, image, weight, input, channels, arguments)
     asked |= dict(zip(NAMES, given, strict=False))
     outputs = outputs_for(input, (batch, *g.out, g.all_outputs), **asked)
     scaling = (multiplier, zero_point, input_scale, straight_through)

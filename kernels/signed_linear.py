@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .bits import popcount, to_float32
 from .epilogue import outputs_for, store_tile
-from .geometry import Geometry, checked_geometry
+from .geometry import Arguments, Geometry, checked_geometry
 from .grid import grid_of, program_of
 from .operands import check_words
 from .outputs import NAMES, Outputs
@@ -114,8 +114,8 @@ def signed_linear(
         raise ValueError("input needs at least one axis")
     check_words(weight, "weight", 2, input)
     *shape, features = input.shape
-    rows, one, none = math.prod(shape), (1, 1), (0, 0)
-    g = checked_geometry(rows, one, one, features, weight.shape[0], one, none, one, 1, 0)
+    rows, one = math.prod(shape), (1, 1)
+    g = checked_geometry(rows, one, one, features, weight.shape[0], Arguments())
     if weight.shape[1] != g.words:
         raise ValueError(f"weight words {list(weight.shape)} do not fit {features} input features")
     asked |= dict(zip(NAMES, given, strict=False))

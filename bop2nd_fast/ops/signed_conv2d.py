@@ -37,35 +37,31 @@ _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 
 
 def _check(
-    input: Tensor, weight: Tensor, arguments: tuple[Any, ...], scaling: Scaling, threshold: Any = None
+    input: Tensor, weight: Tensor, arguments: Arguments, scaling: Scaling, threshold: Any = None
 ) -> Geometry:
     check_input(input, weight)
     if input.dim() != 4:
         raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
     batch, channels, *image = input.shape
-    geometry = conv_geometry(batch, image, channels, weight, Arguments.taken((*arguments, 0))[0])
+    geometry = conv_geometry(batch, image, channels, weight, arguments)
     check_scaling(input, geometry, scaling, batch, threshold)
     return geometry
 
 
-def _reference(
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    *given: Any,
-    **outputs: Any,
-) -> tuple[Tensor, Tensor]:
-    outputs |= dict(zip(OPERAND_NAMES, given, strict=False))
+# Below, ``given`` are an operator's operands from the stride on.
+
+
+def _reference(input: Tensor, weight: Tensor, *given: Any, **outputs: Any) -> tuple[Tensor, Tensor]:
+    arguments, behind = Arguments.taken(given, padded=False)
+    outputs |= dict(zip(OPERAND_NAMES, behind, strict=False))
     outputs.pop("blocked", None)
-    scaling, arguments = scaling_of(outputs), (stride, padding, dilation, groups)
+    scaling = scaling_of(outputs)
     geometry = _check(input, weight, arguments, scaling, outputs.get("threshold"))
     check_outputs(input, (input.shape[0], *geometry.out, weight.shape[0]), **outputs)
     if input.is_cuda and input.dtype in REALS and input.numel() and weight.numel():
-        return by_torch(input, weight, arguments, scaling[2], **outputs)
-    return reference.signed_conv2d(input, weight, *arguments, *scaling[:2], input_scale=scaling[2], **outputs)
+        return by_torch(input, weight, given[:4], scaling[2], **outputs)
+    numbers = (*given[:4], *scaling[:2])
+    return reference.signed_conv2d(input, weight, *numbers, input_scale=scaling[2], **outputs)
 
 
 def by_torch(
@@ -86,18 +82,9 @@ backends.define(
 
 
 @torch.library.register_fake("bop2nd::signed_conv2d")
-def _fake(
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    *given: Any,
-    **outputs: Any,
-) -> tuple[Tensor, Tensor]:
-    outputs |= dict(zip(OPERAND_NAMES, given, strict=False))
-    arguments = (stride, padding, dilation, groups)
+def _fake(input: Tensor, weight: Tensor, *given: Any, **outputs: Any) -> tuple[Tensor, Tensor]:
+    arguments, behind = Arguments.taken(given, padded=False)
+    outputs |= dict(zip(OPERAND_NAMES, behind, strict=False))
     geometry = _check(input, weight, arguments, scaling_of(outputs), outputs.get("threshold"))
     return empty_outputs(input, (input.shape[0], *geometry.out, weight.shape[0]), **outputs)
 
