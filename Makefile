@@ -18,7 +18,7 @@ NATIVE_SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '
 CLANG_FORMAT_SOURCES = $(shell find csrc include runtime tests/cpp benchmarks -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test arm arm-test wheel docs pictures check cuda-check sanitize sanitize-python format bench fuzz clean runtime fuzz-runtime
+.PHONY: help install demo test arm arm-test wheel docs pictures check cuda-check sanitize sanitize-threads sanitize-python format bench fuzz clean runtime fuzz-runtime
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -129,6 +129,12 @@ sanitize: install  ## the C++ tests under address and undefined-behaviour saniti
 	@cmake -S . -B build/sanitize -G Ninja -DBOP2ND_SANITIZE=ON > /dev/null
 	@cmake --build build/sanitize --parallel $(JOBS) > /dev/null
 	@ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
+sanitize-threads: install  ## the runtime's tests under the thread sanitizer (some minutes)
+	@echo "==> the runtime's threads with a sanitizer"
+	@cmake -S . -B build/threads -G Ninja -DBOP2ND_SANITIZE=THREAD > /dev/null
+	@cmake --build build/threads --parallel $(JOBS) --target test_runtime > /dev/null
+	@ctest --test-dir build/threads --output-on-failure --no-tests=error --tests-regex '^test_runtime$$'
 
 # The sources are copied so that a `_C` with sanitizers lies beside them and the installed one stays as it is.
 SANITIZED := build/sanitize/python

@@ -8,7 +8,6 @@ packed products alone, over the whole time.
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import subprocess
 import sys
@@ -289,12 +288,20 @@ def _seconds(command: list[str]) -> float:
     return time.perf_counter() - start
 
 
+# Linux counts what a process had before it started a program as the program's: started from a small process.
+_RESIDENT = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+"""
+
+
 def _resident(command: list[str]) -> int:
-    """Bytes of a process's largest resident set."""
-    with Path(os.devnull).open("wb") as nothing:
-        quiet = (os.POSIX_SPAWN_DUP2, nothing.fileno(), 1)
-        process = os.posix_spawn(command[0], command, os.environ, file_actions=[quiet])
-    return os.wait4(process, 0)[2].ru_maxrss * 1024
+    """Bytes of a process's largest resident set; at least those of a bare Python, about 10 MB."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _RESIDENT, *command], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
 
 
 # ------------------------------------------------------------------------------------------------------ goals

@@ -90,7 +90,8 @@ Value Value::of(double real) {
 // ---------------------------------------------------------------------------------------------- a plan
 
 bool Plan::fits(const std::vector<Array>& inputs, const Sizes* strides) const {
-  if (inputs.size() != input_shapes.size() || (strides && *strides != output_strides_)) return false;
+  if (inputs.size() != input_shapes.size() || (strides != nullptr) != outputs_elsewhere_) return false;
+  if (strides && *strides != output_strides_) return false;
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (inputs[i].shape != input_shapes[i] || inputs[i].strides != input_strides[i]) return false;
   }
@@ -129,7 +130,7 @@ const std::vector<Array>& Plan::run(uint8_t* arena, const std::vector<Array>& in
 
 Planner::Planner(const Network& network, const std::vector<Array>& inputs, const Sizes* strides)
     : network_(network), plan_(std::make_unique<Plan>()), strides_(strides) {
-  if (strides) plan_->output_strides_ = *strides;
+  if (strides) plan_->output_strides_ = *strides, plan_->outputs_elsewhere_ = true;
   const Limits& limits = network.limits();
   allowed_ = limits.run_bytes;
   for (const Array& input : inputs) {

@@ -92,7 +92,7 @@ class Plan {
   std::vector<Sizes> input_shapes, input_strides;
 
   bool fits(const std::vector<Array>& inputs, const Sizes* strides) const;
-  // `allocate` where the outputs do not lie in the arena.
+  // `allocate` if the plan was made for given strides: the outputs do not lie in the arena then.
   const std::vector<Array>& run(uint8_t* arena, const std::vector<Array>& inputs, const Allocate* allocate,
                                 std::vector<StepTime>* times);
 
@@ -101,6 +101,7 @@ class Plan {
   std::vector<Tensor> output_tensors_;
   std::vector<int64_t> output_integers_;
   std::vector<Array> results_;
+  bool outputs_elsewhere_ = false;
   Sizes output_strides_;  // as asked for
   std::vector<uint8_t*> buffers_;
   std::vector<void*> places_;  // of the outputs

@@ -10,6 +10,8 @@
 #include "../../include/bop2nd_runtime.h"
 #include "cpu/dispatch.h"
 #include "golden.h"
+#include "runtime/error.h"
+#include "runtime/network.h"
 
 namespace {
 
@@ -179,6 +181,55 @@ void test_errors() {
   bop2nd_context_free(context), bop2nd_free(network);
 }
 
+// Outputs in memory of the caller: every byte of it is written, and none beside it.
+void test_outputs_elsewhere() {
+  namespace runtime = bop2nd::runtime;
+  auto network = runtime::Network::from_file((kData + "/packed_words.safetensors").c_str(), {});
+  runtime::Context context(network, 2);
+  std::vector<float> memory = golden_values(2 * 5 * 6 * 7, 40);
+  runtime::Array input{runtime::Type::kF32, {2, 5, 6, 7}, {}, memory.data()};
+  std::vector<runtime::Array> plain = context.run({input});
+  std::vector<std::vector<uint8_t>> wanted, got;
+  runtime::Sizes strides;
+  for (const runtime::Array& output : plain) {
+    const uint8_t* data = static_cast<const uint8_t*>(output.data);
+    wanted.emplace_back(data, data + 4 * runtime::product(output.shape));
+    for (size_t axis = 0; axis < output.shape.size(); ++axis) {
+      runtime::Sizes behind(output.shape.begin() + static_cast<std::ptrdiff_t>(axis) + 1, output.shape.end());
+      strides.push_back(runtime::product(behind));
+    }
+  }
+  constexpr size_t kBeside = 64;
+  auto allocate = [&](const std::vector<runtime::Array>& outputs, void** places) {
+    got.clear();
+    for (const runtime::Array& output : outputs) {
+      got.emplace_back(4 * static_cast<size_t>(runtime::product(output.shape)) + 2 * kBeside, uint8_t{0xA5});
+      *places++ = got.back().data() + kBeside;
+    }
+  };
+  for (int round = 0; round < 2; ++round) {
+    context.run_into({input}, strides, allocate);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      std::vector<uint8_t> whole(kBeside, 0xA5);
+      whole.insert(whole.end(), wanted[i].begin(), wanted[i].end()), whole.insert(whole.end(), kBeside, 0xA5);
+      CHECK(got[i] == whole, "output %zu", i);
+    }
+  }
+  auto refused = [&](const runtime::Sizes& wrong) {
+    try {
+      context.run_into({input}, wrong, allocate);
+    } catch (const runtime::Error& error) {
+      return error.status == runtime::Status::kArgument;
+    }
+    return false;
+  };
+  runtime::Sizes gaps = strides;
+  gaps.back() = 2;
+  CHECK(refused(gaps) && refused({}), "strides that do not fit");
+  strides.push_back(1);
+  CHECK(refused(strides), "a stride too many");
+}
+
 void test_threads() {
   bop2nd_network* network = load(kGolden[1]);
   std::vector<std::thread> threads;
@@ -223,6 +274,7 @@ int main() {
   for (const Golden& golden : kGolden) test_golden(golden), test_strides(golden);
   test_infos();
   test_errors();
+  test_outputs_elsewhere();
   test_threads();
 #if !defined(__SANITIZE_THREAD__)
   test_fork();
