@@ -51,6 +51,32 @@ def test_this_tree_against_itself(tmp_path, monkeypatch):
     assert all(row["low"] <= row["median"] <= row["high"] for row in rows)
 
 
+class _Tree:
+    """A worker whose contenders take so long; those that failed their gate it names."""
+
+    def __init__(self, seconds: float, *failed: str) -> None:
+        self.seconds, self.failed = seconds, list(failed)
+
+    def ask(self, **request):
+        if "suite" in request:
+            return {"contenders": ["bop2nd"], "failed": self.failed}
+        return {"seconds": self.seconds * request["n"]}
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_gate_fails_the_comparison_and_no_time_does(monkeypatch, capsys):
+    monkeypatch.setattr(compare, "tree_of", lambda base, python: ROOT)
+    asked = ["--compare", "HEAD", "--suite", "pack", "--quick", "--op", "unpack_bits", "--rounds", "6"]
+    for failed, status in (((), 0), (("bop2nd, bits in: differs",), 1)):
+        trees = iter((_Tree(1.0), _Tree(9.0, *failed)))  # nine times as slow
+        monkeypatch.setattr(compare, "worker_of", lambda *_, trees=trees: next(trees))
+        assert run.main(asked) == status
+        told = capsys.readouterr().out
+        assert "9.000" in told and ("bits in: differs" in told) == bool(failed)
+
+
 def test_a_worker_that_dies_is_said(tmp_path):
     with pytest.raises(RuntimeError, match="ended"):
         compare.worker_of(tmp_path)  # a folder without the registry
