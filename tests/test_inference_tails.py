@@ -187,6 +187,7 @@ def test_real_images_stay_channels_last(monkeypatch: pytest.MonkeyPatch) -> None
     ).eval()
     x, seen = torch.randn(2, 3, 8, 8), []
     packed = bf.inference.convert(model, x, exact=False)
+    packed.engine = "steps"
     original = torch.ops.bop2nd.pack_bits
 
     def pack_bits(image: Tensor, *rest: Any) -> Tensor:
