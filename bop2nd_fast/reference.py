@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 WORD_BITS = 32
@@ -199,8 +200,9 @@ def binary_conv2d(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolution of ``sign(input)`` ``[N, C, H, W]`` with packed ``[O, kH, kW, words(C/groups)]``.
 
-    Padded taps count as ``padding_value`` (0, +1 or -1). Returns (output, sign words, mask words), the
-    words as ``[N, H, W, groups * words(C/groups)]``: each group starts on a word of its own.
+    Padded taps count as ``padding_value`` (0, +1 or -1). Returns (output in the memory format of ``input``,
+    sign words, mask words), the words as ``[N, H, W, groups * words(C/groups)]``: each group starts on a word
+    of its own.
     """
     signs, mask = _pack_activation(input, 1, groups, ste_clip)
     per_group = input.shape[1] // groups
@@ -208,7 +210,7 @@ def binary_conv2d(
     x = torch.where(input < 0, -1.0, 1.0).double()
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(padding_value))
     out = _convolve(x, weight, stride, dilation, groups)
-    return out.to(input.dtype).contiguous(memory_format=torch.channels_last), signs, mask
+    return out.to(input.dtype).contiguous(memory_format=suggest_memory_format(input)), signs, mask
 
 
 def _convolve(x: Tensor, weight: Tensor, stride: list[int], dilation: list[int], groups: int) -> Tensor:
@@ -253,7 +255,8 @@ def binary_conv2d_backward(
 ) -> tuple[Tensor, Tensor]:
     """Both gradients of :func:`binary_conv2d`, from what it keeps: those of a dense convolution of signs.
 
-    The border of ``padding_value`` is cut off again, the input's gradient is masked. Dtypes and rounding as
+    The border of ``padding_value`` is cut off again, the input's gradient is masked and has the memory
+    format of ``grad_output``. Dtypes and rounding as
     for :func:`binary_linear_backward`.
     """
     per_group = in_channels // groups
@@ -269,7 +272,8 @@ def binary_conv2d_backward(
     if mask.numel():
         inside = unpack_flags(mask.unflatten(-1, (groups, -1)), per_group).flatten(-2).movedim(-1, 1)
         grad_input = torch.where(inside, grad_input, 0)
-    return grad_input, grad_weight.float()
+    layout = suggest_memory_format(grad_output)
+    return grad_input.contiguous(memory_format=layout), grad_weight.float()
 
 
 def _pack_activation(input: Tensor, dim: int, groups: int, ste_clip: bool) -> tuple[Tensor, Tensor]:

@@ -208,6 +208,13 @@ void compute(const ConvShape& s, const Tensor& x_words, const Tensor& weight, co
   bop2nd::binary_conv(s, const_words_of(x_words), const_words_of(w), to);
 }
 
+void compute_planes(const ConvShape& s, const Tensor& signs, const Tensor& weight, const MaybeTensor& blocked,
+                    const Tensor& out) {
+  Tensor w = blocked_or_new(weight, s.groups, blocked);
+  bop2nd::binary_conv_planes(s, const_words_of(signs), const_words_of(w), real_dtype(out, "output"),
+                             out.mutable_data_ptr());
+}
+
 // ----------------------------------------------------------------------------------------- gradients
 
 // Into grad_input and grad_weight, in walk order, whichever is needed.
@@ -224,6 +231,23 @@ void gradients(const ConvShape& s, const Tensor& grad, const Tensor& signs, cons
   if (need_weight)
     bop2nd::conv_weight_gradient(s, dtype, g.const_data_ptr(), const_words_of(x),
                                  static_cast<float*>(grad_weight.mutable_data_ptr()));
+}
+
+// [N, C, H, W] -> [N, H, W, C], from planes; and back, from pixels.
+Tensor pixels_of(const Tensor& image) {
+  Tensor planes = compact(image);
+  int64_t batch = image.size(0), channels = image.size(1), height = image.size(2), width = image.size(3);
+  Tensor pixels = new_tensor(image, {batch, height, width, channels}, image.scalar_type());
+  bop2nd::transpose_images(real_dtype(image, "grad_output"), planes.const_data_ptr(), batch, channels,
+                           height * width, pixels.mutable_data_ptr());
+  return pixels;
+}
+
+Tensor planes_of(const Tensor& image) {
+  Tensor planes = new_tensor(image, sizes_of(image), image.scalar_type());
+  bop2nd::transpose_images(real_dtype(image, "grad_input"), image.const_data_ptr(), image.size(0),
+                           image.size(2) * image.size(3), image.size(1), planes.mutable_data_ptr());
+  return planes;
 }
 
 std::tuple<Tensor, Tensor> binary_linear_backward(const Tensor grad_output, const Tensor signs,
@@ -255,13 +279,15 @@ std::tuple<Tensor, Tensor> binary_conv2d_backward(const Tensor grad_output, cons
       conv_shape(signs.size(0), signs.size(1), signs.size(2), in_channels, weight, BOP2ND_GEOMETRY_ARGUMENTS);
   check_saved(grad_output, {s.batch, s.out_channels, s.out_size(0), s.out_size(1)}, signs, mask,
               {s.batch, s.height, s.width, s.groups * s.group_words()});
+  bool planes = !is_channels_last(grad_output);
+  Tensor grad = planes ? pixels_of(grad_output) : move_axis(grad_output, 1, -1);
   Tensor grad_input = new_channels_last(
       grad_output, {need_input ? s.batch : 0, s.channels, s.height, s.width}, grad_output.scalar_type());
   Tensor grad_weight = new_channels_last(
       grad_output, {need_weight ? s.out_channels : 0, s.group_channels(), s.kernel[0], s.kernel[1]},
       ScalarType::Float);
-  gradients(s, move_axis(grad_output, 1, -1), signs, mask, weight, grad_input, grad_weight, need_input,
-            need_weight);
+  gradients(s, grad, signs, mask, weight, grad_input, grad_weight, need_input, need_weight);
+  if (planes && need_input) grad_input = planes_of(grad_input);
   return {grad_input, grad_weight};
 }
 
@@ -304,7 +330,7 @@ STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
   BOP2ND_IMPL(m, apply_mask_, apply_mask_);
   BOP2ND_IMPL(m, prepack_weight, prepack_weight);
   BOP2ND_IMPL(m, binary_linear, (linear<compute, pack_tensor>));
-  BOP2ND_IMPL(m, binary_conv2d, (conv2d<compute, pack_tensor>));
+  BOP2ND_IMPL(m, binary_conv2d, (conv2d<compute, pack_tensor, compute_planes>));
   BOP2ND_IMPL(m, binary_linear_backward, binary_linear_backward);
   BOP2ND_IMPL(m, binary_conv2d_backward, binary_conv2d_backward);
   BOP2ND_IMPL(m, binary_linear_packed, linear_packed<compute>);

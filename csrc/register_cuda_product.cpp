@@ -33,13 +33,21 @@ void compute(const ConvShape& shape, const Tensor& x, const Tensor& weight, cons
   check(launch_matmul(plan, problem, terms, place.stream), "binary product");
 }
 
+void compute_planes(const ConvShape& shape, const Tensor& signs, const Tensor& weight,
+                    const MaybeTensor& blocked, const Tensor& out) {
+  Tensor image = new_channels_last(out, sizes_of(out), out.scalar_type());
+  compute(shape, signs, weight, blocked, values_into(image));
+  Tensor to = out;
+  torch::stable::copy_(to, image);
+}
+
 }  // namespace
 }  // namespace bop2nd::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(BOP2ND_NAMESPACE, BOP2ND_DEVICE, m) {
   using namespace bop2nd::cuda;
   m.impl("binary_linear", TORCH_BOX((&linear<compute, pack_tensor>)));
-  m.impl("binary_conv2d", TORCH_BOX((&conv2d<compute, pack_tensor>)));
+  m.impl("binary_conv2d", TORCH_BOX((&conv2d<compute, pack_tensor, compute_planes>)));
   m.impl("binary_linear_packed", TORCH_BOX(&linear_packed<compute>));
   m.impl("binary_conv2d_packed", TORCH_BOX(&conv2d_packed<compute>));
 }

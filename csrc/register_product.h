@@ -195,7 +195,11 @@ std::tuple<Tensor, Tensor, Tensor> linear(const Tensor input, const Tensor weigh
   return {out, signs, mask};
 }
 
-template <Compute compute, PackTensor pack>
+// The dots of a convolution as a contiguous image.
+using ComputePlanes = void (*)(const ConvShape&, const Tensor& signs, const Tensor& weight,
+                               const MaybeTensor& blocked, const Tensor& out);
+
+template <Compute compute, PackTensor pack, ComputePlanes planes>
 std::tuple<Tensor, Tensor, Tensor> conv2d(const Tensor input, const Tensor weight, BOP2ND_GEOMETRY,
                                           bool ste_clip, const MaybeTensor blocked) {
   BOP2ND_REQUIRE(input.dim() == 4, "input must be [N, C, H, W]");
@@ -203,9 +207,14 @@ std::tuple<Tensor, Tensor, Tensor> conv2d(const Tensor input, const Tensor weigh
                            BOP2ND_GEOMETRY_ARGUMENTS);
   check_beside(input, weight, "weight");
   auto [signs, mask] = pack(input, 1, groups, ste_clip);
-  Tensor out =
-      new_channels_last(input, {s.batch, s.out_channels, s.out_size(0), s.out_size(1)}, input.scalar_type());
-  compute(s, signs, weight, blocked, values_into(out));
+  Ints sizes{s.batch, s.out_channels, s.out_size(0), s.out_size(1)};
+  bool last = is_channels_last(input);
+  Tensor out = last ? new_channels_last(input, sizes, input.scalar_type())
+                    : new_tensor(input, sizes, input.scalar_type());
+  if (last)
+    compute(s, signs, weight, blocked, values_into(out));
+  else
+    planes(s, signs, weight, blocked, out);
   return {out, signs, mask};
 }
 

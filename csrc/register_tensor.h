@@ -99,6 +99,19 @@ inline Tensor new_channels_last(const Tensor& like, const Ints& sizes, ScalarTyp
   return new_strided(like, sizes, {sizes[2] * line, 1, line, sizes[1]}, dtype);
 }
 
+// Whether an image's channels are nearest: Tensor::suggest_memory_format of torch, which the stable ABI
+// lacks.
+inline bool is_channels_last(const Tensor& t) {
+  if (t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (int64_t axis : {1, 3, 2, 0}) {
+    int64_t size = t.size(axis), stride = t.stride(axis);
+    if (size == 0 || stride < least || (axis == 0 && least == t.stride(1))) return false;
+    least = stride * size;
+  }
+  return true;
+}
+
 inline uint32_t* words_of(const Tensor& t) { return static_cast<uint32_t*>(t.mutable_data_ptr()); }
 inline const uint32_t* const_words_of(const Tensor& t) {
   return static_cast<const uint32_t*>(t.const_data_ptr());

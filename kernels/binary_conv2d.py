@@ -21,6 +21,7 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from .bits import decode_for_registers, decode_for_shared, popcount
 from .epilogue import finish, outputs_for, store_tile
@@ -195,7 +196,7 @@ def crosses_words(g: Geometry, to: Outputs) -> bool:
 
 
 def binary_conv2d(input: Tensor, weight: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """``reference.binary_conv2d``: output (channels-last strides), sign words, mask words.
+    """``reference.binary_conv2d``: output (in the memory format of the input), sign words, mask words.
 
     ``given``: the operator's operands from the stride on; so below.
     """
@@ -208,7 +209,8 @@ def binary_conv2d(input: Tensor, weight: Tensor, *given: Any) -> tuple[Tensor, T
     signs, mask = pack_activation(input, 1, g.groups, ste_clip)
     out = input.new_empty((n, *g.out, g.all_outputs))
     _convolve(signs, weight, g, n, Outputs(out, signs.new_empty(0)))
-    return out.permute(0, 3, 1, 2), signs, mask
+    output = out.permute(0, 3, 1, 2).contiguous(memory_format=suggest_memory_format(input))
+    return output, signs, mask
 
 
 def binary_conv2d_packed(

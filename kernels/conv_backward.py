@@ -24,6 +24,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from .binary_conv2d import geometry_of_call
 from .geometry import Arguments, Geometry
@@ -206,4 +207,6 @@ def binary_conv2d_backward(
         _grad_input(gradient, mask.contiguous() if mask.numel() else None, weight, g, grad_input, tile)
     if grad_weight.numel():
         _grad_weight(gradient, signs, g, grad_weight, tile)
-    return grad_input.permute(0, 3, 1, 2), grad_weight.permute(0, 3, 1, 2)
+    layout = suggest_memory_format(grad_output)
+    grad_input = grad_input.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    return grad_input, grad_weight.permute(0, 3, 1, 2)

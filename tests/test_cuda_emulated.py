@@ -198,15 +198,15 @@ def test_convolution_equals_the_reference(emulated: Emulated, chip: int, padding
     for i, (channels, outputs, image, kernel, stride, padding, dilation, groups) in enumerate(CONVOLUTIONS):
         weight = _words(outputs, *kernel, length=channels // groups)
         x = torch.randn(2, channels, *image).to(DTYPES[i % 3])
-        if i % 2:
-            x = x.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if i % 2 else torch.contiguous_format
+        x = x.contiguous(memory_format=layout)
         geometry: tuple[Any, ...] = (stride, padding, dilation, groups, padding_value)
         results = emulated.binary_conv2d(x, weight, *geometry, True)
         expected = reference.binary_conv2d(x, weight, *geometry, True)
         for ours, theirs in zip(results, expected, strict=True):
             assert ours.dtype == theirs.dtype
             assert torch.equal(ours, theirs)
-        assert results[0].is_contiguous(memory_format=torch.channels_last)
+        assert results[0].is_contiguous(memory_format=layout)
         dots = reference.binary_conv2d_packed(results[1], weight, channels, *geometry)[0]
         for asked in epilogues(tuple(dots.shape)):
             ours = emulated.binary_conv2d_packed(results[1], weight, channels, *geometry, **asked)

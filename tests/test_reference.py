@@ -127,6 +127,9 @@ def test_conv2d_is_torchs_on_unpacked_operands(value: int, groups: int) -> None:
     signs = F.pad(torch.where(x < 0, -1.0, 1.0), (2, 2, 1, 1), value=float(value))
     expected = F.conv2d(signs, w, None, args[0], 0, args[2], groups)
     output, words, mask = ref.binary_conv2d(x, ref.pack_bits(w, 1), *args, value, True)
+    assert torch.equal(output, expected) and output.is_contiguous()
+    image = x.contiguous(memory_format=torch.channels_last)
+    output = ref.binary_conv2d(image, ref.pack_bits(w, 1), *args, value, True)[0]
     assert torch.equal(output, expected) and output.is_contiguous(memory_format=torch.channels_last)
     assert words.shape == mask.shape == (2, 9, 8, groups)
     packed, no_signs = ref.binary_conv2d_packed(words, ref.pack_bits(w, 1), 6, *args, value)

@@ -298,6 +298,15 @@ class Writer:
         self.steps.append(Step(last, "operator", "aten.contiguous.default", (reference,), layout))
         return Ref(last)
 
+    def _as_traced(self, node: fx.Node, name: str) -> Ref:
+        """A layer's values, which are channels-last; what rounds by place needs the model's memory format."""
+        info = self.traced.info[node]
+        if not self.exact or info.form != "pixel" or len(info.shape) != 4:
+            return Ref(name)
+        image = self._names.new(f"{name}_image")
+        self.steps.append(Step(image, "operator", "aten.contiguous.default", (Ref(name),)))
+        return Ref(image)
+
     # ------------------------------------------------------------------------------- products of signs
 
     def _product(self, node: fx.Node) -> None:
@@ -368,7 +377,7 @@ class Writer:
         else:
             signs = self._layer(name, layer, words, *residual).name
         if made.values:
-            self.written[made.end] = Ref(name)
+            self.written[made.end] = self._as_traced(made.end, name)
         if made.signs:
             self.bits[made.sign_node or made.end] = Bits(signs, channels_of(self.traced, made.source), 1)
 

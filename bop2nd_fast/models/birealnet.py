@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..nn import ChannelScale, RPReLU, RSign
 from .layers import layers_of
+from .network import ImageNetwork
 
 SIGNS = ("approx_sign", "rsign")
 ACTIVATIONS = ("none", "rprelu")
@@ -59,7 +60,7 @@ class _Unit(nn.Module):
         return self.activation(self.norm(self.scale(self.conv(x))) + self.shortcut(x))
 
 
-class BiRealNet18(nn.Sequential):
+class BiRealNet18(ImageNetwork):
     """A real stem, 16 binary 3x3 convolutions in four stages, a real classifier.
 
     Args:

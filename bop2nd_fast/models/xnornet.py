@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from .layers import layers_of
+from .network import ImageNetwork
 
 
-class XNORNet(nn.Sequential):
+class XNORNet(ImageNetwork):
     """Real 11x11/4 convolution, binary 5x5, 3x3, 3x3, 3x3, 6x6, 1x1 convolutions, real classifier.
 
     As the Bop papers train it: batch norm before every binary convolution, no magnitude scaling of the

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from .. import backends, reference
 from ..binary_tensor import BinaryTensor
@@ -81,12 +82,17 @@ backends.define(
 )
 
 
+def _empty_image(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory for an image in the memory format of another."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=suggest_memory_format(like))
+
+
 @torch.library.register_fake("bop2nd::binary_conv2d")
 def _fake(input: Tensor, weight: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     arguments, (ste_clip, *_) = Arguments.taken(given)
     geometry = _geometry(input, weight, arguments)
     n, _, h, w = input.shape
-    output = input.new_empty((n, *geometry.out, weight.shape[0])).permute(0, 3, 1, 2)
+    output = _empty_image(input, (n, weight.shape[0], *geometry.out))
     signs = input.new_empty((n, h, w, geometry.image_words), dtype=torch.int32)
     return output, signs, torch.empty_like(signs) if ste_clip else signs.new_empty(0)
 
@@ -119,9 +125,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients by torch's convolution on activations unpacked a few images at a time.
 
-    Both are channels-last, so that gradient, moments and words are walked in one order; the weight
-    gradient is summed in fp32. Rows and columns that a stride leaves over at the end are cut off first:
-    oneDNN's 1x1 convolutions read beside their memory there (torch 2.13, AVX2; wrong sums, not an error).
+    Computed channels-last, so that the weights' gradient, moments and words are walked in one order; the
+    input's then has the memory format of ``grad_output``. The weights' is summed in fp32. Rows and columns
+    that a stride leaves over at the end are cut off first: oneDNN's 1x1 convolutions read beside their memory
+    there (torch 2.13, AVX2; wrong sums, not an error).
     """
     arguments, (need_input, need_weight) = Arguments.taken(given)
     stride, padding, dilation, groups, padding_value = arguments
@@ -141,6 +148,7 @@ def _backward(
     nothing = grad_output.numel() == 0 or weight.numel() == 0 or (h * w == 0 and padding_value == 0)
     if nothing:  # which torch's convolution does not know
         zeros = grad_output.new_zeros((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
+        zeros = zeros.contiguous(memory_format=suggest_memory_format(grad_output))
         return zeros, grad_output.new_zeros(shape, dtype=torch.float32).permute(0, 3, 1, 2)
     explicit = padding_value != 0  # the library pads with zeros: another value is written out per tile
     for images in row_tiles(n, in_channels * h * w, signs.device):
@@ -183,7 +191,7 @@ def _backward(
                 grad_input[images] = grad_x
     if grad_weight is None:
         grad_weight = grad_output.new_zeros(shape, dtype=torch.float32).permute(0, 3, 1, 2)
-    return grad_input, grad_weight
+    return grad_input.contiguous(memory_format=suggest_memory_format(grad_output)), grad_weight
 
 
 def _unpack_grouped(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
@@ -206,7 +214,7 @@ def _backward_fake(
     arguments, (need_input, need_weight) = Arguments.taken(given)
     _check_backward(grad_output, signs, mask, weight, in_channels, arguments)
     n, h, w, _ = signs.shape
-    grad_input = grad_output.new_empty((n if need_input else 0, h, w, in_channels)).permute(0, 3, 1, 2)
+    grad_input = _empty_image(grad_output, (n if need_input else 0, in_channels, h, w))
     shape = (weight.shape[0] if need_weight else 0, *weight.shape[1:3], in_channels // arguments.groups)
     return grad_input, grad_output.new_empty(shape, dtype=torch.float32).permute(0, 3, 1, 2)
 
@@ -251,7 +259,7 @@ def binary_conv2d(
     """2-d convolution of ``sign(input)`` with packed weights.
 
     Args:
-        input: floating, ``[N, C, H, W]``, any memory format.
+        input: floating, ``[N, C, H, W]``; channels-last is the format that kernels read and write.
         weight: ``[O, C / groups, kH, kW]`` packed along axis 1.
         stride, padding, dilation: one or two integers (rows, columns).
         groups: divides C and O.
@@ -259,7 +267,7 @@ def binary_conv2d(
         ste_clip: gradient of sign: 1 where ``|x| <= 1`` and 0 elsewhere (True), or 1 everywhere.
 
     Returns:
-        ``[N, O, Ho, Wo]`` in the dtype of ``input``, channels-last strides.
+        ``[N, O, Ho, Wo]`` in the dtype and memory format of ``input``; so are gradients in those of theirs.
 
     Raises:
         TypeError, ValueError: operands of other kinds, channel mismatch, unknown padding value, or an

@@ -29,6 +29,14 @@ void prepack_weight(const uint32_t* words, int64_t out_channels, int64_t groups,
 // x: [batch, height, width, groups * group_words]; the pixels of `to` are [batch, out height, out width].
 void binary_conv(const ConvShape& shape, const uint32_t* x, const uint32_t* blocked, const Epilogue& to);
 
+// The dots alone, every output a plane: [batch, out_channels, out height, out width].
+void binary_conv_planes(const ConvShape& shape, const uint32_t* x, const uint32_t* blocked, Dtype dtype,
+                        void* to);
+
+// [n_images, rows, columns] -> [n_images, columns, rows].
+void transpose_images(Dtype dtype, const void* from, int64_t n_images, int64_t rows, int64_t columns,
+                      void* to);
+
 // Gradients from grad, [batch, out height, out width, out_channels]: of the weights as fp32
 // [out_channels, taps, group_channels] from the words x that binary_conv saw; of the input as grad's dtype
 // [batch, height, width, channels] from the words w [out_channels, taps, group_words], cleared where `mask`
