@@ -327,10 +327,8 @@ def opcheck_cases() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     weights, grads, m, v = step_operands([40, 7], [True, False], torch.float32, torch.float32)
     hyper, counts = torch.tensor([0.1, 0.1, 0.5, 0.0]), torch.zeros(2, 2, dtype=torch.int64)
     parameter = torch.nn.Parameter(bf.pack(torch.randn(5, 40)))
-    grad, image_grad = (
-        torch.randn(3, 5),
-        torch.randn(2, 5, 6, 6).contiguous(memory_format=torch.channels_last),
-    )
+    grad, image_grad = torch.randn(3, 5), torch.randn(2, 5, 6, 6)
+    last = image.contiguous(memory_format=torch.channels_last)
     signs, mask = ref.pack_bits_ste(x)
     image_signs, image_mask = ref.pack_bits_ste(image, 1)
     return {
@@ -344,6 +342,9 @@ def opcheck_cases() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         "binary_linear": (ops.binary_linear, (x.clone().requires_grad_(), w, True), {}),
         "binary_linear parameter": (ops.binary_linear, (x.clone().requires_grad_(), parameter, True), {}),
         "binary_conv2d": (ops.binary_conv2d, (image.clone().requires_grad_(), conv, *geometry, True), {}),
+        "binary_conv2d channels-last": (
+            ops.binary_conv2d, (last.clone().requires_grad_(), conv, *geometry, True), {},
+        ),
         "binary_linear_packed": (
             ops.binary_linear_packed,
             (ref.pack_bits(x), w, 40),
@@ -380,12 +381,16 @@ def opcheck_cases() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             for needs in NEEDS
         },
         **{
-            f"binary_conv2d_backward {needs}": (
+            f"binary_conv2d_backward {needs} {layout}": (
                 ops.binary_conv2d_backward,
-                (image_grad, image_signs, image_mask, conv, 20, *geometry, *needs),
+                (
+                    image_grad.contiguous(memory_format=layout),
+                    image_signs, image_mask, conv, 20, *geometry, *needs,
+                ),
                 {},
             )
             for needs in NEEDS
+            for layout in (torch.contiguous_format, torch.channels_last)
         },
     }  # fmt: skip
 

@@ -73,7 +73,8 @@ class _Data:
         self.shape = shape
         generator = torch.Generator().manual_seed(1906)
         s = shape
-        self.x = torch.empty(s.batch, s.channels, s.side, s.side).normal_(generator=generator)
+        x = torch.empty(s.batch, s.channels, s.side, s.side).normal_(generator=generator)
+        self.x = x.contiguous(memory_format=torch.channels_last)
         weight = torch.empty(s.outputs, s.channels // s.groups, s.kernel, s.kernel).normal_(
             generator=generator
         )

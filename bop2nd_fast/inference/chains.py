@@ -198,7 +198,7 @@ def stage_of(traced: Traced, node: fx.Node, value: fx.Node, source: fx.Node) -> 
     axis = 1 if image else len(info.shape) - 1
     if node.target is _aten.batch_norm.default:
         arguments = _norm_arguments(traced, node, value, channels, axis, len(info.shape))
-    elif node.target in _ELEMENTWISE and not _rounds_otherwise(node):
+    elif is_elementwise(node):
         arguments = [
             a if a is value else _per_channel(traced, node, a, info.shape, axis, form) for a in node.args
         ]
@@ -209,6 +209,11 @@ def stage_of(traced: Traced, node: fx.Node, value: fx.Node, source: fx.Node) -> 
     if info.shape[axis] != channels and any(isinstance(a, Tensor) and a.numel() > 1 for a in arguments):
         return None  # after flattening, a function of single features
     return Stage(_bind(node, value, arguments), form)
+
+
+def is_elementwise(node: fx.Node) -> bool:
+    """Whether an operator makes the same bits of an element wherever it lies."""
+    return node.target in _ELEMENTWISE and not _rounds_otherwise(node)
 
 
 def _rounds_otherwise(node: fx.Node) -> bool:

@@ -1,7 +1,8 @@
 """Products of signs with real numbers and 8-bit integers in a traced graph, each as one node with one value.
 
-``ops.signed_conv2d`` calls its operator, takes the first result and moves the channels to the front: three
-nodes, which become a :func:`signed_image`; ``ops.signed_linear`` becomes :func:`signed_rows`.
+``ops.signed_conv2d`` calls its operator, takes the first result, moves the channels to the front and copies
+contiguous images: three or four nodes, which become a :func:`signed_image`; ``ops.signed_linear`` becomes
+:func:`signed_rows`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..ops.product import image_like
 from ..ops.signed_product import OUTPUT_DEFAULTS
 
 _bop2nd = torch.ops.bop2nd
+_COPIES = (torch.ops.aten.clone.default, torch.ops.aten.contiguous.default)
 SIGNED = (_bop2nd.signed_conv2d.default, _bop2nd.signed_linear.default)
 
 
 def signed_image(*args: Any, **kwargs: Any) -> Tensor:
-    """Values ``[N, O, Ho, Wo]`` of a convolution."""
+    """Values ``[N, O, Ho, Wo]`` of a convolution, in the memory format of its input."""
     values: Tensor = _bop2nd.signed_conv2d.default(*args, **kwargs)[0]
-    return values.permute(0, 3, 1, 2)
+    return image_like(args[0], values)
 
 
 def signed_rows(*args: Any, **kwargs: Any) -> Tensor:
@@ -43,6 +46,9 @@ def signed_value(node: fx.Node) -> None:
         (end,) = end.users
         if end.target is not torch.ops.aten.permute.default or list(end.args[1]) != [0, 3, 1, 2]:  # type: ignore[arg-type]
             return
+        copies = [user for user in end.users if user.target in _COPIES]
+        if len(copies) == len(end.users) == 1:
+            (end,) = copies
     node.meta["val"] = end.meta["val"]
     node.target = signed_image if image else signed_rows
     end.replace_all_uses_with(node)

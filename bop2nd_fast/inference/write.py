@@ -19,6 +19,7 @@ from . import operators
 from .chains import CONVOLUTION, Epilogue, channels_of, find_chain, max_pool
 from .conditions import Conditions
 from .examples import ConversionError
+from .formats import Formats
 from .graph import InputSpec, Ref, Step, map_leaves
 from .image_bytes import Normalisation
 from .layers import FlattenBits, Pack, PackedConv2d, PackedLinear, RealConv2d, RealLinear, Regroup, dtype_name
@@ -90,6 +91,7 @@ class Writer:
         self._ends: dict[fx.Node, Epilogue] = {}
         self._inside: set[fx.Node] = set()  # nodes that a layer stands for
         self._held: dict[str, str] = {}  # layers by what they hold
+        self._formats = Formats(traced, exact, self._ref, self._names, self.steps)
 
     def write(self) -> None:
         self.inputs = [self._names.new(node.name) for node in self.traced.inputs]
@@ -110,7 +112,8 @@ class Writer:
             ):
                 raise ConversionError(f"{node.format_node()} cannot be packed{line_of(node)}")
         output = map_leaves(
-            self.traced.output, lambda leaf: self._ref(leaf) if isinstance(leaf, fx.Node) else leaf
+            self.traced.output,
+            lambda leaf: self._formats.as_model(leaf) if isinstance(leaf, fx.Node) else leaf,
         )
         self.steps.append(Step(self._names.new("output"), "output", args=(output,)))
 
@@ -127,11 +130,14 @@ class Writer:
             self._product(node)
         elif node.target in (signed_image, signed_rows):
             self._signed_product(node)
+        elif self._formats.any_will_do(node):
+            self.written[node] = self._ref(node.args[0])
         elif node.target is torch.ops.bop2nd.quantize_rows.default:
             layer = QuantizeRows(per_row=_schema_arguments(node)["per_row"])
             self.written[node] = self._layer(self._names.of(node), layer, self._ref(node.args[0]))
         elif (pool := max_pool(node)) is not None and len(self.traced.info[node].shape) == 4:
-            self.written[node] = self._layer(self._names.of(node), MaxPool(**pool), self._ref(node.args[0]))
+            image = self._formats.reader(node)(node.args[0])
+            self.written[node] = self._layer(self._names.of(node), MaxPool(**pool), image)
         elif node.target in (_aten.conv2d.default, _aten.linear.default) and self._is_unpacked(node.args[1]):
             self._real_product(node)
         elif not self.exact and self._is_real_convolution(node):
@@ -152,7 +158,7 @@ class Writer:
         return Ref(step)
 
     def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        refs: Any = self._ref  # fx wants nodes or constants; a Ref is neither
+        refs: Any = self._formats.reader(node)  # fx wants nodes or constants; a Ref is neither
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), refs)
         return tuple(map_leaves(args, lambda leaf: leaf)), dict(kwargs)
 
@@ -199,7 +205,7 @@ class Writer:
             return
         sizes: dict[str, Any] = {key: _pair(given[key]) for key in _SIZES}
         layer = RealConv2d(weight, bias=bias, **config, **sizes, groups=given["groups"], padding_value=0)
-        self.written[node] = self._layer(name, layer, self._image(node, name))
+        self._emit(node, self._layer(name, layer, self._image(node)))
 
     def _signed_product(self, node: fx.Node) -> None:
         """Signs times real numbers or 8-bit integers; of the images that are to be bytes, with thresholds."""
@@ -208,7 +214,7 @@ class Writer:
         if words is None or plain_but(given):
             raise ConversionError(f"{node.format_node()} cannot be packed{line_of(node)}")
         image, made = node.target is signed_image, None
-        if self.bytes is not None and given["input"] in self.traced.inputs:
+        if self.bytes is not None and self._is_input(given["input"]):
             made = find_chain(self.traced, node, self.bytes)
             if made is None:
                 raise ConversionError(
@@ -238,9 +244,15 @@ class Writer:
         step = self._layer(name, layer, self._ref(given["input"]), *scale)
         self.made[node] = layer
         if made is None:
-            self.written[node] = step
+            self._emit(node, step)
         else:
             self._behind_thresholds(made, step, name)
+
+    def _is_input(self, value: fx.Node) -> bool:
+        """Whether a value is the model's input, in whatever memory format."""
+        while value.target is _aten.contiguous.default:
+            value = value.args[0]  # type: ignore[assignment]
+        return value in self.traced.inputs
 
     def _is_real_convolution(self, node: fx.Node) -> bool:
         if node.target is not _aten.conv2d.default or self.traced.info[node].dtype != torch.float32:
@@ -268,12 +280,11 @@ class Writer:
                 weight, bias, end = fused[0].detach(), fused[1].detach(), readers[0]
         held = [Ref(self._constant(f"{name}_weight", weight))]
         held += [Ref(self._constant(f"{name}_bias", bias))] if bias is not None else []
-        image = self._image(node, name)
         sizes = [_pair(given[k]) for k in _SIZES]
-        args = (image, held[0], held[1] if bias is not None else None, *sizes, given["groups"])
+        args = (self._image(node), held[0], held[1] if bias is not None else None, *sizes, given["groups"])
         self.steps.append(Step(name, "operator", "aten.conv2d.default", args))
         self._inside.update({node, end})
-        self.written[end] = Ref(name)
+        self._emit(end, Ref(name))
 
         def run(x: Tensor) -> Tensor:
             result: Tensor = _aten.conv2d.default(x, weight, bias, *sizes, given["groups"])
@@ -281,31 +292,19 @@ class Writer:
 
         self.convolutions[node] = (end, run)
 
+    def _image(self, node: fx.Node) -> Any:
+        """What a convolution of real inputs reads: where rounding is free, channels-last images."""
+        return self._formats.as_model(node.args[0]) if self.exact else self._formats.last(node.args[0])
+
+    def _emit(self, node: fx.Node, value: Ref) -> None:
+        """Values of a layer or of a convolution, which writes its images channels-last."""
+        self.written[node] = value
+        self._formats.note(node)
+
     def _constant(self, wanted: str, value: Tensor) -> str:
         name = self._names.new(wanted)
         self.constants[name] = value.clone()
         return name
-
-    def _image(self, node: fx.Node, name: str) -> Ref:
-        """What a convolution of real inputs reads: where rounding is free, channels-last images."""
-        value: Any = node.args[0]
-        reference: Ref = self._ref(value)
-        info = self.traced.info.get(value)
-        if self.exact or info is None or info.form != "pixel":
-            return reference
-        last = self._names.new(f"{name}_last")
-        layout = {"memory_format": torch.channels_last}
-        self.steps.append(Step(last, "operator", "aten.contiguous.default", (reference,), layout))
-        return Ref(last)
-
-    def _as_traced(self, node: fx.Node, name: str) -> Ref:
-        """A layer's values, which are channels-last; what rounds by place needs the model's memory format."""
-        info = self.traced.info[node]
-        if not self.exact or info.form != "pixel" or len(info.shape) != 4:
-            return Ref(name)
-        image = self._names.new(f"{name}_image")
-        self.steps.append(Step(image, "operator", "aten.contiguous.default", (Ref(name),)))
-        return Ref(image)
 
     # ------------------------------------------------------------------------------- products of signs
 
@@ -377,7 +376,7 @@ class Writer:
         else:
             signs = self._layer(name, layer, words, *residual).name
         if made.values:
-            self.written[made.end] = self._as_traced(made.end, name)
+            self._emit(made.end, Ref(name))
         if made.signs:
             self.bits[made.sign_node or made.end] = Bits(signs, channels_of(self.traced, made.source), 1)
 

@@ -10,9 +10,10 @@ from torch import nn
 
 from ..nn import LayerNorm2d, MaxPool2d
 from .layers import layers_of
+from .network import ImageNetwork
 
 
-class BinaryNet(nn.Sequential):
+class BinaryNet(ImageNetwork):
     """Six 3x3 binary convolutions and three binary dense layers, a normalisation after each.
 
     Widths ``w, w, 2w, 2w, 4w, 4w``, max-pool 2 after the 2nd, 4th and 6th convolution, dense ``8w, 8w,

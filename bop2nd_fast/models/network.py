@@ -1,4 +1,4 @@
-"""What networks with a real first convolution share: images whose channels lie side by side."""
+"""What the networks share: images whose channels lie side by side."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 
 from .. import ops
 
@@ -228,7 +229,7 @@ class Int8(Quantizer):
         """int8 of the shape of ``x`` and its scales: of rows (``dim`` -1) or of images (1)."""
         if dim == -1:
             return ops.quantize_rows(x, self.per_row)
-        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        last = suggest_memory_format(x) == torch.channels_last
         image = x.permute(0, 2, 3, 1) if last else x
         q, scale = ops.quantize_rows(image.reshape(x.shape[0], math.prod(x.shape[1:])), self.per_row)
         q = q.view(image.shape)

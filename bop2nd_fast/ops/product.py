@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Arguments, Geometry, Pair, checked_geometry, pair, words_for
@@ -163,6 +164,11 @@ def empty_outputs(
         like.new_empty(shape if values else (0,), dtype=dtype),
         like.new_empty(words if signs else (0,), dtype=torch.int32),
     )
+
+
+def image_like(input: Tensor, values: Tensor) -> Tensor:
+    """Values ``[N, Ho, Wo, O]`` as ``[N, O, Ho, Wo]`` in the memory format of the image ``input``."""
+    return values.permute(0, 3, 1, 2).contiguous(memory_format=suggest_memory_format(input))
 
 
 def row_tiles(n_rows: int, elements_per_row: int, device: torch.device) -> Iterator[slice]:

@@ -19,7 +19,15 @@ from ..kernels.geometry import Arguments, Geometry, words_for
 from ..kernels.outputs import NAMES, check_outputs
 from ..kernels.signed_operands import Scaling, check_scaling
 from .derivatives import refuse_second
-from .product import REALS, check_operands, conv_geometry, empty_outputs, image_arguments, records_gradient
+from .product import (
+    REALS,
+    check_operands,
+    conv_geometry,
+    empty_outputs,
+    image_arguments,
+    image_like,
+    records_gradient,
+)
 from .signed_product import (
     INPUTS,
     OPERAND_NAMES,
@@ -186,7 +194,7 @@ def signed_conv2d(
             are one number or one for every image.
 
     Returns:
-        ``[N, O, Ho, Wo]``, channels-last strides.
+        ``[N, O, Ho, Wo]`` in the memory format of ``input``.
 
     Raises:
         TypeError, ValueError: as :func:`signed_linear`; channel mismatch, or an image smaller than its
@@ -204,6 +212,6 @@ def signed_conv2d(
             output: Tensor = op(
                 input, memory.words, *geometry, *scaling, dtype=kind, blocked=memory.blocked(groups)
             )[0]
-        return output.permute(0, 3, 1, 2)
+        return image_like(input, output)
     output = op(input, weight, *geometry, *scaling, straight_through, dtype=kind)[0]
-    return output.permute(0, 3, 1, 2)
+    return image_like(input, output)
