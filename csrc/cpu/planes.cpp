@@ -2,8 +2,8 @@
 // Images whose channels are planes (torch's contiguous format) beside those whose pixels hold their channels
 // side by side (channels-last), which all loops read and write.
 //
-// Cost: reads and writes every element once. A convolution into planes computes as many images as a
-// second-level cache holds, then transposes them from there.
+// Cost: reads and writes every element once. A convolution into planes computes as many images as the
+// threads' second-level caches hold, then transposes them from there.
 #include <algorithm>
 #include <memory>
 
@@ -17,7 +17,7 @@ namespace {
 
 // Pixels are written in whole lines of a cache: 64 numbers of 4 or 2 bytes.
 constexpr int64_t kRows = 64, kColumns = 16;
-constexpr int64_t kImageBytes = 1 << 20;
+constexpr int64_t kImageBytes = 1 << 20;  // for each thread
 
 struct Reals {
   Dtype dtype;
@@ -63,7 +63,7 @@ void binary_conv_planes(const ConvShape& s, const uint32_t* x, const uint32_t* b
   int64_t n_pixels = s.out_size(0) * s.out_size(1), image = n_pixels * s.out_channels;
   if (s.batch == 0 || image == 0) return;
   ConvShape part = s;
-  part.batch = std::clamp<int64_t>(kImageBytes / 4 / image, 1, s.batch);
+  part.batch = std::clamp<int64_t>(n_threads_of(pool()) * kImageBytes / 4 / image, 1, s.batch);
   std::unique_ptr<float[]> dots(new float[static_cast<size_t>(part.batch * image)]);
   Epilogue plain;
   plain.values = dots.get();
