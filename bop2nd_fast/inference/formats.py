@@ -93,7 +93,7 @@ class Formats:
         if (node, last) not in self._copies:
             reference = self._written(node)
             name = self._names.new(f"{reference.name}_{'last' if last else 'image'}")
-            layout = {"memory_format": torch.channels_last} if last else {}
-            self._steps.append(Step(name, "operator", _CONTIGUOUS, (reference,), layout))
+            layout = torch.channels_last if last else torch.contiguous_format
+            self._steps.append(Step(name, "operator", _CONTIGUOUS, (reference,), {"memory_format": layout}))
             self._copies[node, last] = Ref(name)
         return self._copies[node, last]
