@@ -275,7 +275,7 @@ def test_wrappers(wrap: Callable[[nn.Module], nn.Module]) -> None:
         "packed_conv2d",
         "packed_conv2d",
         "contiguous",
-    ]  # as the model's images lie
+    ]
     assert torch.equal(packed(x), result(model, x))
 
 
