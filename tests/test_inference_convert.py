@@ -188,7 +188,7 @@ def test_geometry(cpu_backend: str, groups: int, padding_value: int) -> None:
 
 def test_whole_word_groups_need_no_regrouping() -> None:
     model = nn.Sequential(BinaryConv2d(3, 64, 3), nn.BatchNorm2d(64), BinaryConv2d(64, 6, 3, groups=2))
-    assert kinds(converted(model, 3, 8, 8)) == ["pack", "packed_conv2d", "packed_conv2d"]
+    assert kinds(converted(model, 3, 8, 8)) == ["pack", "packed_conv2d", "packed_conv2d", "contiguous"]
 
 
 @cache
@@ -355,7 +355,7 @@ def test_what_cannot_be_traced_is_refused_with_the_line() -> None:
 
 def test_a_single_layer() -> None:
     layer = BinaryConv2d(5, 6, 3, padding=1, padding_value=1)
-    assert kinds(converted(layer, 5, 6, 6)) == ["pack", "packed_conv2d"]
+    assert kinds(converted(layer, 5, 6, 6)) == ["pack", "packed_conv2d", "contiguous"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
