@@ -106,9 +106,9 @@ fuzz-runtime: install  ## a million mutated packed files through loader and run,
 	@build/sanitize/fuzz_runtime 1000000
 
 docs: install  ## build the documentation into build/docs; warnings are errors
-	echo "==> documentation"
-	$(BIN)/sphinx-build -q -E -W --keep-going -b html docs build/docs
-	echo "    build/docs/index.html"
+	@echo "==> documentation"
+	@$(BIN)/sphinx-build -q -E -W --keep-going -b html docs build/docs
+	@echo "    build/docs/index.html"
 
 pictures: install  ## draw the pictures of docs/optimizer.md again (trains for some minutes)
 	$(BIN)/python docs/draw.py

@@ -185,7 +185,7 @@ def _in_library(packed: PackedModel, x: Tensor) -> Prepared:
 
 def _in_onnxruntime(model: nn.Module, x: Tensor) -> Prepared:
     try:
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
     except ImportError as error:
         raise Unavailable(str(error)) from None
     options = onnxruntime.SessionOptions()
