@@ -39,6 +39,15 @@ def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     assert not others, f"{name} was forced, but {others} ran too"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_code(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Inductor's code is made anew by every run of the tests: its cache does not see that an operator's fake
+    changed, and then compiled code asserts the strides of before."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # that of all processes of this run
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(20260)
