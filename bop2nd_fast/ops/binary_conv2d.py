@@ -281,9 +281,7 @@ def binary_conv2d(
     op = torch.ops.bop2nd.binary_conv2d.default
     if not records_gradient(input, weight):
         memory = weight.memory
-        with (
-            torch._C._AutoDispatchBelowAutograd()
-        ):  # nothing to record: skip autograd's detour through Python
+        with torch._C._AutoDispatchBelowAutograd():  # nothing to record
             output: Tensor = op(input, memory.words, *arguments, False, memory.blocked(groups))[0]
         return output
     output = op(input, weight, *arguments, ste_clip and input.requires_grad)[0]
