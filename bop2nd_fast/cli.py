@@ -219,7 +219,10 @@ def _bytes(n: float) -> str:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
-    """Measure the operators against their baselines; arguments go to `python -m benchmarks.run`."""
+    """Measure the operators against their baselines; arguments go to `python -m benchmarks.run`.
+
+    Listed by `bop2nd bench -- --help`: --suite, --quick, --compare BASE and others.
+    """
     checkout = Path(__file__).resolve().parent.parent
     with user_errors(FileNotFoundError):
         if not (checkout / "benchmarks" / "run.py").is_file():
