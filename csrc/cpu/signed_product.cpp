@@ -420,14 +420,16 @@ void im2col_bytes(const BytePlan& b, const std::vector<Run>& runs, int64_t group
   const SignedProduct& p = plan.p;
   const ConvShape& s = plan.s();
   int64_t per_group = s.group_channels();
-  const uint8_t* x = static_cast<const uint8_t*>(p.x) + group * per_group * p.channel_stride;
+  const uint8_t* x = static_cast<const uint8_t*>(p.x);
   for (const Run& run : runs) {
     for (int64_t tap = 0; tap < s.taps(); ++tap) {
       int64_t i = tap / s.kernel[1], j = tap % s.kernel[1];
       int64_t y = run.y * s.stride[0] + i * s.dilation[0] - s.padding[0], begin = 0, end = 0;
       if (y >= 0 && y < s.height) inside(s, run, j, begin, end);
       int64_t column = (run.x + begin) * s.stride[1] + j * s.dilation[1] - s.padding[1];
-      const uint8_t* from = x + run.image * p.image_stride + y * p.row_stride + column * p.column_stride;
+      int64_t at = group * per_group * p.channel_stride + run.image * p.image_stride + y * p.row_stride +
+                   column * p.column_stride;
+      const uint8_t* from = begin < end ? x + at : x;  // an image without pixels may have no address
       uint8_t* to = bytes + run.lane * b.row_bytes + tap * plan.channels;
       for (int64_t k = 0; k < begin; ++k)
         std::memset(to + k * b.row_bytes, 0, static_cast<size_t>(per_group));
