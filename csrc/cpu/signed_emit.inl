@@ -74,7 +74,7 @@ inline float largest_of(const float* x, int64_t n) {
 // clamp(round(x / scale), -127, 127), halves to even: adding 1.5 * 2^23 leaves no bits below 1.
 inline void quantize_row(const float* x, int64_t n, float scale, int8_t* to) {
   if (scale == 0.0f) {
-    std::memset(to, 0, static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) to[i] = 0;
     return;
   }
   constexpr float kWhole = 12582912.0f;

@@ -420,6 +420,7 @@ void im2col_bytes(const BytePlan& b, const std::vector<Run>& runs, int64_t group
   const SignedProduct& p = plan.p;
   const ConvShape& s = plan.s();
   int64_t per_group = s.group_channels();
+  if (per_group == 0) return;
   const uint8_t* x = static_cast<const uint8_t*>(p.x);
   for (const Run& run : runs) {
     for (int64_t tap = 0; tap < s.taps(); ++tap) {
