@@ -172,6 +172,22 @@ def test_names_of_any_text() -> None:
     assert in_parts(packed)
 
 
+def test_a_value_that_has_the_name_of_a_part() -> None:
+    names = ["part.0", "part.1", "part.0."]
+    steps = [
+        Step(names[0], "input"), packed_models.aten(names[1], "neg.default", Ref(names[0])),
+        packed_models.aten(names[2], "relu.default", Ref(names[1])),
+        packed_models.aten("s", "softmax.int", Ref(names[2]), -1),
+        packed_models.aten("n", "neg.default", Ref("s")),
+        packed_models.aten("r", "add.Tensor", Ref("n"), Ref(names[1])), packed_models.output(Ref("r")),
+    ]  # fmt: skip
+    packed = PackedModel(steps, {}, [InputSpec((3, 4), torch.float32)])
+    check(packed, images((3, 4)))
+    assert packed._parts is not None and len(packed._parts.parts) == 2
+    assert not {part.name for part in packed._parts.parts} & {step.name for step in steps}
+    assert packed.explain().startswith("4 of 5 steps in 2 parts")
+
+
 def test_inputs_of_other_memory() -> None:
     packed, x = small()
     wanted = check(packed, x)

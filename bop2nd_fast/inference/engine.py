@@ -218,6 +218,7 @@ class Part:
 
     def __init__(
         self,
+        name: str,
         steps: Sequence[Step],
         layers: Mapping[str, PackedLayer],
         constants: Mapping[str, Tensor],
@@ -229,6 +230,7 @@ class Part:
         given = [Step(name, "input") for name in inputs]
         result = Step("output", "output", "", (tuple(map(Ref, outputs)),))
         graph = [*given, *steps, result]
+        self.name = name
         self.steps = tuple(steps)
         self.seen = tuple(seen)  # holds the memory that C++ has the addresses of
         self._single = Program(graph, layers, list(constants))
@@ -326,6 +328,7 @@ def _with_parts(
     parts: list[Part] = []
     called: dict[str, Any] = dict(layers)
     open_part: list[Step] = []
+    taken = {step.name for step in model.steps}  # any text
 
     def close(later: Sequence[Step]) -> None:
         own = {step.name for step in open_part}
@@ -341,8 +344,10 @@ def _with_parts(
             held = {name: constants[name] for name in sorted(read & constants.keys())}
             of_layers = [s for name in used for s in seen[name]]
             of_constants = [s for s in seen[""] if s.name in held]
-            part = Part(open_part, used, held, inputs, outputs, [*of_layers, *of_constants])
             name = f"part.{len(parts)}"  # no layer has a name with a dot
+            while name in taken:
+                name += "."
+            part = Part(name, open_part, used, held, inputs, outputs, [*of_layers, *of_constants])
             parts.append(part)
             called[name] = part
             done.append(Step(name, "layer", name, tuple(map(Ref, inputs))))
@@ -433,7 +438,7 @@ def explain(model: PackedModel) -> str:
     n = sum(len(part.steps) for part in made.parts)
     total = sum(step.kind in ("layer", "operator") for step in model.steps)
     lines = [f"{n} of {total} steps in {len(made.parts)} parts (torch.ops.bop2nd.run_packed)"]
-    parts = {f"part.{i}": part for i, part in enumerate(made.parts)}
+    parts = {part.name: part for part in made.parts}
     alone: list[str] = []
     for step in made.steps:
         if (part := parts.get(step.name)) is not None:
