@@ -168,12 +168,7 @@ def empty_outputs(
 
 def image_like(input: Tensor, values: Tensor) -> Tensor:
     """Values ``[N, Ho, Wo, O]`` as ``[N, O, Ho, Wo]`` in the memory format of the image ``input``."""
-    last = input.is_contiguous(memory_format=torch.channels_last)
-    if last == input.is_contiguous():  # both, or none: strides decide, in Python
-        layout = suggest_memory_format(input)
-    else:
-        layout = torch.channels_last if last else torch.contiguous_format
-    return values.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    return values.permute(0, 3, 1, 2).contiguous(memory_format=suggest_memory_format(input))
 
 
 def row_tiles(n_rows: int, elements_per_row: int, device: torch.device) -> Iterator[slice]:
