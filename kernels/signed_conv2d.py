@@ -51,22 +51,28 @@ class Image(NamedTuple):
 
 
 @triton.jit
+def _place(pixel_y, pixel_x, tap, g):
+    """Row and column that one tap reads for a block of pixels, and which of them are inside the image."""
+    y = pixel_y + tap // g.kernel[1] * g.dilation[0]
+    z = pixel_x + tap % g.kernel[1] * g.dilation[1]
+    return y, z, (y >= 0) & (y < g.image[0]) & (z >= 0) & (z < g.image[1])
+
+
+@triton.jit
 def _gather(x, base, pixel_y, pixel_x, pixel_live, tap, channel, g, strides):
-    """Numbers of one tap for a block of pixels ``[BLOCK_M, channels]``, 0 outside, and which are inside.
+    """Numbers of one tap for a block of pixels ``[BLOCK_M, channels]``, 0 outside.
 
     uint8 comes as ``x - 128``, int8.
     """
-    y = pixel_y + tap // g.kernel[1] * g.dilation[0]
-    z = pixel_x + tap % g.kernel[1] * g.dilation[1]
-    inside = pixel_live & (y >= 0) & (y < g.image[0]) & (z >= 0) & (z < g.image[1])
+    y, z, inside = _place(pixel_y, pixel_x, tap, g)
     at = base + (y * strides.row + z * strides.pixel)
-    mask = inside[:, None] & (channel < g.channels)[None, :]
+    mask = (pixel_live & inside)[:, None] & (channel < g.channels)[None, :]
     at = at[:, None] + (channel * strides.channel)[None, :]
     if x.dtype.element_ty == tl.uint8:
         some = (tl.load(x + at, mask=mask, other=128) ^ 128).to(tl.int8, bitcast=True)
     else:
         some = tl.load(x + at, mask=mask, other=0)
-    return some, inside
+    return some
 
 
 @triton.jit
@@ -118,7 +124,7 @@ def signed_tile_kernel(
     for step in range(g.taps * turns):
         tap = step // turns
         begin = step % turns * BLOCK_WORDS
-        some, _ = _gather(x, base, pixel_y, pixel_x, live, tap, begin * 32 + lane, g, strides)
+        some = _gather(x, base, pixel_y, pixel_x, live, tap, begin * 32 + lane, g, strides)
         w_words = tl.load(
             w_at + (tap * g.words + begin),
             mask=(n < g.outputs)[:, None] & (begin + word < g.words)[None, :], other=0,
@@ -133,9 +139,7 @@ def signed_tile_kernel(
                 mask = (n < g.outputs)[:, None] & (begin + word < g.words)[None, :]
                 negative += popcount(tl.load(w_at + (tap * g.words + begin), mask=mask, other=0))
             more = offset * (g.channels - 2 * tl.sum(negative, axis=1))
-            y = pixel_y + tap // g.kernel[1] * g.dilation[0]
-            z = pixel_x + tap % g.kernel[1] * g.dilation[1]
-            inside = (y >= 0) & (y < g.image[0]) & (z >= 0) & (z < g.image[1])
+            _, _, inside = _place(pixel_y, pixel_x, tap, g)
             sums += tl.where(inside[:, None], more[None, :], 0)
     store_tile(
         sums, to, pixel.to(tl.int64), live,
@@ -195,6 +199,25 @@ def pixels_of_scale(scale: Tensor | None, g: Geometry) -> int:
     return INDEX_LIMIT if scale is None or scale.numel() == 1 else g.out[0] * g.out[1]
 
 
+def asked_of(
+    input: Tensor,
+    shape: tuple[int, ...],
+    g: Geometry,
+    rows: int,
+    scaling: Scaling,
+    given: tuple[Any, ...],
+    asked: dict[str, Any],
+) -> tuple[Outputs, Scaling]:
+    """Memory for the outputs ``shape``, and the scaling as kernels take it; both checked.
+
+    ``given`` by position and ``asked`` by name as in ``outputs_for``; ``rows`` as in ``check_scaling``.
+    """
+    outputs = outputs_for(input, shape, **asked, **dict(zip(NAMES, given, strict=False)))
+    check_scaling(input, g, scaling, rows, outputs.threshold)
+    multiplier, zero_point, scale, _ = scaling
+    return outputs, (multiplier, zero_point, None if scale is None else scale.contiguous(), None)
+
+
 def signed_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -218,12 +241,8 @@ def signed_conv2d(
     batch, channels, *image = input.shape
     arguments, _ = Arguments.taken((stride, padding, dilation, groups), padded=False)
     g = geometry_of_call(batch, image, weight, input, channels, arguments)
-    asked |= dict(zip(NAMES, given, strict=False))
-    outputs = outputs_for(input, (batch, *g.out, g.all_outputs), **asked)
     scaling = (multiplier, zero_point, input_scale, straight_through)
-    check_scaling(input, g, scaling, batch, outputs.threshold)
-    if input_scale is not None:
-        scaling = (multiplier, zero_point, input_scale.contiguous(), None)
+    outputs, scaling = asked_of(input, (batch, *g.out, g.all_outputs), g, batch, scaling, given, asked)
     precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # made at run time
     convolve(input, weight, g, scaling, outputs, precision, tile)
     return outputs.reals, outputs.signs

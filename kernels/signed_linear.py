@@ -20,13 +20,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .bits import popcount, to_float32
-from .epilogue import outputs_for, store_tile
+from .epilogue import store_tile
 from .geometry import Arguments, Geometry, checked_geometry
 from .grid import grid_of, program_of
 from .operands import check_words
-from .outputs import NAMES, Outputs
-from .signed_conv2d import convolve, pixels_of_scale
-from .signed_operands import Scaling, check_real_or_8_bit, check_scaling
+from .outputs import Outputs
+from .signed_conv2d import asked_of, convolve, pixels_of_scale
+from .signed_operands import Scaling, check_real_or_8_bit
 from .tuning import SIGNED_ROWS, SIGNED_ROWS_LIMIT, MatmulTile, on_device_of
 
 
@@ -118,20 +118,13 @@ def signed_linear(
     g = checked_geometry(rows, one, one, features, weight.shape[0], Arguments())
     if weight.shape[1] != g.words:
         raise ValueError(f"weight words {list(weight.shape)} do not fit {features} input features")
-    asked |= dict(zip(NAMES, given, strict=False))
-    outputs = outputs_for(input, (*shape, g.outputs), **asked)
     scaling = (multiplier, zero_point, input_scale, straight_through)
-    check_scaling(input, g, scaling, rows, outputs.threshold)
-    if input_scale is not None:
-        scaling = (multiplier, zero_point, input_scale.contiguous(), None)
+    outputs, scaling = asked_of(input, (*shape, g.outputs), g, rows, scaling, given, asked)
     x = input.reshape(rows, features)  # no -1: there may be no features
     rows_loop = tile.loop == "rows" if tile else 0 < rows <= SIGNED_ROWS_LIMIT
     if rows_loop and features and g.outputs:
         _few_rows(x, weight, g, scaling, outputs, tile or SIGNED_ROWS)
     else:
-        image = (
-            x.view(rows, features, 1, 1) if x.is_contiguous() else x.contiguous().view(rows, features, 1, 1)
-        )
-        words = weight[:, None, None]
+        image, words = x.contiguous().view(rows, features, 1, 1), weight[:, None, None]
         convolve(image, words, g, scaling, outputs, torch.backends.cuda.matmul.fp32_precision, tile)
     return outputs.reals, outputs.signs
