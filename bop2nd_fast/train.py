@@ -256,6 +256,7 @@ class Trainer:
                 seconds=so_far.seconds,
                 test_seconds=time.perf_counter() - started,
                 steps_per_second=steps / so_far.seconds,
+                processor_seconds=so_far.processor_seconds,
                 hyperparameters=self.recipe.preset.values(self.step, steps),
                 rows=so_far.layers,
             )
@@ -357,12 +358,12 @@ class _EpochSoFar:
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct
-        self.loss = self.correct = self.seconds = 0.0
+        self.loss = self.correct = self.seconds = self.processor_seconds = 0.0
         self.steps = self.read_steps = 0
         self.layers: list[LayerReport] = []
 
     def start(self) -> None:
-        self._since = time.perf_counter()
+        self._since, self._processor_since = time.perf_counter(), time.process_time()
 
     def add(self, step: Tensor) -> None:
         self.sums += step
@@ -372,17 +373,23 @@ class _EpochSoFar:
         """What came since the last call, over all processes; whether one of them was interrupted."""
         loss, correct, interrupts = replicas.total([*self.sums.tolist(), float(interrupted)])
         loss /= replicas.share[1]
-        now = time.perf_counter()
+        now, processor = time.perf_counter(), time.process_time()
         seconds, steps = max(now - self._since, 1e-9), self.steps - self.read_steps
         window = _Window(loss - self.loss, correct - self.correct, steps, seconds)
         self.loss, self.correct, self.read_steps, self._since = loss, correct, self.steps, now
         self.seconds += seconds
+        self.processor_seconds += processor - self._processor_since
+        self._processor_since = processor
         return interrupts > 0, window
 
     def state(self) -> dict[str, Any]:
         layers = [vars(row) for row in self.layers]
-        sums = [self.loss, self.correct]
-        return {"sums": sums, "steps": self.steps, "seconds": self.seconds, "layers": layers}
+        return {
+            "sums": [self.loss, self.correct],
+            "steps": self.steps,
+            "seconds": [self.seconds, self.processor_seconds],
+            "layers": layers,
+        }
 
     def load(self, state: dict[str, Any], replicas: Replicas) -> None:
         self.loss, self.correct = state["sums"]
@@ -390,5 +397,5 @@ class _EpochSoFar:
             sums = [self.loss * replicas.share[1], self.correct]
             self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
         self.steps = self.read_steps = state["steps"]
-        self.seconds = state["seconds"]
+        self.seconds, self.processor_seconds = state["seconds"]
         self.layers = [LayerReport(**row) for row in state["layers"]]

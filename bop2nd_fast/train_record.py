@@ -57,7 +57,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of history. ``seconds`` are those of training, ``test_seconds`` of the test after it.
+    """One line of history. ``seconds`` are those of training, ``test_seconds`` of the test after it, on the
+    clock; ``processor_seconds`` what training took of this process's processors, over all threads (None: it
+    was not measured). Beside other work they say more than the clock.
 
     ``hyperparameters``: in force after the epoch. ``layers``: name -> `Layer`, empty where no weight is
     binary; ``flip_rate`` and ``blocked_share`` are then None.
@@ -73,6 +75,7 @@ class Epoch:
     seconds: float
     test_seconds: float
     steps_per_second: float
+    processor_seconds: float | None = None
     hyperparameters: dict[str, float] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
 

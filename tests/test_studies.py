@@ -441,6 +441,7 @@ def line(**changes: object) -> dict[str, object]:
         "flip_rate": 1e-3,
         "blocked_share": 0.25,
         "seconds": 10.0,
+        "clock": "processor",
         "threads": 1,
         "device": "cpu",
         "dataset": {"name": "digits", "sha256": "5" * 64},
@@ -469,6 +470,22 @@ def test_the_table_by_hand():
     )
     assert rows[1] == "| B | 1 of 2 | 40.0 | 40.0 | 30.0 | 40.0 | – | – |"
     assert rows[2] == "| C | 0 of 1 | epoch 1 of 2: 25.0 | | | | | |"
+
+
+def test_runs_without_times_count_for_accuracies_alone(tmp_path):
+    lines = [
+        line(trial=0, epoch=1, seconds=None), line(trial=0, epoch=2, accuracy=0.7, seconds=None),
+        line(trial=1, epoch=1, seed=1, accuracy=0.3), line(trial=1, epoch=2, seed=1, accuracy=0.5),
+        line(trial=2, epoch=1, arm="B", seconds=None), line(trial=2, epoch=2, arm="B", seconds=None),
+    ]  # fmt: skip
+    text = tables.table(lines)
+    assert "seconds are a processor's (those of seed 0 were not measured)" in text
+    a, b = text.splitlines()[-2:]
+    assert a == "| A | 2 | 60.0 ± 14.1 | 60.0 ± 14.1 | 50.0 | 10.0 | 1.0e-03 | 25.0% |"
+    assert b == "| B | 1 | 50.0 | 50.0 | – | – | 1.0e-03 | 25.0% |"
+    assert {path.name for path in pictures.draw(lines, tmp_path)} == {"accuracy.png", "blocked.png"}
+    wall = [{**each, "clock": "wall"} for each in lines]
+    assert "processor" not in tables.table(wall).replace(STAMP["processor"], "")
 
 
 def test_accuracy_at_a_time_lies_on_straight_lines():

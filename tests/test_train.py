@@ -61,7 +61,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 def timeless(history: list[train.Epoch]) -> list[dict[str, Any]]:
     """The history without what a clock measured."""
-    times = ("seconds", "test_seconds", "steps_per_second")
+    times = ("seconds", "test_seconds", "steps_per_second", "processor_seconds")
     return [{k: v for k, v in epoch.to_dict().items() if k not in times} for epoch in history]
 
 

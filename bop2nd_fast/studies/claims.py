@@ -67,7 +67,7 @@ def _faster(groups: Sequence[Group]) -> str:
     first = {group.arm: group.over(lambda run: run.lines[0]["accuracy"]) for group in groups}
     fair = fair_seconds(groups) or 0.0
     text = f"Accuracy after the first epoch [%], {_seeds(groups)}: {_each(groups, first)}."
-    timed = {group.arm: group.over(lambda run: run.accuracy_at(fair)) for group in groups}
+    timed = {group.arm: group.over_time(lambda run: run.accuracy_at(fair)) for group in groups}
     return f"{text} After the same {fair:.0f} s of training: {_each(groups, timed)}."
 
 

@@ -81,8 +81,11 @@ def _curves(groups: Sequence[Group], title: str) -> Figure:
         runs = group.complete
         epochs = range(1, runs[0].last["epochs"] + 1)
         found = [spread([run.lines[epoch - 1]["accuracy"] for run in runs]) for epoch in epochs]
-        seconds = [statistics.fmean(run.seconds()[epoch - 1] for run in runs) for epoch in epochs]
+        timed = [run.seconds() for run in runs if run.timed]
+        seconds = [statistics.fmean(own[epoch - 1] for own in timed) for epoch in epochs] if timed else []
         for axes, x in ((by_epoch, list(epochs)), (by_time, seconds)):
+            if not x:
+                continue
             means, low = [m for m, _ in found], [m - s for m, s in found]
             label = f"{group.arm} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"
             axes.plot(x, means, style, color=colour, marker=".", label=label)

@@ -41,7 +41,8 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "accuracy": float,
     "flip_rate": (float, type(None)),  # per weight and step; None without Bop
     "blocked_share": (float, type(None)),  # of the flips that sign(m) alone would make
-    "seconds": float,  # of this epoch's training, evaluation left out
+    "seconds": (float, type(None)),  # of this epoch's training, evaluation left out; None: not known
+    "clock": str,  # what they are of: "processor" (what a run takes alone on a processor), or "wall"
     "threads": int,
     "device": str,
     "dataset": dict,  # name and SHA-256
@@ -62,7 +63,11 @@ def check(line: Line, where: str) -> None:
 
 
 def line_of(epoch: Epoch, **about: Any) -> Line:
-    """The line of one epoch; ``about`` is what the trial and its machine add to it."""
+    """The line of one epoch; ``about`` is what the trial and its machine add to it.
+
+    One thread on a CPU is timed by its processor: workers then do not disturb each other's figures.
+    """
+    alone = about["device"] == "cpu" and about["threads"] == 1
     return {
         "schema": SCHEMA,
         **about,
@@ -72,7 +77,8 @@ def line_of(epoch: Epoch, **about: Any) -> Line:
         "accuracy": epoch.test_accuracy,
         "flip_rate": epoch.flip_rate,
         "blocked_share": epoch.blocked_share,
-        "seconds": epoch.seconds,
+        "seconds": epoch.processor_seconds if alone else epoch.seconds,
+        "clock": "processor" if alone else "wall",
     }
 
 

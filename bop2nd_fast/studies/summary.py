@@ -25,13 +25,13 @@ class Run:
     def complete(self) -> bool:
         return bool(self.last["epoch"] == self.last["epochs"])
 
+    @property
+    def timed(self) -> bool:
+        return all(line["seconds"] is not None for line in self.lines)
+
     def seconds(self) -> list[float]:
-        """Training time at the end of each epoch, summed."""
-        total, times = 0.0, []
-        for line in self.lines:
-            total += line["seconds"]
-            times.append(total)
-        return times
+        """Training time at the end of each epoch, summed; of a run that is `timed`."""
+        return list(itertools.accumulate(line["seconds"] for line in self.lines))
 
     def accuracy_at(self, seconds: float) -> float | None:
         """At that time, on straight lines between the epochs' ends; None before the first of them."""
@@ -65,6 +65,10 @@ class Group:
         numbers = [number for number in values if number is not None]
         return spread(numbers) if numbers and len(numbers) == len(values) else None
 
+    def over_time(self, value: Callable[[Run], float | None]) -> tuple[float, float] | None:
+        """As `over`, of the runs whose time is known."""
+        return Group(self.arm, [run for run in self.runs if run.timed]).over(value)
+
     def accuracy(self) -> tuple[float, float] | None:
         return self.over(lambda run: run.last["accuracy"])
 
@@ -92,7 +96,7 @@ def groups_of(lines: Sequence[Line]) -> list[Group]:
 
 def fair_seconds(groups: Sequence[Group]) -> float | None:
     """The training time of the fastest arm (mean over seeds): what all can do by then is comparable."""
-    means = [mean for group in groups if (mean := group.over(lambda run: run.seconds()[-1])) is not None]
+    means = [mean for group in groups if (mean := group.over_time(lambda run: run.seconds()[-1])) is not None]
     return min(mean for mean, _ in means) if means else None
 
 

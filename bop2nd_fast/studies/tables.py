@@ -30,6 +30,8 @@ def _setting(lines: Sequence[Line]) -> str:
     images = held_out if first["split"] == "validation" else "test images"
     data = f"{name_of(first)} (SHA-256 {first['dataset']['sha256'][:12]})"
     budget = f"{first['epochs']} epochs, batches of {recipe['batch_size']}"
+    if first["clock"] == "processor":
+        budget += "; seconds are a processor's" + _untimed(runs_of(lines))
     where = f"{'; '.join(machines)}; {', '.join(versions)}; commit {', '.join(commits)}; {', '.join(dates)}"
     return f"{network}; {data}; {budget}; accuracy on {images}. {where}."
 
@@ -42,6 +44,12 @@ def name_of(line: Line) -> str:
 
 # Variants of a known data set, by their SHA-256: all images went through JPEG of quality 75 here.
 KNOWN = {"0d84e7a84558e46cab167448d817c8962197dcb29734d116a9079a026be6c17d": "CIFAR-10 (JPEG-75)"}
+
+
+def _untimed(runs: Sequence[Run]) -> str:
+    """Which seeds have no times."""
+    seeds = sorted({run.last["seed"] for run in runs if not run.timed})
+    return f" (those of seed {', '.join(map(str, seeds))} were not measured)" if seeds else ""
 
 
 def _threads(line: Line) -> str:
@@ -64,21 +72,20 @@ def _arms(groups: Sequence[Group]) -> list[str]:
             reached = f"epoch {furthest['epoch']} of {furthest['epochs']}: {100 * furthest['accuracy']:.1f}"
             rows.append(f"| {' | '.join(cells)} | {reached} | | | | | |")
             continue
-        several = n > 1
+        several, timed = n > 1, sum(run.timed for run in group.complete)
         cells += [
             percent(group.accuracy(), several),
             percent(group.over(lambda run: max(line["accuracy"] for line in run.lines)), several),
-            percent(group.over(lambda run: run.accuracy_at(fair or 0)), several),
-            _mean(group, lambda run: run.seconds()[-1] / len(run.lines), "{:.1f}"),
-            _mean(group, lambda run: run.last["flip_rate"], "{:.1e}"),
-            _mean(group, lambda run: run.last["blocked_share"], "{:.1%}"),
+            percent(group.over_time(lambda run: run.accuracy_at(fair or 0)), timed > 1),
+            _mean(group.over_time(lambda run: run.seconds()[-1] / len(run.lines)), "{:.1f}"),
+            _mean(group.over(lambda run: run.last["flip_rate"]), "{:.1e}"),
+            _mean(group.over(lambda run: run.last["blocked_share"]), "{:.1%}"),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
-def _mean(group: Group, value: object, form: str) -> str:
-    found = group.over(value)  # type: ignore[arg-type]
+def _mean(found: tuple[float, float] | None, form: str) -> str:
     return "–" if found is None else form.format(found[0])
 
 
