@@ -98,6 +98,9 @@ def pack(
     exact: Annotated[
         bool, typer.Option(help="Same outputs bit for bit; --no-exact is faster in residual networks.")
     ] = True,
+    image_bytes: Annotated[
+        bool, typer.Option("--image-bytes", help="The packed model takes uint8 images, as cameras give them.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Pack a trained network: 1 bit per binary weight, batch norm folded into thresholds."""
@@ -111,8 +114,9 @@ def pack(
             raise ValueError(f"{checkpoint} is a packed model already: give it to `bop2nd predict`")
         model, record = model_from_checkpoint(checkpoint)
         images = record["dataset"]
-        example = torch.zeros(1, images["in_channels"], images["image_size"], images["image_size"])
-        inference.convert(model, example, exact=exact).save(output)
+        shape = (1, images["in_channels"], images["image_size"], images["image_size"])
+        example = torch.zeros(shape, dtype=torch.uint8 if image_bytes else torch.float32)
+        inference.convert(model, example, exact=exact, image_bytes=image_bytes).save(output)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     size, fp32 = output.stat().st_size, 4 * n_weights
     out.print(
@@ -171,7 +175,7 @@ def _first_bytes(path: Path) -> bytes:
 def _logits(packed: inference.PackedModel, images: torch.Tensor, source: object) -> torch.Tensor:
     """The model's outputs ``[N, classes]``; ``source`` is where the images come from, for errors."""
     try:
-        outputs = [packed(part) for part in images.split(500)]
+        outputs = [packed(_as_input(packed, part)) for part in images.split(500)]
     except (TypeError, ValueError, RuntimeError) as error:
         wanted = " and ".join(str(list(spec.shape[1:])) for spec in packed.inputs)
         raise ValueError(
@@ -182,6 +186,20 @@ def _logits(packed: inference.PackedModel, images: torch.Tensor, source: object)
         kind = f"of shape {tuple(first.shape)}" if isinstance(first, torch.Tensor) else type(first).__name__
         raise ValueError(f"the model's result is {kind}; predict needs one tensor [N, classes]")
     return torch.cat(outputs)
+
+
+def _as_input(packed: inference.PackedModel, images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] as the model takes them: bytes, if it does.
+
+    Raises:
+        ValueError: it does, and these are no bytes.
+    """
+    if [spec.dtype for spec in packed.inputs] != [torch.uint8]:
+        return images
+    bytes = ((images + 1) * 127.5).round()
+    if bool((bytes < 0).any() or (bytes > 255).any()) or not torch.equal(bytes / 127.5 - 1, images):
+        raise ValueError("it takes bytes v that stand for v / 127.5 - 1, and not all of these values do")
+    return bytes.to(torch.uint8)
 
 
 def _print_accuracy(

@@ -7,6 +7,8 @@
 #include "runtime/error.h"
 #include "runtime/network.h"
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -57,11 +59,22 @@ std::shared_ptr<Part> part_of(int64_t number) {
   return found->second;
 }
 
+struct SameType {
+  ScalarType torch;
+  runtime::Type here;
+};
+constexpr SameType kTypes[] = {{ScalarType::Float, runtime::Type::kF32},
+                               {ScalarType::Int, runtime::Type::kI32},
+                               {ScalarType::Char, runtime::Type::kI8},
+                               {ScalarType::Byte, runtime::Type::kU8}};
+
 runtime::Array array_of(const Tensor& t) {
-  BOP2ND_REQUIRE(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Int,
-                 "inputs must be float32 or int32 words, got ", torch::headeronly::toString(t.scalar_type()));
+  auto found = std::find_if(std::begin(kTypes), std::end(kTypes),
+                            [&](const SameType& type) { return type.torch == t.scalar_type(); });
+  BOP2ND_REQUIRE(found != std::end(kTypes), "inputs must be float32, int8, uint8 or int32 words, got ",
+                 torch::headeronly::toString(t.scalar_type()));
   runtime::Array array;
-  array.type = t.scalar_type() == ScalarType::Float ? runtime::Type::kF32 : runtime::Type::kI32;
+  array.type = found->here;
   array.shape = sizes_of(t);
   auto strides = t.strides();
   array.strides.assign(strides.begin(), strides.end());
@@ -71,7 +84,7 @@ runtime::Array array_of(const Tensor& t) {
 
 // One that starts between two numbers is copied.
 Tensor aligned(const Tensor& t) {
-  bool fits = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 4 == 0;
+  bool fits = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % static_cast<uintptr_t>(t.element_size()) == 0;
   return fits ? t : torch::stable::clone(t);
 }
 
@@ -87,8 +100,9 @@ Tensors run_packed(int64_t number, const Tensors inputs, const Ints strides) {
   }
   auto allocate = [&](const std::vector<runtime::Array>& wanted, void** places) {
     for (const runtime::Array& to : wanted) {
-      ScalarType dtype = to.type == runtime::Type::kF32 ? ScalarType::Float : ScalarType::Int;
-      outputs.push_back(new_strided(inputs[0], to.shape, to.strides, dtype));
+      auto found = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                [&](const SameType& type) { return type.here == to.type; });
+      outputs.push_back(new_strided(inputs[0], to.shape, to.strides, found->torch));
       *places++ = outputs.back().mutable_data_ptr();
     }
   };

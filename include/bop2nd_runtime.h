@@ -46,7 +46,9 @@ typedef enum bop2nd_status {
 typedef enum bop2nd_dtype {
   BOP2ND_FLOAT32 = 0,
   BOP2ND_INT32 = 1, /* words of 32 signs; bit 1 means -1 */
-  BOP2ND_INT64 = 2  /* sizes that a network gives back */
+  BOP2ND_INT64 = 2, /* sizes that a network gives back */
+  BOP2ND_INT8 = 3,
+  BOP2ND_UINT8 = 4 /* images as a camera gives them, where the network takes them */
 } bop2nd_dtype;
 
 /* What a network may take. 0 stands for the default. Besides, loading takes memory in proportion to the file,

@@ -78,10 +78,22 @@ Npy read_npy(const std::string& path) {
 }
 
 const char* npy_type(bop2nd_dtype dtype) {
-  return dtype == BOP2ND_FLOAT32 ? "<f4" : dtype == BOP2ND_INT32 ? "<i4" : "<i8";
+  switch (dtype) {
+    case BOP2ND_FLOAT32:
+      return "<f4";
+    case BOP2ND_INT32:
+      return "<i4";
+    case BOP2ND_INT64:
+      return "<i8";
+    case BOP2ND_INT8:
+      return "|i1";
+    case BOP2ND_UINT8:
+      return "|u1";
+  }
+  throw std::runtime_error("a dtype that this program does not know");
 }
 
-size_t element_bytes(bop2nd_dtype dtype) { return dtype == BOP2ND_INT64 ? 8 : 4; }
+size_t element_bytes(bop2nd_dtype dtype) { return static_cast<size_t>(npy_type(dtype)[2] - '0'); }
 
 int64_t elements(const bop2nd_tensor& t) {
   int64_t n = 1;

@@ -35,6 +35,10 @@ py::dtype dtype_of(bop2nd_dtype dtype) {
       return py::dtype::of<int32_t>();
     case BOP2ND_INT64:
       return py::dtype::of<int64_t>();
+    case BOP2ND_INT8:
+      return py::dtype::of<int8_t>();
+    case BOP2ND_UINT8:
+      return py::dtype::of<uint8_t>();
   }
   throw std::runtime_error("a dtype that this module does not know");
 }

@@ -427,6 +427,21 @@ def test_pack_prints_sizes_and_the_packed_file_predicts_the_same(run_folder, pac
     assert torch.equal(logits_of(packed, images), logits_of(model, images))
 
 
+def test_a_model_of_bytes_predicts_the_same(run_folder, packed_file, tmp_path):
+    of_bytes = tmp_path / "bytes.safetensors"
+    Result("pack", run_folder / "checkpoint.pt", "-o", of_bytes, "--image-bytes").ok()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "many.npy", pixels)
+    Image.fromarray(pixels[1]).save(tmp_path / "one.png")
+    options = ["--images", tmp_path / "many.npy", "--images", tmp_path / "one.png"]
+    assert Result("predict", of_bytes, *options).ok().out == Result("predict", packed_file, *options).ok().out
+    Result("predict", of_bytes, "--data", "digits").fails("takes bytes v that stand for v / 127.5 - 1")
+    Result("pack", run_folder / "checkpoint.pt", "-o", tmp_path / "m", "--image-bytes", "--no-exact").fails(
+        "image_bytes needs exact=True"
+    )
+    assert not (tmp_path / "m").exists()
+
+
 def test_predict_prints_the_accuracy_of_the_trained_model(run_folder, packed_file):
     text = Result("predict", packed_file, "--data", "digits").ok().out
     (epoch,) = history_in(run_folder)

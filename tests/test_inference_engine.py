@@ -101,7 +101,7 @@ def test_golden_files(name: str, isa: str) -> None:
     with bf.backends.use(isa):
         packed = load(packed_models.DATA / f"packed_{name}.safetensors")
         check(packed, *args, **kwargs)
-    assert (name == "signed") != in_parts(packed)
+    assert in_parts(packed)
 
 
 SPECIAL = torch.tensor(
@@ -413,7 +413,7 @@ def test_what_run_packed_refuses() -> None:
         ([x], [*strides, 1], "other strides"), ([x.double()], strides, "float32"),
         ([], strides, "no tensor arguments"),
         ([x, x], strides, "1 inputs"), ([x[0]], strides, "takes images"), ([x[:, :3]], strides, "length"),
-        ([x.to(torch.int32)], strides, "dtype"),
+        ([x.to(torch.int32)], strides, "is int32, not float32"),
     ):  # fmt: skip
         with pytest.raises((ValueError, RuntimeError), match=what):
             run(number, inputs, wrong)

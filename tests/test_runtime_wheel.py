@@ -26,8 +26,8 @@ from tests.test_packed_file_golden import compare, expected, golden
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 WHEEL = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
-# The golden files that the runtime reads. Of both all outputs are tensors or sizes.
-GOLDEN = ["words", "residual"]
+# The golden files that the runtime reads. All their outputs are tensors or sizes.
+GOLDEN = ["words", "residual", "signed"]
 
 
 @pytest.fixture(scope="session")
@@ -68,22 +68,35 @@ def in_environment(python: Path, program: str, *arguments: object) -> str:
     return run(python, "-I", "-c", program, *arguments)
 
 
+Saved = tuple[Path, Path, np.ndarray]
+
+
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, np.ndarray]:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """A packed network for digits, a file with the test images, and torch's logits of them."""
-    folder = tmp_path_factory.mktemp("digits")
-    dataset = data.get("digits")
+    return saved(tmp_path_factory.mktemp("digits"), data.get("digits").test_images)
+
+
+@pytest.fixture(scope="session")
+def digits_of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """The same for a network that takes bytes."""
+    images = data.get("digits").test_images
+    bytes = ((images + 1) * 127.5).round().to(torch.uint8)
+    return saved(tmp_path_factory.mktemp("bytes"), bytes, image_bytes=True)
+
+
+def saved(folder: Path, images: torch.Tensor, **options: bool) -> Saved:
     torch.manual_seed(0)
     model = bf.models.BinaryNet(width=8, image_size=8, in_channels=1, first_padding=1).eval()
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    packed = bf.inference.convert(model, dataset.test_images[:1])
+    packed = bf.inference.convert(model, images[:1], **options)
     packed.save(folder / "digits.safetensors")
-    np.save(folder / "digits.npy", dataset.test_images.numpy())
+    np.save(folder / "digits.npy", images.numpy())
     with torch.no_grad():
-        return folder / "digits.safetensors", folder / "digits.npy", packed(dataset.test_images).numpy()
+        return folder / "digits.safetensors", folder / "digits.npy", packed(images).numpy()
 
 
 PREDICT = """
@@ -115,8 +128,11 @@ def tensors(file: np.lib.npyio.NpzFile) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_digits_without_torch(python: Path, digits: tuple, tmp_path: Path, threads: int) -> None:
-    model, images, logits = digits
+@pytest.mark.parametrize("kind", ["digits", "digits_of_bytes"])
+def test_digits_without_torch(
+    python: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str, threads: int
+) -> None:
+    model, images, logits = request.getfixturevalue(kind)
     in_environment(python, PREDICT, model, images, tmp_path / "y.npz", threads)
     got = np.load(tmp_path / "y.npz")["arr_0"]
     np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-4)
@@ -255,8 +271,9 @@ def test_threads_of_python_share_a_network(python: Path, digits: tuple) -> None:
     in_environment(python, THREADS, *digits[:2])
 
 
-def test_the_command(python: Path, digits: tuple, tmp_path: Path) -> None:
-    model, images, logits = digits
+@pytest.mark.parametrize("kind", ["digits", "digits_of_bytes"])
+def test_the_command(python: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str) -> None:
+    model, images, logits = request.getfixturevalue(kind)
     command = [python, "-I", "-m", "bop2nd_runtime", model]
     run(*command, "--npy", images, "-o", tmp_path / "y.npy")
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), logits, rtol=1e-4, atol=1e-4)
@@ -265,7 +282,10 @@ def test_the_command(python: Path, digits: tuple, tmp_path: Path) -> None:
     assert len(run(*command).splitlines()) > 2
 
 
-def test_pictures_need_pillow_and_nothing_else_does(python: Path, digits: tuple, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["digits", "digits_of_bytes"])
+def test_pictures_need_pillow_and_nothing_else_does(
+    python: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
     import subprocess
 
     import PIL
@@ -274,7 +294,8 @@ def test_pictures_need_pillow_and_nothing_else_does(python: Path, digits: tuple,
     image = data.get("digits").test_images[0, 0]
     pixels = ((image + 1) * 127.5).round().to(torch.uint8).numpy()
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    command = [str(python), "-I", "-m", "bop2nd_runtime", str(digits[0]), "--images", str(tmp_path / "a.png")]
+    command = [str(python), "-I", "-m", "bop2nd_runtime", str(request.getfixturevalue(kind)[0])]
+    command += ["--images", str(tmp_path / "a.png")]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2 and "bop2nd-runtime[images]" in refused.stderr
     np.save(tmp_path / "a.npy", pixels)
@@ -334,8 +355,11 @@ def test_golden_files_without_python(program: list, tmp_path: Path, name: str) -
     assert expected(name)
 
 
-def test_digits_without_python(program: list, digits: tuple, tmp_path: Path) -> None:
-    model, images, logits = digits
+@pytest.mark.parametrize("kind", ["digits", "digits_of_bytes"])
+def test_digits_without_python(
+    program: list, tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    model, images, logits = request.getfixturevalue(kind)
     run(*program, model, "--npy", images, "-o", tmp_path / "y.npy")
     got = np.load(tmp_path / "y.npy")
     np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-4)

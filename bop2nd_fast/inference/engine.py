@@ -1,10 +1,10 @@
 """Parts of a packed model that the C++ runtime runs as one operator, ``torch.ops.bop2nd.run_packed``.
 
 A part holds steps whose results have the same bits there and in torch: everything on words, products by
-signs, elementwise operators. Other sums of real numbers (convolutions, dense layers, batch norms, means,
-softmax) are rounded in another order there, so torch's own operators stay between the parts. A packed model
-gives the same bits and strides with parts and without. Parts serve models of profile ``bits`` on CPUs, where
-nobody watches the single steps (``why_single_steps``).
+signs (of bytes as well), elementwise operators. Other sums of real numbers (convolutions, dense layers, batch
+norms, means, softmax) are rounded in another order there, so torch's own operators stay between the parts. A
+packed model gives the same bits and strides with parts and without. Parts serve models of profile ``bits`` on
+CPUs, where nobody watches the single steps (``why_single_steps``).
 
 C++ reads weights as they were re-laid beside the words (``binary_tensor/memory.py``) and all other tensors
 where they lie. A part is made of weights that nobody else can write, and made anew once a tensor may be
@@ -55,8 +55,10 @@ backends.define_native(
 
 # ------------------------------------------------------------------------------------------- what a value is
 
-REAL, WORDS, NUMBER = "real", "words", "number"
-Values = dict[str, Any]  # name of a value -> REAL (fp32), WORDS, NUMBER, a tuple of them, or None: anything
+REAL, WORDS, INT8, UINT8, NUMBER = "real", "words", "int8", "uint8", "number"
+Values = dict[str, Any]  # name of a value -> one of these (REAL: fp32), a tuple of them, or None: anything
+_DTYPES = {REAL: "float32", WORDS: "int32", INT8: "int8", UINT8: "uint8"}
+_INPUTS = {torch.float32: REAL, torch.int8: INT8, torch.uint8: UINT8}
 
 
 def _values_of(steps: Sequence[Step], layers: Mapping[str, Any], model: PackedModel) -> Values:
@@ -67,7 +69,7 @@ def _values_of(steps: Sequence[Step], layers: Mapping[str, Any], model: PackedMo
     specs = iter(model.inputs)
     for step in steps:
         if step.kind == "input":
-            values[step.name] = REAL if next(specs).dtype == torch.float32 else None
+            values[step.name] = _INPUTS.get(next(specs).dtype)
         elif step.kind == "layer":
             values[step.name] = _result_of(layers[str(step.target)], step, values)
         elif step.kind == "operator":
@@ -84,6 +86,8 @@ def _result_of(layer: Any, step: Step, values: Values) -> Any:
         return emits[str(layer._emits)]
     if layer.kind == "pack":
         return WORDS
+    if layer.kind == "quantize_rows":
+        return INT8, REAL
     if layer.kind == "constant":
         return REAL if layer.value.dtype == torch.float32 else None
     if layer.kind in ("real_conv2d", "real_linear", "max_pool"):
@@ -131,13 +135,13 @@ def _is_exact(step: Step, layers: Mapping[str, Any], values: Values, own: set[st
 
 def _takes(layer: PackedLayer, step: Step, values: Values) -> bool:
     given = layer.bind(step.args, step.kwargs)
-    wanted = {"words": WORDS, "input": REAL, "residual": REAL}
+    of_signed = layer.config["input"] if layer.kind in _SIGNED else REAL
+    wanted = {"words": WORDS, "input": of_signed, "residual": REAL, "input_scale": REAL}
     fits = all(
         isinstance(v, Ref) and values[v.name] == wanted.get(k) for k, v in given.items() if v is not None
     )
     weight = getattr(layer, "weight", None)
-    real = layer.kind not in _SIGNED or layer.config["input"] == "real"
-    return fits and real and (weight is None or weight.numel() > 0)
+    return fits and (weight is None or weight.numel() > 0)
 
 
 def _takes_reals(step: Step, values: Values) -> bool:
@@ -226,7 +230,7 @@ class Part:
         outputs: Sequence[str],
         seen: Sequence[_Seen],
     ) -> None:
-        """``inputs``: name -> REAL or WORDS. ``seen``: all tensors of layers and constants."""
+        """``inputs``: name -> ``REAL``, ``WORDS``, ... ``seen``: all tensors of layers and constants."""
         given = [Step(name, "input") for name in inputs]
         result = Step("output", "output", "", (tuple(map(Ref, outputs)),))
         graph = [*given, *steps, result]
@@ -290,7 +294,7 @@ def _new_part(
 
     by_name = {called[name]: layer for name, layer in layers.items()}
     described_inputs: list[dict[str, Any]] = [
-        {"name": values[name], "shape": [], "free": [], "dtype": "int32" if what == WORDS else "float32"}
+        {"name": values[name], "shape": [], "free": [], "dtype": _DTYPES[what]}
         for name, what in inputs.items()
     ]
     text = {
@@ -336,7 +340,7 @@ def _with_parts(
         read = {name for step in open_part for name in references(step)} - own
         inputs = {name: values[name] for name in sorted(read - constants.keys())}
         outputs = [step.name for step in open_part if step.name in wanted]
-        plain = inputs and outputs and all(values[n] in (REAL, WORDS) for n in (*inputs, *outputs))
+        plain = inputs and outputs and all(values[n] in _DTYPES for n in (*inputs, *outputs))
         if len(open_part) < _FEWEST or not plain:
             done.extend(open_part)
         else:

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <new>
 
 #include "../cpu/dispatch.h"
@@ -71,8 +72,11 @@ bop2nd::runtime::Limits limits_of(const bop2nd_limits* given) {
   return limits;
 }
 
+// In the order of bop2nd_dtype.
+constexpr Type kTypes[] = {Type::kF32, Type::kI32, Type::kI64, Type::kI8, Type::kU8};
+
 bop2nd_dtype dtype_of(Type type) {
-  return type == Type::kF32 ? BOP2ND_FLOAT32 : type == Type::kI32 ? BOP2ND_INT32 : BOP2ND_INT64;
+  return static_cast<bop2nd_dtype>(std::find(std::begin(kTypes), std::end(kTypes), type) - kTypes);
 }
 
 template <class To>
@@ -87,8 +91,7 @@ void read_inputs(const bop2nd_tensor* inputs, int32_t n_inputs, std::vector<Arra
   for (size_t i = 0; i < to.size(); ++i) {
     const bop2nd_tensor& given = inputs[i];
     check_argument(given.n_axes >= 0 && given.n_axes <= BOP2ND_MAX_AXES, "an input has more than 16 axes");
-    check_argument(given.dtype >= BOP2ND_FLOAT32 && given.dtype <= BOP2ND_INT64, "an input of unknown dtype");
-    constexpr Type kTypes[] = {Type::kF32, Type::kI32, Type::kI64};
+    check_argument(given.dtype >= BOP2ND_FLOAT32 && given.dtype <= BOP2ND_UINT8, "an input of unknown dtype");
     to[i].type = kTypes[given.dtype];
     to[i].shape.assign(given.shape, given.shape + given.n_axes);
     to[i].strides.clear();

@@ -81,9 +81,11 @@ class Reader {
     require(input.shape.size() == input.free.size() && input.shape.size() <= kMaxAxes,
             "an input has other free axes than axes, or more than 16");
     const std::string& dtype = json.at("dtype", "an input").as_text("an input's dtype");
-    bool words = scope_ == Scope::kPart && dtype == "int32";
-    require(words || dtype == "float32", "an input of profile 'bits' is not float32");
-    if (words) input.type = Type::kI32;
+    for (Type type : {Type::kI8, Type::kU8, Type::kI32}) {
+      if (dtype == name_of(type)) input.type = type;
+    }
+    require(dtype == name_of(input.type) && (input.type != Type::kI32 || scope_ == Scope::kPart),
+            "an input of profile 'bits' is neither float32 nor int8 nor uint8");
     graph.inputs.push_back(std::move(input));
   }
 
@@ -126,10 +128,8 @@ class Reader {
     size_t n = 0;
     if (layer.operand())
       step.arguments.push_back(tree(arguments.at(layer.operand(), "a step's arguments"), 0)), ++n;
-    if (const Json* residual = arguments.find("residual")) {
-      require(layer.kind <= LayerKind::kPackedLinear, layer.kind_name, " takes no residual");
-      step.arguments.push_back(tree(*residual, 0)), ++n;
-    }
+    const Json* second = layer.second_operand() ? arguments.find(layer.second_operand()) : nullptr;
+    if (second) step.arguments.push_back(tree(*second, 0)), ++n;
     arguments.check_size(n, "a step's arguments");
   }
 

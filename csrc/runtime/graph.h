@@ -64,7 +64,7 @@ struct Graph {
   Argument output;
 };
 
-// A whole network's inputs are float32; those of a part may be int32 words as well.
+// A whole network's inputs are float32, int8 or uint8; those of a part may be int32 words as well.
 enum class Scope : uint8_t { kNetwork, kPart };
 Graph read_graph(std::string_view json, StoredTensors tensors, Scope scope);
 

@@ -13,6 +13,7 @@ namespace bop2nd::runtime {
 namespace {
 
 constexpr int64_t kInt31 = (int64_t{1} << 31) - 1, kDot = int64_t{1} << 24;
+constexpr int64_t kMostMultiplied = int64_t{1} << 16;
 
 struct Kind {
   const char* name;
@@ -55,6 +56,7 @@ const std::vector<Kind>& kinds() {
        .kind = LayerKind::kRealLinear,
        .attributes = {"fp32_bytes"},
        .tensors = {"weight", "bias"}},
+      {.name = "quantize_rows", .kind = LayerKind::kQuantizeRows, .attributes = {"per_row"}, .tensors = {}},
       {.name = "pack", .kind = LayerKind::kPack, .attributes = {"dim", "length", "groups"}, .tensors = {}},
       {.name = "regroup", .kind = LayerKind::kRegroup, .attributes = {"length", "groups"}, .tensors = {}},
       {.name = "flatten_bits", .kind = LayerKind::kFlattenBits, .attributes = {}, .tensors = {}},
@@ -123,9 +125,13 @@ void read_attribute(Layer& layer, const std::string& name, const Json& value) {
   } else if (name == "input") {
     const std::string& text = value.as_text(what);
     require(text == "real" || text == "int8" || text == "uint8", "input is '", printable(text), "'");
-    if (text != "real") fail(Status::kUnsupported, "this runtime takes no inputs of 8 bits yet");
-  } else if (name == "multiplier" || name == "zero_point") {  // of real numbers
-    value.as_integer(what, name == "multiplier", name == "multiplier");
+    layer.input = text == "real" ? Type::kF32 : text == "int8" ? Type::kI8 : Type::kU8;
+  } else if (name == "multiplier") {
+    layer.multiplier = static_cast<int32_t>(value.as_integer(what, 1, kMostMultiplied));
+  } else if (name == "zero_point") {
+    layer.zero_point = static_cast<int32_t>(value.as_integer(what, -kInt31 - 1, kInt31));
+  } else if (name == "per_row") {
+    layer.per_row = value.as_bool(what);
   } else if (name == "fp32_bytes") {
     value.as_integer(what, 0, INT64_MAX);
   } else if (!value.is(Json::Kind::kNull)) {  // emits
@@ -176,6 +182,24 @@ void check_tensor(const Layer& layer, const char* key, Type type, int64_t n) {
           " must be ", n, " numbers of its type");
 }
 
+// Of sums of real numbers, or of integers that stay within 32 bits.
+void check_signed(const Layer& layer) {
+  if (layer.input == Type::kF32) {
+    require(!layer.tensor("threshold") && layer.multiplier == 1 && layer.zero_point == 0, layer.kind_name,
+            ": thresholds, multiplier and zero_point belong to integers");
+    return;
+  }
+  int64_t m = layer.multiplier, zero = layer.zero_point;
+  int64_t low = layer.input == Type::kI8 ? -128 * m : 0, high = layer.input == Type::kI8 ? 127 * m : 255 * m;
+  require(low <= zero && zero <= high, layer.kind_name, ": zero_point is out of the range of its input");
+  int64_t products = 1;  // below 2^31 axis by axis, so that this cannot overflow before it is refused
+  for (size_t axis = 1; axis < layer.weight_shape.size(); ++axis) {
+    products *= layer.weight_shape[axis];
+    require(products * std::max(zero - low, high - zero) <= kInt31, layer.kind_name, ": sums of ", products,
+            " products exceed 32 bits");
+  }
+}
+
 void check_product(const Layer& layer) {
   bool image = layer.kind == LayerKind::kPackedConv2d || layer.kind == LayerKind::kRealConv2d ||
                layer.kind == LayerKind::kSignedConv2d;
@@ -203,8 +227,7 @@ void check_product(const Layer& layer) {
           ": sign_shift belongs to a layer that emits signs");
   int32_t low = layer.has_low ? layer.low : -static_cast<int32_t>(kDot);
   require(low <= (layer.has_high ? layer.high : kDot), layer.kind_name, ": low is above high");
-  bool is_signed = layer.kind == LayerKind::kSignedConv2d || layer.kind == LayerKind::kSignedLinear;
-  require(!is_signed || !layer.tensor("threshold"), layer.kind_name, ": thresholds belong to integers");
+  if (layer.is_signed()) check_signed(layer);
   require(layer.padding_bits <= layer.weight_shape[1], layer.kind_name, ": more padding bits than bits");
 }
 
@@ -248,6 +271,10 @@ const char* Layer::operand() const {
   return kind == LayerKind::kConstant ? nullptr : takes_words() ? "words" : "input";
 }
 
+const char* Layer::second_operand() const {
+  return kind <= LayerKind::kPackedLinear ? "residual" : is_signed() ? "input_scale" : nullptr;
+}
+
 Layer read_layer(const std::string& name, const Json& described, StoredTensors& left) {
   check_name(name, "a layer");
   require(!name.empty() && name.find('.') == std::string::npos,
@@ -256,7 +283,6 @@ Layer read_layer(const std::string& name, const Json& described, StoredTensors& 
   const std::string& kind_name = described.at("kind", "a layer").as_text("a layer's kind");
   auto kind =
       std::find_if(kinds().begin(), kinds().end(), [&](const Kind& k) { return kind_name == k.name; });
-  if (kind_name == "quantize_rows") fail(Status::kUnsupported, "this runtime takes no inputs of 8 bits yet");
   require(kind != kinds().end(), "a layer is of unknown kind '", printable(kind_name), "'");
   Layer layer{};
   layer.name = name, layer.kind = kind->kind, layer.kind_name = kind->name;

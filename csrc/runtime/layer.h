@@ -17,6 +17,7 @@ enum class LayerKind {
   kSignedLinear,
   kRealConv2d,
   kRealLinear,
+  kQuantizeRows,
   kPack,
   kRegroup,
   kFlattenBits,
@@ -39,6 +40,9 @@ struct Layer {
   int64_t groups = 1, padding_value = 0, padding_bits = 0, dim = 0, length = 0;
   bool ceil_mode = false, relu = false, has_low = false, has_high = false;
   int32_t low = 0, high = 0;
+  Type input = Type::kF32;  // of products by signs: float32, int8 or uint8
+  int32_t multiplier = 1, zero_point = 0;
+  bool per_row = false;
   enum class Emits { kPlain, kValues, kSigns, kBoth } emits = Emits::kPlain;
   std::map<std::string, Stored, std::less<>> tensors;
   Sizes weight_shape;  // logical
@@ -49,8 +53,10 @@ struct Layer {
   bool takes_words() const;
   bool gives_values() const { return emits != Emits::kSigns && !tensor("threshold"); }
   bool gives_signs() const { return emits == Emits::kSigns || emits == Emits::kBoth || tensor("threshold"); }
-  // The operands' names: the first one, and whether a residual may follow.
+  bool is_signed() const { return kind == LayerKind::kSignedConv2d || kind == LayerKind::kSignedLinear; }
+  // The operands' names: the first one, and one that may follow; null if there is none.
   const char* operand() const;
+  const char* second_operand() const;
   bool may_have_residual() const { return kind <= LayerKind::kPackedLinear && emits != Emits::kPlain; }
 };
 

@@ -55,31 +55,69 @@ Epilogue epilogue_of(const Layer& layer, const float* padding) {
   return to;
 }
 
-// What makes products of the step's first operand, `x`, with the weights as prepack_weight lays them.
-using Multiply = std::function<void(const Memory&, const uint32_t* blocked, const Epilogue&)>;
+bool has_second(Planner& p, const Step& step) {
+  return step.arguments.size() > 1 && p.value(step.arguments[1]).kind != Value::Kind::kNull;
+}
+
+// What makes products with the weights as prepack_weight lays them, and the operands that it reads.
+struct Multiply {
+  std::vector<Tensor> reads;
+  std::function<void(const Memory&, const uint32_t* blocked, const Epilogue&)> run;
+};
 
 Multiply multiply_words(const ConvShape& shape, const Tensor& x) {
-  return [shape, x](const Memory& memory, const uint32_t* blocked, const Epilogue& to) {
-    binary_conv(shape, memory.at<uint32_t>(x), blocked, to);
-  };
+  return {.reads = {x}, .run = [shape, x](const Memory& memory, const uint32_t* blocked, const Epilogue& to) {
+            binary_conv(shape, memory.at<uint32_t>(x), blocked, to);
+          }};
+}
+
+// What sums of integers take besides: for every set of taps that lie in the image, what a zero point adds.
+void account_for_corrections(Planner& p, const ConvShape& shape) {
+  int64_t sets = 1;
+  for (int axis = 0; axis < 2; ++axis) {
+    if (shape.padding[axis] > 0) sets *= shape.out_size(axis);
+    p.make(Type::kI8, {shape.out_size(axis), shape.kernel[axis]});
+  }
+  p.make(Type::kI32, {sets, shape.out_channels + 32});
+  p.make(Type::kI32, {shape.out_size(0), shape.out_size(1)});
 }
 
 // Strides of image, row, column and channel.
-Multiply multiply_reals(const ConvShape& shape, const Tensor& x, std::array<int64_t, 4> strides,
-                        const uint32_t* words) {
-  return [=](const Memory& memory, const uint32_t* blocked, const Epilogue& to) {
-    SignedProduct product{};
-    product.shape = shape, product.input = SignedInput::kReal, product.x = memory.at(x);
-    product.image_stride = strides[0], product.row_stride = strides[1];
-    product.column_stride = strides[2], product.channel_stride = strides[3];
-    product.multiplier = 1, product.w = words, product.blocked = blocked, product.to = to;
-    signed_product(product);
+Multiply multiply_numbers(Planner& p, const Layer& layer, const Step& step, const ConvShape& shape,
+                          const Tensor& x, std::array<int64_t, 4> strides) {
+  SignedProduct product{};
+  product.shape = shape;
+  product.input = layer.input == Type::kF32  ? SignedInput::kReal
+                  : layer.input == Type::kI8 ? SignedInput::kInt8
+                                             : SignedInput::kUint8;
+  product.image_stride = strides[0], product.row_stride = strides[1];
+  product.column_stride = strides[2], product.channel_stride = strides[3];
+  product.multiplier = layer.multiplier, product.zero_point = layer.zero_point;
+  product.w = weight_words(layer);
+  if (layer.input != Type::kF32) account_for_corrections(p, shape);
+  Multiply made{.reads = {x}, .run = {}};
+  bool scaled = has_second(p, step);
+  Tensor scale;
+  if (scaled) {
+    scale = p.dense(p.real(step.arguments[1]));
+    p.check(scale.count() == 1 || scale.count() == shape.batch,
+            "input_scale is neither one number nor one for every image or row");
+    product.scale_per_image = scale.count() > 1;
+    made.reads.push_back(scale);
+  }
+  made.run = [=](const Memory& memory, const uint32_t* blocked, const Epilogue& to) {
+    SignedProduct now = product;
+    now.x = x.type == Type::kF32 ? static_cast<const void*>(memory.at(x)) : memory.at<uint8_t>(x);
+    now.input_scale = scaled ? memory.at(scale) : nullptr;
+    now.blocked = blocked, now.to = to;
+    signed_product(now);
   };
+  return made;
 }
 
-Value plan_product(Planner& p, const Layer& layer, const Step& step, const ConvShape& shape, const Tensor& x,
+Value plan_product(Planner& p, const Layer& layer, const Step& step, const ConvShape& shape,
                    const Multiply& multiply, Sizes values_shape, Sizes signs_shape, bool image) {
-  bool has_residual = step.arguments.size() > 1 && p.value(step.arguments[1]).kind != Value::Kind::kNull;
+  bool has_residual = layer.takes_words() && has_second(p, step);
   Tensor residual;
   if (has_residual) {
     p.check(layer.may_have_residual(), "it takes no residual");
@@ -92,18 +130,18 @@ Value plan_product(Planner& p, const Layer& layer, const Step& step, const ConvS
     padding = minus_padding(p, layer);
   Epilogue epilogue = epilogue_of(layer, padding ? reinterpret_cast<const float*>(padding.get()) : nullptr);
   Tensor values, signs;
-  std::vector<Tensor> reads{x}, writes;
+  std::vector<Tensor> reads = multiply.reads, writes;
   if (has_residual) reads.push_back(residual);
   if (layer.gives_values()) writes.push_back(values = p.make(Type::kF32, values_shape, image));
   if (layer.gives_signs()) writes.push_back(signs = p.make(Type::kI32, signs_shape));
   bool gives_values = layer.gives_values(), gives_signs = layer.gives_signs();
-  p.emit(reads, writes, static_cast<double>(shape.products()), [=](const Memory& memory) {
+  p.emit(reads, writes, static_cast<double>(shape.products()), [=, run = multiply.run](const Memory& memory) {
     Epilogue to = epilogue;
     (void)padding;  // kept for the epilogue
     if (gives_values) to.values = memory.at(values);
     if (gives_signs) to.signs = memory.at<uint32_t>(signs);
     if (has_residual) to.residual = memory.at(residual);
-    multiply(memory, blocked.get(), to);
+    run(memory, blocked.get(), to);
   });
   if (gives_values && gives_signs) {
     Value both;
@@ -131,7 +169,7 @@ ConvShape conv_shape(const Layer& layer, int64_t batch, int64_t rows, int64_t co
 
 Value plan_conv(Planner& p, const Layer& layer, const Step& step) {
   bool words = layer.kind == LayerKind::kPackedConv2d;
-  Tensor x = words ? p.dense(p.words(step.arguments[0])) : p.real(step.arguments[0]);
+  Tensor x = words ? p.dense(p.words(step.arguments[0])) : p.tensor(step.arguments[0], layer.input);
   const Sizes& w = layer.weight_shape;
   if (words) {
     p.check(x.rank() == 4 && x.shape[3] == layer.groups * words_for(w[1]),
@@ -142,20 +180,20 @@ Value plan_conv(Planner& p, const Layer& layer, const Step& step) {
   ConvShape shape = words ? conv_shape(layer, x.shape[0], x.shape[1], x.shape[2])
                           : conv_shape(layer, x.shape[0], x.shape[2], x.shape[3]);
   // What the loops themselves take: an image with its border, lists of taps for every kind of pixel.
-  p.make(Type::kI32, {x.shape[0], shape.height + 2 * layer.padding[0], shape.width + 2 * layer.padding[1],
-                      words ? x.shape[3] : x.shape[1]});
+  p.make(words ? Type::kI32 : layer.input,
+         {x.shape[0], shape.height + 2 * layer.padding[0], shape.width + 2 * layer.padding[1],
+          words ? x.shape[3] : x.shape[1]});
   int64_t rows = shape.out_size(0), columns = shape.out_size(1);
-  Multiply multiply = words
-                          ? multiply_words(shape, x)
-                          : multiply_reals(shape, x, {x.strides[0], x.strides[2], x.strides[3], x.strides[1]},
-                                           weight_words(layer));
-  return plan_product(p, layer, step, shape, x, multiply, {x.shape[0], w[0], rows, columns},
+  std::array<int64_t, 4> strides{x.strides[0], x.strides[words ? 1 : 2], x.strides[words ? 2 : 3],
+                                 x.strides[words ? 3 : 1]};
+  Multiply multiply = words ? multiply_words(shape, x) : multiply_numbers(p, layer, step, shape, x, strides);
+  return plan_product(p, layer, step, shape, multiply, {x.shape[0], w[0], rows, columns},
                       {x.shape[0], rows, columns, words_for(w[0])}, true);
 }
 
 Value plan_dense(Planner& p, const Layer& layer, const Step& step) {
   bool words = layer.kind == LayerKind::kPackedLinear;
-  Tensor x = p.dense(words ? p.words(step.arguments[0]) : p.real(step.arguments[0]));
+  Tensor x = p.dense(p.tensor(step.arguments[0], words ? Type::kI32 : layer.input));
   const Sizes& w = layer.weight_shape;
   p.check(x.rank() >= 1 && x.shape.back() == (words ? words_for(w[1]) : w[1]),
           "a row does not fit its features");
@@ -163,10 +201,32 @@ Value plan_dense(Planner& p, const Layer& layer, const Step& step) {
   for (size_t i = 0; i + 1 < x.rank(); ++i) rows *= x.shape[i];
   ConvShape shape = checked({.batch = rows, .channels = w[1], .out_channels = w[0]});
   Multiply multiply =
-      words ? multiply_words(shape, x) : multiply_reals(shape, x, {w[1], w[1], w[1], 1}, weight_words(layer));
+      words ? multiply_words(shape, x) : multiply_numbers(p, layer, step, shape, x, {{w[1], w[1], w[1], 1}});
   Sizes values = x.shape, signs = x.shape;
   values.back() = w[0], signs.back() = words_for(w[0]);
-  return plan_product(p, layer, step, shape, x, multiply, values, signs, false);
+  return plan_product(p, layer, step, shape, multiply, values, signs, false);
+}
+
+Value plan_quantize(Planner& p, const Layer& layer, const Step& step) {
+  Tensor x = p.dense(p.real(step.arguments[0]));
+  p.check(x.rank() >= 1, "it takes rows");
+  int64_t length = x.shape.back();
+  Sizes rows(x.shape.begin(), x.shape.end() - 1);
+  int64_t n_rows = product(rows);
+  Tensor q = p.make(Type::kI8, x.shape), scale = p.make(Type::kF32, layer.per_row ? rows : Sizes{1});
+  const char* name = step.name.c_str();
+  bool per_row = layer.per_row;
+  p.emit({x}, {q, scale}, static_cast<double>(n_rows * length), [=](const Memory& memory) {
+    int64_t wrong = quantize_rows(Dtype::kFloat32, memory.at(x), n_rows, length, per_row,
+                                  memory.at<int8_t>(q), memory.at(scale));
+    if (wrong > 0)
+      fail(Status::kArgument, "step '", printable(name), "': ", wrong, " of ", n_rows,
+           " rows hold infinite or NaN elements");
+  });
+  Value both;
+  both.kind = Value::Kind::kList;
+  both.items = {Value::of(q), Value::of(scale)};
+  return both;
 }
 
 // Some neighbouring axes seen as one, where they lie so.
@@ -280,6 +340,8 @@ Value plan_layer(Planner& p, const Layer& layer, const Step& step) {
     case LayerKind::kRealConv2d:
     case LayerKind::kRealLinear:
       return plan_real(p, layer, step);
+    case LayerKind::kQuantizeRows:
+      return plan_quantize(p, layer, step);
     case LayerKind::kPack:
       return plan_pack(p, layer, step);
     case LayerKind::kRegroup:

@@ -23,13 +23,15 @@ void check_input(const InputSpec& spec, const Array& input, bool needs_data, boo
   auto refuse = [&](const std::string& what) {
     fail(Status::kArgument, "input '", printable(spec.name), "' ", what);
   };
-  if (input.type != spec.type) refuse("is of another dtype");
+  if (input.type != spec.type)
+    refuse(std::string("is ") + name_of(input.type) + ", not " + name_of(spec.type));
   bool fits = (any_shape || input.shape.size() == spec.shape.size()) && extent(input.shape) > 0;
   for (size_t i = 0; fits && !any_shape && i < spec.shape.size(); ++i)
     fits = spec.free[i] || input.shape[i] == spec.shape[i];
   if (!fits) refuse("must be like " + text_of(spec.shape) + ", got " + text_of(input.shape));
   if (needs_data && !input.data && product(input.shape) > 0) refuse("has no data");
-  if (reinterpret_cast<uintptr_t>(input.data) % 4 != 0) refuse("does not start on 4 bytes");
+  if (reinterpret_cast<uintptr_t>(input.data) % static_cast<uintptr_t>(bytes_of(input.type)) != 0)
+    refuse("does not start on a multiple of an element's bytes");
 }
 
 void check_inputs(const Network& network, const std::vector<Array>& inputs, bool needs_data) {
@@ -99,7 +101,8 @@ std::string Network::describe() const {
   }
   text << "packed network, " << bytes << " bytes of tensors\n";
   for (const InputSpec& input : graph_.inputs)
-    text << "  input " << printable(input.name) << " " << text_of(input.shape) << "\n";
+    text << "  input " << printable(input.name) << " " << name_of(input.type) << " " << text_of(input.shape)
+         << "\n";
   for (const Step& step : graph_.steps) {
     if (step.kind == Step::Kind::kInput) continue;
     text << "  " << printable(step.name) << " = ";
@@ -113,7 +116,8 @@ std::string Network::describe() const {
     text << "\n";
   }
   for (const OutputSpec& output : outputs_)
-    text << "  output " << printable(output.name) << " " << text_of(output.shape) << "\n";
+    text << "  output " << printable(output.name) << " " << name_of(output.type) << " "
+         << text_of(output.shape) << "\n";
   return text.str();
 }
 

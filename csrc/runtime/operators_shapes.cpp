@@ -40,11 +40,11 @@ Value viewed(Planner& p, const Tensor& from, Sizes shape) {
 }
 
 Value view(Planner& p, const Step& s) {
-  return viewed(p, p.real(s.arguments[0]), p.integers(s.arguments[1]));
+  return viewed(p, p.tensor(s.arguments[0]), p.integers(s.arguments[1]));
 }
 
 Value flatten(Planner& p, const Step& s) {
-  Tensor x = p.real(s.arguments[0]);
+  Tensor x = p.tensor(s.arguments[0]);
   if (x.rank() == 0) return viewed(p, x, {1});
   size_t first = axis_of(p, p.integer(s.arguments[1]), x.rank());
   size_t last = axis_of(p, p.integer(s.arguments[2]), x.rank());
@@ -58,7 +58,7 @@ Value flatten(Planner& p, const Step& s) {
 }
 
 Value permute(Planner& p, const Step& s) {
-  Tensor x = p.real(s.arguments[0]), to = x;
+  Tensor x = p.tensor(s.arguments[0]), to = x;
   Sizes dims = p.integers(s.arguments[1]);
   p.check(dims.size() == x.rank(), "not every axis is named");
   std::vector<bool> seen(x.rank());
@@ -87,19 +87,18 @@ Value expanded(Planner& p, Tensor x, const Sizes& sizes) {
 }
 
 Value expand(Planner& p, const Step& s) {
-  return expanded(p, p.real(s.arguments[0]), p.integers(s.arguments[1]));
+  return expanded(p, p.tensor(s.arguments[0]), p.integers(s.arguments[1]));
 }
 
 Value expand_as(Planner& p, const Step& s) {
-  return expanded(p, p.real(s.arguments[0]), p.real(s.arguments[1]).shape);
+  return expanded(p, p.tensor(s.arguments[0]), p.tensor(s.arguments[1]).shape);
 }
 
-Value contiguous(Planner& p, const Step& s) { return Value::of(p.real(s.arguments[0])); }
+Value contiguous(Planner& p, const Step& s) { return Value::of(p.tensor(s.arguments[0])); }
 
 Value sym_size(Planner& p, const Step& s) {
-  Value x = p.value(s.arguments[0]);
-  p.check(x.kind == Value::Kind::kTensor, "its operand is no tensor");
-  return Value::of(x.tensor.shape[axis_of(p, p.integer(s.arguments[1]), x.tensor.rank())]);
+  Tensor x = p.tensor(s.arguments[0]);
+  return Value::of(x.shape[axis_of(p, p.integer(s.arguments[1]), x.rank())]);
 }
 
 Value cat(Planner& p, const Step& s) {
@@ -107,8 +106,8 @@ Value cat(Planner& p, const Step& s) {
   p.check(list.kind == Value::Kind::kList && !list.items.empty(), "it takes a list of tensors");
   std::vector<Tensor> parts;
   for (const Value& item : list.items) {
-    p.check(item.kind == Value::Kind::kTensor && item.tensor.type == Type::kF32,
-            "it takes a list of tensors");
+    p.check(item.kind == Value::Kind::kTensor, "it takes a list of tensors");
+    p.check(parts.empty() || item.tensor.type == parts[0].type, "the tensors have different dtypes");
     parts.push_back(item.tensor);
   }
   size_t axis = axis_of(p, p.integer(s.arguments[1]), parts[0].rank());
@@ -122,7 +121,7 @@ Value cat(Planner& p, const Step& s) {
     shape[axis] += part.shape[axis];
     images = images && part.channels_last();
   }
-  Tensor to = p.make(Type::kF32, shape, images);
+  Tensor to = p.make(parts[0].type, shape, images);
   std::vector<Tensor> targets;
   std::vector<Walk> walks;
   for (const Tensor& part : parts) {

@@ -93,6 +93,12 @@ std::string checksum(const Json& metadata, const StoredTensors& tensors) {
 
 int64_t bytes_of(Type type) { return kBytes[static_cast<int>(type)]; }
 
+const char* name_of(Type type) {
+  constexpr const char* kNames[] = {"float64", "float32", "float16", "bfloat16", "int64",
+                                    "int32",   "int16",   "int8",    "uint8",    "bool"};
+  return kNames[static_cast<int>(type)];
+}
+
 int64_t product(const Sizes& sizes) {
   int64_t n = 1;
   for (int64_t size : sizes) n *= size;

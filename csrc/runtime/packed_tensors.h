@@ -21,6 +21,7 @@ int64_t extent(const Sizes& shape);
 
 enum class Type : uint8_t { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool };
 int64_t bytes_of(Type type);
+const char* name_of(Type type);  // "float32"
 
 // A tensor in memory that somebody else keeps; row-major.
 struct Stored {

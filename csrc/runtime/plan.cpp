@@ -134,7 +134,8 @@ Planner::Planner(const Network& network, const std::vector<Array>& inputs, const
   const Limits& limits = network.limits();
   allowed_ = limits.run_bytes;
   for (const Array& input : inputs) {
-    uint64_t bytes = limits.bytes_per_input_byte * 4 * static_cast<uint64_t>(product(input.shape));
+    uint64_t bytes = limits.bytes_per_input_byte * static_cast<uint64_t>(bytes_of(input.type)) *
+                     static_cast<uint64_t>(product(input.shape));
     allowed_ = allowed_ + bytes < allowed_ ? UINT64_MAX : allowed_ + bytes;
     plan_->input_shapes.push_back(input.shape), plan_->input_strides.push_back(input.strides);
   }
@@ -373,18 +374,17 @@ Value Planner::value(const Argument& argument) const {
   return value;
 }
 
-Tensor Planner::real(const Argument& argument) const {
+Tensor Planner::tensor(const Argument& argument) const {
   Value found = value(argument);
-  check(found.kind == Value::Kind::kTensor && found.tensor.type == Type::kF32,
-        "an operand is no float32 tensor");
+  check(found.kind == Value::Kind::kTensor, "an operand is no tensor");
   return found.tensor;
 }
 
-Tensor Planner::words(const Argument& argument) const {
-  Value found = value(argument);
-  check(found.kind == Value::Kind::kTensor && found.tensor.type == Type::kI32,
-        "an operand is no tensor of words");
-  return found.tensor;
+Tensor Planner::tensor(const Argument& argument, Type type) const {
+  Tensor found = tensor(argument);
+  if (found.type != type)
+    refuse(std::string("an operand is ") + name_of(found.type) + ", not " + name_of(type));
+  return found;
 }
 
 int64_t Planner::integer(const Argument& argument) const {

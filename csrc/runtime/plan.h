@@ -115,8 +115,10 @@ class Planner {
 
   // ---- Arguments of the step at hand, by position; `fail` where they are of another kind.
   Value value(const Argument& argument) const;
-  Tensor real(const Argument& argument) const;
-  Tensor words(const Argument& argument) const;
+  Tensor tensor(const Argument& argument) const;  // of any type
+  Tensor tensor(const Argument& argument, Type type) const;
+  Tensor real(const Argument& argument) const { return tensor(argument, Type::kF32); }
+  Tensor words(const Argument& argument) const { return tensor(argument, Type::kI32); }
   int64_t integer(const Argument& argument) const;
   double number(const Argument& argument) const;
   bool is_number(const Argument& argument) const;

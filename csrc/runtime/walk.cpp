@@ -58,20 +58,29 @@ void Walk::run(const std::function<void(const std::array<int64_t, kOperands>&)>&
                   });
 }
 
-void copy_elements(const Memory& memory, const Walk& walk, const Tensor& from, const Tensor& to) {
-  // Float and word alike: four bytes.
-  const uint32_t* source = memory.at<uint32_t>(from);
-  uint32_t* target = memory.at<uint32_t>(to);
+namespace {
+
+template <class T>
+void copy_as(const Memory& memory, const Walk& walk, const Tensor& from, const Tensor& to) {
+  const T* source = memory.at<T>(from);
+  T* target = memory.at<T>(to);
   int64_t n = walk.inner, step = walk.inner_strides[1], to_step = walk.inner_strides[0];
   walk.run([&](const std::array<int64_t, Walk::kOperands>& at) {
-    const uint32_t* a = source + at[1];
-    uint32_t* b = target + at[0];
+    const T* a = source + at[1];
+    T* b = target + at[0];
     if (step == 1 && to_step == 1) {
       std::copy(a, a + n, b);
     } else {
       for (int64_t i = 0; i < n; ++i) b[i * to_step] = a[i * step];
     }
   });
+}
+
+}  // namespace
+
+void copy_elements(const Memory& memory, const Walk& walk, const Tensor& from, const Tensor& to) {
+  // Float and word alike: four bytes.
+  (bytes_of(from.type) == 1 ? copy_as<uint8_t> : copy_as<uint32_t>)(memory, walk, from, to);
 }
 
 Sizes broadcast(const Planner& planner, const Sizes& a, const Sizes& b) {

@@ -222,9 +222,10 @@ int load_and_run(const std::string& bytes, Random& random) {
                      static_cast<int32_t>(outputs.size())) == BOP2ND_OK;
   // Every byte of a result is there to be read. Volatile: else the compiler leaves the loop out.
   for (size_t i = 0; ran && i < outputs.size(); ++i) {
-    int64_t n = outputs[i].dtype == BOP2ND_INT64 ? 2 : 1;
+    bop2nd_dtype dtype = outputs[i].dtype;
+    int64_t n = dtype == BOP2ND_INT64 ? 8 : dtype == BOP2ND_INT8 || dtype == BOP2ND_UINT8 ? 1 : 4;
     for (int axis = 0; axis < outputs[i].n_axes; ++axis) n *= outputs[i].shape[axis];
-    for (int64_t k = 0; k < n; ++k) (void)static_cast<const volatile uint32_t*>(outputs[i].data)[k];
+    for (int64_t k = 0; k < n; ++k) (void)static_cast<const volatile uint8_t*>(outputs[i].data)[k];
   }
   bop2nd_context_free(context), bop2nd_free(network);
   return ran;
@@ -237,13 +238,14 @@ int main(int argc, char** argv) {
   Random random{argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 88172645463325252ull};
   std::string data = BOP2ND_TEST_DATA;
   const File seeds[] = {File(bytes_of(data + "/packed_words.safetensors")),
-                        File(bytes_of(data + "/packed_residual.safetensors"))};
+                        File(bytes_of(data + "/packed_residual.safetensors")),
+                        File(bytes_of(data + "/packed_signed.safetensors"))};
   for (const File& seed : seeds) CHECK(File(seed).written().size() > 1000, "an empty seed");
   int64_t n_ran = 0;
   double longest = 0;
   for (int64_t round = 0; round < n_rounds; ++round) {
     Random before = random;
-    File file = seeds[random.below(2)];
+    File file = seeds[random.below(3)];
     mutate(file, random);
     std::string bytes = file.written();
     if (random.below(20) == 0) bytes[random.below(bytes.size())] = static_cast<char>(random.next());
