@@ -23,8 +23,9 @@ from bop2nd_fast.stamp import stamp
 
 from .gates import close, context_lost, equal, failures
 from .gpu_operators import Setting
-from .registry import OURS, GateError
-from .suites.gpu import conv_operands, linear_operands, step_contender
+from .registry import GateError
+from .steps import StepData
+from .suites.gpu import conv_operands, linear_operands
 from .timing import QUICK, cuda_sampler, measure
 
 Run = Callable[[], object]
@@ -87,8 +88,8 @@ def step_candidates(s: Setting, chip: str, kind: str) -> Iterator[Candidate]:
     from bop2nd_fast.kernels import bop_step, tuning
 
     moment = BF16 if kind == "bf16" else F32
-    shapes: list[tuple[int, ...]] = [(s.size(8192, 8), s.size(8192, 64))]
-    step = step_contender(s, shapes, "step", OURS, bop_step.bop_step_, moment, moment).make()
+    shape = (s.size(8192, 8), s.size(8192, 64))
+    step = StepData([shape], s.normal).packed(bop_step.bop_step_, moment, moment)
     assert step.run is not None
     work = step.run
     for words, warps in ((16, 4), (32, 4), (32, 8), (64, 8)):

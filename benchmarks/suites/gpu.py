@@ -7,7 +7,7 @@ with the specification, exactly where the result is integers or bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,12 +17,11 @@ from torch import Tensor
 
 from bop2nd_fast import backends, reference
 
-from .. import eager_step, gpu_training
-from ..eager_step import EPS, GAMMA, SIGMA, TAU, DenseState, careful
+from .. import gpu_training
 from ..gates import close, equal
 from ..goals import Figure, Goal, mean, memory_over, over, rate, share
 from ..gpu_operators import Setting, on_each_backend
-from ..networks import STAGES, resnet18_weights
+from ..networks import STAGES, WeightShape, resnet18_weights
 from ..registry import (
     BASELINE,
     BOUND,
@@ -34,7 +33,8 @@ from ..registry import (
     Suite,
     Unavailable,
     gated,
-)  # fmt: skip
+)
+from ..steps import StepData, careful
 from ..timing import captured
 
 PEAK, COPY, COMPILED, ADAM = "tensor cores from registers", "copy", "torch.compile", "Adam fused"
@@ -43,19 +43,12 @@ LARGE, RESNET, TRAINING = "step, 64 M weights", "step, ResNet-18", "BinaryNet tr
 SIGNED, SIGNED_ONE = "signed linear, 256 rows, 4096^2", "signed linear, 1 row, 4096^2"
 FIRST = "first layer, uint8, 3 to 128 channels, 32x32"
 F32, BF16 = torch.float32, torch.bfloat16
-Run = Callable[[], Any]
+PADDED = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation and groups of every convolution here
+Compare = Callable[[Any], str]
 Entries = Iterator[Contender]
 
 
-def entry(
-    name: str, role: str, run: Run, compare: Callable[[Any], str], n_bytes: int = 0, products: int = 0
-) -> Contender:
-    """A contender whose operands lie there already; ``compare`` takes what ``run`` returns."""
-    make = partial(gated, run, compare)
-    return Contender(name, role, make, bytes=n_bytes or None, operations=products or None)
-
-
-def in_graph(s: Setting, name: str, run: Run, compare: Callable[[Any], str], products: int) -> Contender:
+def in_graph(s: Setting, name: str, run: Callable[[], Any], compare: Compare, products: int) -> Contender:
     """The same call replayed from a CUDA graph: without what the host does for a launch."""
 
     def make() -> Prepared:
@@ -66,100 +59,35 @@ def in_graph(s: Setting, name: str, run: Run, compare: Callable[[Any], str], pro
     return Contender(f"{name}, CUDA graph", VARIANT, make, operations=products)
 
 
-# ---------------------------------------------------------------------------------------------- the step
-
-
 def copy_bandwidth(s: Setting, n_bytes: int) -> Contender:
     """A plain copy that moves ``n_bytes``, half of them read: the bound for what only moves memory."""
     source = torch.zeros(max(1, n_bytes // 8), device=s.device)
-    target = torch.empty_like(source)
-    return entry(COPY, BOUND, lambda: target.copy_(source), lambda got: equal(got, source, "copy"), n_bytes)
+    target, same = torch.empty_like(source), partial(equal, want=source, what="copy")
+    return Contender(COPY, BOUND, partial(gated, lambda: target.copy_(source), same), n_bytes)
 
 
-def step_contender(
-    s: Setting,
-    shapes: list[tuple[int, ...]],
-    name: str,
-    role: str,
-    step: Callable[..., None],
-    grad: Any,
-    moment: Any,
-) -> Contender:
-    """The operator ``step`` on packed weights, with gradients and moments of these dtypes."""
-    words = [reference.pack_bits(s.normal(*shape)) for shape in shapes]
-    grads = [s.normal(*shape, dtype=grad) for shape in shapes]
-    m = [s.normal(*shape).mul_(3e-3).to(moment) for shape in shapes]
-    v = [s.normal(*shape).square_().mul_(0.1).add_(0.9).to(moment) for shape in shapes]
-    hyper = torch.tensor([GAMMA, SIGMA, TAU, TAU * EPS], device=s.device)
-    counts = torch.empty(len(shapes), 2, dtype=torch.int64, device=s.device)
-    seed = torch.tensor([5, 1], device=s.device) if moment == BF16 else None
-
-    def run() -> None:
-        step(words, grads, m, v, hyper, counts, seed=seed)
-
-    def check() -> str:
-        want = [[t.clone() for t in column] for column in (words, grads, m, v)]
-        want_counts = torch.empty_like(counts)
-        reference.bop_step_(want[0], want[1], want[2], want[3], hyper, want_counts, seed=seed)
-        run()
-        equal(counts, want_counts, f"{name}: counts")
-        for what, got, wanted in zip(("words", "m", "v"), (words, m, v), (want[0], *want[2:]), strict=True):
-            for g, w in zip(got, wanted, strict=True):
-                equal(g, w, f"{name}: {what}")
-        return "words, moments and counts bit-identical to the reference"
-
-    n = sum(map(math.prod, shapes))
-    n_bytes = n * (torch.empty(0, dtype=grad).element_size() + 4 * m[0].element_size()) + n // 4
-    return Contender(name, role, lambda: Prepared(check, run), bytes=n_bytes)
-
-
-def dense_baselines(s: Setting, shapes: list[tuple[int, ...]], compiled: bool) -> Entries:
-    """Careful eager, the same compiled, and fused Adam, on dense fp32 weights."""
-    weights = [s.normal(*shape).sign_().add_(0.5).sign_() for shape in shapes]
-    grads = [s.normal(*shape) for shape in shapes]
-    m = [s.normal(*shape).mul_(1e-3) for shape in shapes]
-    v = [s.normal(*shape).square_().mul_(0.1).add_(0.9) for shape in shapes]
-    state, n_bytes = DenseState(weights, grads, m, v), 28 * sum(map(math.prod, shapes))
-    yield Contender(CAREFUL, BASELINE, partial(eager_step.prepared, state, careful, CAREFUL), bytes=n_bytes)
-    if compiled:
-        function = torch.compile(careful, fullgraph=True, dynamic=False)
-        make = partial(eager_step.prepared, state, function, COMPILED)
-        yield Contender(COMPILED, BASELINE, make, bytes=n_bytes)
-    params = [torch.nn.Parameter(w.clone()) for w in weights]
-    for p, g in zip(params, grads, strict=True):
-        p.grad = g
-    adam = torch.optim.Adam(params, lr=1e-4, fused=True)
-
-    def first_step() -> str:
-        before = params[0].detach().clone()
-        adam.step()
-        return close(before - params[0].detach(), 1e-4 * grads[0].sign(), "Adam's first step")
-
-    yield Contender(ADAM, BASELINE, lambda: Prepared(first_step, adam.step), bytes=n_bytes)
-
-
-def step_case(s: Setting, shapes: list[tuple[int, ...]], compiled: bool) -> Entries:
+def step_case(s: Setting, shapes: Sequence[WeightShape], compiled: bool) -> Entries:
     if s.dry:
         shapes = [(64, 64)] if len(shapes) == 1 else [(8, 3, 3, 3), (8, 40), (4, 64)]
+    data, n = StepData(shapes, s.normal), sum(map(math.prod, shapes))
 
     def ours(name: str, role: str, operators: Any) -> Entries:
-        yield step_contender(s, shapes, name, role, operators.bop_step_, F32, F32)
-        low = f"{name}, bf16 state and gradients"
-        yield step_contender(s, shapes, low, VARIANT, operators.bop_step_, BF16, BF16)
+        step, low = operators.bop_step_, f"{name}, bf16 state and gradients"
+        yield Contender(name, role, partial(data.packed, step, F32, F32), 20 * n + n // 4)
+        yield Contender(low, VARIANT, partial(data.packed, step, BF16, BF16), 10 * n + n // 4)
 
     yield from on_each_backend(ours)
-    yield from dense_baselines(s, shapes, compiled and not s.dry)
-    n = sum(map(math.prod, shapes))
+    yield Contender(CAREFUL, BASELINE, partial(data.eager, careful, CAREFUL), 28 * n)
+    if compiled and not s.dry:
+        yield Contender(COMPILED, BASELINE, data.compiled, 28 * n)
+    yield Contender(ADAM, BASELINE, data.adam, 28 * n)
     yield copy_bandwidth(s, 20 * n + n // 4)
-
-
-# ---------------------------------------------------------------------------------------------- packing
 
 
 def pack_case(s: Setting, shape: tuple[int, ...], dim: int, dtype: Any, last: bool) -> Entries:
     x = s.normal(*shape, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    n_bytes = x.numel() * x.element_size() + x.numel() // 4
+    n_bytes = x.nbytes + x.numel() // 4
     words, want = reference.pack_bits(x, dim), torch.where(x < 0, -1.0, 1.0).to(dtype)
     packed = reference.pack_bits_ste(x, dim)
 
@@ -167,10 +95,11 @@ def pack_case(s: Setting, shape: tuple[int, ...], dim: int, dtype: Any, last: bo
         def same(got: Any) -> str:
             return [equal(g, w, f"{name}: pack") for g, w in zip(got, packed, strict=True)][-1]
 
-        pack = lambda: operators.pack_bits_ste(x, dim)  # noqa: E731
-        yield entry(f"{name} pack signs and mask", role, pack, same, n_bytes)
+        pack = partial(gated, lambda: operators.pack_bits_ste(x, dim), same)
+        yield Contender(f"{name} pack signs and mask", role, pack, n_bytes)
         unpack = lambda: operators.unpack_bits(words, shape[dim], dim, dtype=dtype)  # noqa: E731
-        yield entry(f"{name} unpack", VARIANT, unpack, lambda got: equal(got, want, name), n_bytes)
+        back = partial(gated, unpack, partial(equal, want=want, what=name))
+        yield Contender(f"{name} unpack", VARIANT, back, n_bytes)
 
     yield from on_each_backend(ours)
     yield copy_bandwidth(s, n_bytes)
@@ -195,16 +124,14 @@ def rotating_weights(
     products: int,
     name: str,
     role: str,
-    call: Callable[[Tensor], Tensor],
+    call: Callable[[Tensor], Any],
     weight: Tensor,
-    compare: Callable[[Tensor], str],
+    same: Compare,
 ) -> Contender:
     """A call on as many copies of the weight as no cache holds."""
-    copies = [weight.clone() for _ in range(s.copies(weight.nbytes) - 1)]
-    make = lambda: Prepared(  # noqa: E731
-        lambda: compare(call(weight)), partial(call, weight), rotate=[partial(call, c) for c in copies]
-    )
-    return Contender(name, role, make, bytes=weight.nbytes, operations=products)
+    runs = [partial(call, w) for w in (weight, *(weight.clone() for _ in range(s.copies(weight.nbytes) - 1)))]
+    make = partial(Prepared, lambda: same(runs[0]()), runs[0], rotate=runs[1:])
+    return Contender(name, role, make, weight.nbytes, products)
 
 
 def linear_case(s: Setting, rows: int, outputs: int, features: int, square: bool) -> Entries:
@@ -215,11 +142,10 @@ def linear_case(s: Setting, rows: int, outputs: int, features: int, square: bool
     rotating = partial(rotating_weights, s, products)
 
     def ours(name: str, role: str, operators: Any) -> Entries:
-        def call(weight: Tensor, **tile: Any) -> Tensor:
-            result: Tensor = operators.binary_linear_packed(x_words, weight, features, **tile)[0]
-            return result
+        def call(weight: Tensor, **tile: Any) -> Any:
+            return operators.binary_linear_packed(x_words, weight, features, **tile)[0]
 
-        same = lambda got: equal(got, want, name)  # noqa: E731
+        same = partial(equal, want=want, what=name)
         yield rotating(name, role, call, w_words, same)
         if square and name == "triton":
             from bop2nd_fast.kernels import tuning
@@ -233,7 +159,7 @@ def linear_case(s: Setting, rows: int, outputs: int, features: int, square: bool
     if square:
         yield tensor_core_peak(s)
     x, w = (reference.unpack_bits(t, features, dtype=BF16) for t in (x_words, w_words))
-    yield rotating(CUBLAS, BASELINE, partial(F.linear, x), w, lambda got: close(got, want, CUBLAS))
+    yield rotating(CUBLAS, BASELINE, partial(F.linear, x), w, partial(close, want=want, what=CUBLAS))
 
 
 def tensor_core_peak(s: Setting) -> Contender:
@@ -259,30 +185,24 @@ def tensor_core_peak(s: Setting) -> Contender:
 def conv_case(s: Setting, batch: int, channels: int, side: int) -> Entries:
     signs, words = conv_operands(s, batch, channels, side)
     x, w = (reference.unpack_bits(t, channels, 1, dtype=BF16) for t in (signs, words))  # channels-last
-    geometry = ([1, 1], [1, 1], [1, 1], 1, 0)
-    want = reference.binary_conv2d(x, words, *geometry, False)[0]
+    want = reference.binary_conv2d(x, words, *PADDED, 0, False)[0]
     threshold = torch.arange(channels, dtype=torch.int32, device=s.device) % 7 - 3
     asked: dict[str, Any] = {"values": False, "signs": True, "threshold": threshold}
-    bits = reference.binary_conv2d_packed(signs, words, channels, *geometry, **asked)[1]
+    bits = reference.binary_conv2d_packed(signs, words, channels, *PADDED, 0, **asked)[1]
     products, n_bytes = batch * side**2 * channels**2 * 9, 4 * x.numel()
 
     def ours(name: str, role: str, operators: Any) -> Entries:
-        def floats() -> Tensor:
-            result: Tensor = operators.binary_conv2d(x, words, *geometry, False)[0]
-            return result
-
-        def packed() -> Tensor:
-            result: Tensor = operators.binary_conv2d_packed(signs, words, channels, *geometry, **asked)[1]
-            return result
-
-        same = lambda got: equal(got, bits, f"{name}: bits")  # noqa: E731
-        yield entry(name, role, floats, lambda got: equal(got, want, f"{name}: conv"), n_bytes, products)
-        yield entry(f"{name} bits to bits", VARIANT, packed, same, products=products)
+        floats = lambda: operators.binary_conv2d(x, words, *PADDED, 0, False)[0]  # noqa: E731
+        make = partial(gated, floats, partial(equal, want=want, what=f"{name}: conv"))
+        yield Contender(name, role, make, n_bytes, products)
+        packed = partial(operators.binary_conv2d_packed, signs, words, channels, *PADDED, 0, **asked)
+        same = lambda got: equal(got[1], bits, f"{name}: bits")  # noqa: E731
+        yield Contender(f"{name} bits to bits", VARIANT, partial(gated, packed, same), operations=products)
         yield in_graph(s, f"{name} bits to bits", packed, same, products)
 
     yield from on_each_backend(ours)
-    cudnn = lambda: F.conv2d(x, w, padding=1)  # noqa: E731
-    yield entry(CUDNN, BASELINE, cudnn, lambda got: close(got, want, "cuDNN"), n_bytes, products)
+    cudnn = partial(gated, lambda: F.conv2d(x, w, padding=1), partial(close, want=want, what="cuDNN"))
+    yield Contender(CUDNN, BASELINE, cudnn, n_bytes, products)
 
 
 def signed_linear_case(s: Setting, rows: int, edge: int) -> Entries:
@@ -292,39 +212,40 @@ def signed_linear_case(s: Setting, rows: int, edge: int) -> Entries:
     rotating = partial(rotating_weights, s, rows * edge * edge)
 
     def ours(name: str, role: str, operators: Any) -> Entries:
-        def call(q: Tensor, weight: Tensor) -> Tensor:
-            result: Tensor = operators.signed_linear(q, weight)[0]
-            return result
-
         if name == "triton":  # the only one that has the operator
+            same = lambda got: equal(got[0], want, name)  # noqa: E731
             for dtype, kind in ((torch.int8, "int8"), (F32, "fp32"), (BF16, "bf16")):
-                who, product = role if kind == "int8" else VARIANT, partial(call, x.to(dtype))
-                yield rotating(f"{name} {kind}", who, product, words, lambda got: equal(got, want, name))
+                who, product = (
+                    role if kind == "int8" else VARIANT,
+                    partial(operators.signed_linear, x.to(dtype)),
+                )
+                yield rotating(f"{name} {kind}", who, product, words, same)
 
     yield from on_each_backend(ours)
     dense = reference.unpack_bits(words, edge, dtype=F32)
     for name, dtype in (("cuBLAS fp32", F32), (CUBLAS, BF16)):
-        call = partial(F.linear, x.to(dtype))
-        yield rotating(name, BASELINE, call, dense.to(dtype), lambda got: close(got, want, "cuBLAS"))
+        same = partial(close, want=want, what="cuBLAS")
+        yield rotating(name, BASELINE, partial(F.linear, x.to(dtype)), dense.to(dtype), same)
 
 
 def first_layer_case(s: Setting, batch: int, side: int) -> Entries:
     """uint8 images ``[N, 3, H, W]``, read as ``2 x - 255``, by 128 kernels of 3x3 signs."""
     x = torch.randint(0, 256, (batch, 3, side, side), device=s.device).to(torch.uint8)
-    words, how = reference.pack_bits(s.normal(s.size(128, 40), 3, 3, 3), 1), ([1, 1], [1, 1], [1, 1], 1)
-    want = reference.signed_conv2d(x, words, *how, 2, 255)[0]
+    words = reference.pack_bits(s.normal(s.size(128, 40), 3, 3, 3), 1)
+    want = reference.signed_conv2d(x, words, *PADDED, 2, 255)[0]
     products, n_bytes = want.numel() * 27, x.numel() + want.nbytes
 
     def ours(name: str, role: str, operators: Any) -> Entries:
         if name == "triton":
-            call = lambda: operators.signed_conv2d(x, words, *how, 2, 255)[0]  # noqa: E731
-            yield entry(name, role, call, lambda got: equal(got, want, name), n_bytes, products)
+            call = lambda: operators.signed_conv2d(x, words, *PADDED, 2, 255)[0]  # noqa: E731
+            make = partial(gated, call, partial(equal, want=want, what=name))
+            yield Contender(name, role, make, n_bytes, products)
 
     yield from on_each_backend(ours)
     image, dense = (x.to(BF16) * 2 - 255), reference.unpack_bits(words, 3, 1, dtype=BF16)
-    cudnn = lambda: F.conv2d(image, dense, padding=1)  # noqa: E731
     compare = lambda got: close(got.permute(0, 2, 3, 1), want, "cuDNN")  # noqa: E731
-    yield entry(CUDNN, BASELINE, cudnn, compare, n_bytes, products)
+    cudnn = partial(gated, lambda: F.conv2d(image, dense, padding=1), compare)
+    yield Contender(CUDNN, BASELINE, cudnn, n_bytes, products)
 
 
 # ------------------------------------------------------------------------------------------------ all cases
@@ -405,10 +326,7 @@ SUITE = Suite(
         _goal(LARGE, "CUDA C++, time over Triton's", 1.03, over("cuda", ours="triton"), at_most=True),
         _of_copy(RESNET, "triton", 70),
         Goal(f"{RESNET}: host time of a call", 25, _host_us, "µs", at_most=True),
-        *(
-            _of_copy(case, PACK, 85)
-            for case in ("pack rows fp32", "pack NCHW bf16", "pack channels-last bf16")
-        ),
+        *(_of_copy(f"pack {what}", PACK, 85) for what in ("rows fp32", "NCHW bf16", "channels-last bf16")),
         _goal("linear 8192^3", "over cuBLAS bf16", 1.4, over(CUBLAS, ours="triton")),
         _goal("linear 8192^3", "tensor cores' peak from registers", None, rate(PEAK), "PMAC/s", 1e-6),
         _goal("linear 8192^3", "CUDA C++, of the tensor cores' peak", 70, share("cuda", PEAK), "%", 100),
