@@ -12,6 +12,7 @@
 #include "dispatch.h"
 #include "../core/half_float.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace bop2nd {
 namespace {
@@ -22,8 +23,8 @@ struct WeightBlock {
   int lane_bits;
 };
 
-std::vector<WeightBlock> weight_blocks(int64_t outputs) {
-  std::vector<WeightBlock> blocks;
+ScratchVector<WeightBlock> weight_blocks(int64_t outputs) {
+  ScratchVector<WeightBlock> blocks;
   for (int64_t first = 0; 16 * first < outputs; first = blocks.back().last) {
     int lane_bits = lane_bits_for(outputs - 16 * first);
     blocks.push_back({.first = first, .last = first + 32 / lane_bits, .lane_bits = lane_bits});
@@ -54,8 +55,9 @@ void prepack_word(const uint32_t* rows, int64_t row_words, int64_t n_rows, uint3
 
 void prepack_weight(const uint32_t* words, int64_t out_channels, int64_t groups, int64_t row_words,
                     uint32_t* blocked) {
+  ScratchScope scope;
   int64_t per_group = out_channels / groups, group_words = (per_group + 15) / 16 * 16 * row_words;
-  std::vector<WeightBlock> blocks = weight_blocks(per_group);
+  ScratchVector<WeightBlock> blocks = weight_blocks(per_group);
   int64_t n_blocks = static_cast<int64_t>(blocks.size());
   auto lay = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -85,8 +87,8 @@ struct Interval {
   int64_t first, last, tap_first, tap_last;
 };
 
-std::vector<Interval> intervals(const ConvShape& s, int axis, bool padded) {
-  std::vector<Interval> all;
+ScratchVector<Interval> intervals(const ConvShape& s, int axis, bool padded) {
+  ScratchVector<Interval> all;
   int64_t size = s.in_size(axis), d = s.dilation[axis];
   for (int64_t o = 0, n = s.out_size(axis); o < n; ++o) {
     int64_t at = o * s.stride[axis] - s.padding[axis];
@@ -107,9 +109,9 @@ std::vector<Interval> intervals(const ConvShape& s, int axis, bool padded) {
 // A rectangle of output pixels with the same taps, in every image of the batch.
 struct Rectangle {
   Interval rows, columns;
-  std::vector<int32_t> run_offset;  // where runs of run_words words start, from the pixel's first word
+  ScratchVector<int32_t> run_offset;  // where runs of run_words words start, from the pixel's first word
   int64_t run_words;
-  std::vector<int32_t> w_offset;
+  ScratchVector<int32_t> w_offset;
   bool w_contiguous;
   int64_t n_pixels;
 
@@ -150,8 +152,8 @@ Rectangle rectangle(const ConvShape& s, const Image& image, const Interval& rows
 }
 
 // The image with its border written out. Bits that hold no channel stay 0.
-std::vector<uint32_t> with_border(const ConvShape& s, const Image& from, int64_t height, int64_t width) {
-  std::vector<uint32_t> pixel(static_cast<size_t>(from.pixel_words), 0);
+ScratchVector<uint32_t> with_border(const ConvShape& s, const Image& from, int64_t height, int64_t width) {
+  ScratchVector<uint32_t> pixel(static_cast<size_t>(from.pixel_words), 0);
   if (s.padding_value < 0) {
     BitLayout row{s.group_channels()};
     for (int64_t i = 0; i < from.pixel_words; ++i) {
@@ -159,7 +161,7 @@ std::vector<uint32_t> with_border(const ConvShape& s, const Image& from, int64_t
     }
   }
   int64_t line = width * from.pixel_words, image = height * line;
-  std::vector<uint32_t> words(static_cast<size_t>(s.batch * image));
+  ScratchVector<uint32_t> words(static_cast<size_t>(s.batch * image));
   parallel_ranges(
       s.batch * height, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, line)), [&](int64_t b, int64_t e) {
         for (int64_t r = b; r < e; ++r) {
@@ -183,8 +185,8 @@ struct Plan {
   const ConvShape& shape;
   Image image;
   int64_t origin[2];  // input position of output pixel 0, tap 0
-  std::vector<Rectangle> rectangles;
-  std::vector<WeightBlock> blocks;  // of a group
+  ScratchVector<Rectangle> rectangles;
+  ScratchVector<WeightBlock> blocks;  // of a group
 };
 
 struct Task {
@@ -197,13 +199,13 @@ struct Task {
 // Not more: each packs the tile's pixels again.
 constexpr int64_t kTasksPerThread = 3;
 
-std::vector<Task> tasks_of(const Plan& plan, int64_t* work) {
+ScratchVector<Task> tasks_of(const Plan& plan, int64_t* work) {
   int64_t group_work = 0;
   for (const Rectangle& r : plan.rectangles) group_work += r.n_pixels * r.n_words();
   int64_t blocks = static_cast<int64_t>(plan.blocks.size()), groups = plan.shape.groups;
   *work = group_work * plan.shape.group_blocks() * groups;
   int64_t n_threads = *work < kSerialWork ? 1 : n_threads_of(pool());
-  std::vector<Task> tasks;
+  ScratchVector<Task> tasks;
   for (const Rectangle& r : plan.rectangles) {
     int64_t tile_work = std::min(kTilePixels, r.n_pixels) * r.n_words(), parts = 1;
     if (n_threads > 1)
@@ -311,6 +313,7 @@ void run_task(const KernelTable& table, const Plan& plan, const Task& task, cons
 
 void counted_conv(const KernelTable& table, const ConvShape& s, const uint32_t* x, const uint32_t* blocked,
                   const Epilogue& to) {
+  ScratchScope scope;
   bool padded = s.padding_value != 0 && (s.padding[0] > 0 || s.padding[1] > 0);
   Image image{.words = x, .height = s.height, .width = s.width, .pixel_words = s.groups * s.group_words()};
   Plan plan{.shape = s,
@@ -318,20 +321,21 @@ void counted_conv(const KernelTable& table, const ConvShape& s, const uint32_t* 
             .origin = {-s.padding[0], -s.padding[1]},
             .rectangles = {},
             .blocks = weight_blocks(s.group_outputs())};
-  std::vector<uint32_t> border;
+  ScratchVector<uint32_t> border;
   if (padded) {
     int64_t height = s.height + 2 * s.padding[0], width = s.width + 2 * s.padding[1];
     border = with_border(s, plan.image, height, width);
     plan.image.words = border.data(), plan.image.height = height, plan.image.width = width;
     plan.origin[0] = plan.origin[1] = 0;
   }
+  const ScratchVector<Interval> of_columns = intervals(s, 1, padded);
   for (const Interval& rows : intervals(s, 0, padded)) {
-    for (const Interval& columns : intervals(s, 1, padded)) {
+    for (const Interval& columns : of_columns) {
       plan.rectangles.push_back(rectangle(s, plan.image, rows, columns));
     }
   }
   int64_t work;
-  std::vector<Task> tasks = tasks_of(plan, &work);
+  ScratchVector<Task> tasks = tasks_of(plan, &work);
   parallel_tasks(static_cast<int64_t>(tasks.size()), work < kSerialWork,
                  [&](int64_t i) { run_task(table, plan, tasks[static_cast<size_t>(i)], blocked, to); });
 }
@@ -356,8 +360,9 @@ void finish_element(const Epilogue& to, int32_t dot, int64_t pixel, int64_t o, i
 template <class T>
 void conv_signs_across_groups(const KernelTable& table, const ConvShape& s, const uint32_t* x,
                               const uint32_t* blocked, const Epilogue& to) {
+  ScratchScope scope;
   int64_t n_pixels = s.out_pixels(), n = s.out_channels;
-  std::vector<float> dots(static_cast<size_t>(n_pixels * n));
+  ScratchVector<float> dots(static_cast<size_t>(n_pixels * n));
   Epilogue plain;
   plain.values = dots.data();
   conv(table, s, x, blocked, plain);

@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "operators.h"
+#include "scratch.h"
 
 namespace bop2nd {
 
@@ -26,7 +27,7 @@ T* thread_memory(std::vector<T>& memory, size_t n) {
 // whether what a row of the output looks at fits into some memory.
 bool tiles_pay(const ConvShape& shape);
 // Words of a sum that lie side by side in the bytes of a pixel, as chunks of one or two.
-void add_chunks(std::vector<TileChunk>& chunks, int64_t x_offset, int64_t first_word, int64_t n_words);
+void add_chunks(ScratchVector<TileChunk>& chunks, int64_t x_offset, int64_t first_word, int64_t n_words);
 void tile_conv(const TileTable& table, const ConvShape& shape, const uint32_t* x, const uint32_t* blocked,
                const Epilogue& to);
 

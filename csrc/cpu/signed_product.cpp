@@ -22,6 +22,7 @@
 #include "gradient.h"
 #include "operators.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace bop2nd {
 namespace {
@@ -46,10 +47,10 @@ struct Plan {
   int64_t row_words;  // of a row of weights
   int64_t out_image;  // output pixels of an image
   int64_t n_pixels;
-  std::vector<uint32_t> packed_again, blocked_again, by_chunk;
+  ScratchVector<uint32_t> packed_again, blocked_again, by_chunk;
   const uint32_t* rows = nullptr;  // [out_channels, row_words]
-  std::vector<int32_t> corrections;
-  std::vector<int32_t> correction_of;  // [out height * out width]: number of the correction
+  ScratchVector<int32_t> corrections;
+  ScratchVector<int32_t> correction_of;  // [out height * out width]: number of the correction
   int64_t correction_stride = 0;
 
   const ConvShape& s() const { return p.shape; }
@@ -113,15 +114,18 @@ const uint32_t* blocked_rows(Plan& plan) {
 // Sums of `n_rows` pixels from `first_pixel` on, [n_rows, stride], for outputs from `first_output` on.
 void emit(const Plan& plan, const void* sums, int64_t stride, int64_t first_pixel, int64_t n_rows,
           int64_t first_output, int64_t n_outputs, int32_t multiplier) {
+  ScratchScope scope;
   const SignedProduct& p = plan.p;
-  std::vector<const float*> scales;
-  std::vector<const int32_t*> corrections;
+  ScratchVector<const float*> scales;
+  ScratchVector<const int32_t*> corrections;
   if (p.input_scale) {
+    scales.reserve(static_cast<size_t>(n_rows));
     for (int64_t r = 0; r < n_rows; ++r)
       scales.push_back(p.input_scale + (p.scale_per_image ? (first_pixel + r) / plan.out_image : 0));
   }
   if (!plan.corrections.empty()) {
     int64_t per_image = static_cast<int64_t>(plan.correction_of.size());
+    corrections.reserve(static_cast<size_t>(n_rows));
     for (int64_t r = 0; r < n_rows; ++r) {
       int64_t number = plan.correction_of[static_cast<size_t>((first_pixel + r) % per_image)];
       corrections.push_back(plan.corrections.data() + number * plan.correction_stride);
@@ -165,8 +169,8 @@ void look_up(Plan& plan) {
   const ConvShape& s = plan.s();
   const uint32_t* w = blocked_rows(plan);
   int64_t row_tables = plan.row_words * 8 * 16, n_rows = plan.n_pixels, n = s.channels;
-  std::vector<uint32_t> memory(static_cast<size_t>(n_rows * row_tables) + 16);
-  std::vector<int32_t> integers(plan.real() ? 0 : static_cast<size_t>(n));
+  ScratchVector<uint32_t> memory(static_cast<size_t>(n_rows * row_tables) + 16);
+  ScratchVector<int32_t> integers(plan.real() ? 0 : static_cast<size_t>(n));
   static_assert(sizeof(float) == sizeof(uint32_t) && sizeof(int32_t) == sizeof(uint32_t), "lanes");
   for (int64_t r = 0; r < n_rows; ++r) {
     uint32_t* tables = memory.data() + r * row_tables;
@@ -215,9 +219,9 @@ struct Run {
   int64_t image, y, x, n, lane;
 };
 
-std::vector<Run> runs_of(const Plan& plan, int64_t first, int64_t n) {
+ScratchVector<Run> runs_of(const Plan& plan, int64_t first, int64_t n) {
   int64_t width = plan.s().out_size(1), height = plan.s().out_size(0);
-  std::vector<Run> runs;
+  ScratchVector<Run> runs;
   for (int64_t lane = 0; lane < n;) {
     int64_t pixel = first + lane, x = pixel % width, row = pixel / width;
     int64_t count = std::min(width - x, n - lane);
@@ -242,7 +246,7 @@ struct Task {
 bool serial(const Plan& plan) { return plan.s().products() < gradient::kSerialProducts * 4; }
 
 // `outputs` and `pixels` of a task at most; more tasks where threads would be without.
-std::vector<Task> tasks_of(const Plan& plan, int64_t pixels, int64_t unit, int64_t outputs) {
+ScratchVector<Task> tasks_of(const Plan& plan, int64_t pixels, int64_t unit, int64_t outputs) {
   const ConvShape& s = plan.s();
   int64_t n = s.out_channels;
   outputs = s.groups > 1 ? n : std::min(round_up(outputs, 64), n);
@@ -252,7 +256,7 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t pixels, int64_t unit, int64
     pixels = round_up(ceil_div(pixels, 2), unit);
   while (s.groups == 1 && outputs > 64 && ceil_div(plan.n_pixels, pixels) * ceil_div(n, outputs) < wanted)
     outputs = round_up(ceil_div(outputs, 2), 64);
-  std::vector<Task> tasks;
+  ScratchVector<Task> tasks;
   for (int64_t first = 0; first < plan.n_pixels; first += pixels) {
     for (int64_t o = 0; o < n; o += outputs)
       tasks.push_back({.first = first,
@@ -266,7 +270,7 @@ std::vector<Task> tasks_of(const Plan& plan, int64_t pixels, int64_t unit, int64
 // ------------------------------------------------------------------------------------------------ real
 
 // numbers[k][lane] of one group: number k of the row that pixel `lane` sees.
-void im2col_reals(const Plan& plan, const std::vector<Run>& runs, int64_t group, int64_t lanes,
+void im2col_reals(const Plan& plan, const ScratchVector<Run>& runs, int64_t group, int64_t lanes,
                   float* numbers) {
   const SignedProduct& p = plan.p;
   const ConvShape& s = plan.s();
@@ -306,6 +310,7 @@ void im2col_reals(const Plan& plan, const std::vector<Run>& runs, int64_t group,
 
 void run_real_task(const Plan& plan, const Task& task, int64_t lanes) {
   static thread_local std::vector<float> memory;
+  ScratchScope scope;
   const ConvShape& s = plan.s();
   const SumTable& table = *plan.table->sums;
   int64_t n_outputs = task.end - task.begin, per_group = s.group_outputs(), n = round_up(n_outputs, 16);
@@ -313,7 +318,7 @@ void run_real_task(const Plan& plan, const Task& task, int64_t lanes) {
   float* a = thread_memory(memory, static_cast<size_t>(numbers + (group_task + n) * lanes + 64));
   float *by_output = a + numbers, *by_pixel = by_output + group_task * lanes;
   std::fill(a, a + numbers, 0.0f);
-  std::vector<Run> runs = runs_of(plan, task.first, task.n);
+  ScratchVector<Run> runs = runs_of(plan, task.first, task.n);
   for (int64_t g = 0; g < s.groups; ++g) {
     im2col_reals(plan, runs, g, lanes, a);
     int64_t first = s.groups > 1 ? 0 : task.begin;  // in the group
@@ -345,7 +350,7 @@ void multiply_reals(Plan& plan) {
       for (int64_t o = 0; o < per_group; ++o) to[o] = from[o * words];
     }
   });
-  std::vector<Task> tasks = tasks_of(plan, lanes, lanes, kTaskOutputs);
+  ScratchVector<Task> tasks = tasks_of(plan, lanes, lanes, kTaskOutputs);
   parallel_tasks(static_cast<int64_t>(tasks.size()), serial(plan),
                  [&](int64_t i) { run_real_task(plan, tasks[static_cast<size_t>(i)], lanes); });
 }
@@ -358,18 +363,20 @@ struct BytePlan {
   bool tiles;         // else unsigned bytes
   uint8_t flip;       // exclusive or that makes numbers what the loop multiplies
   int64_t row_bytes;  // a multiple of 64; with tiles not of 256
-  std::vector<TileChunk> chunks;
+  ScratchVector<TileChunk> chunks;
 };
 
 // correction[number][output] = -offset * (sum of the weights of the taps in the image), for all places of
 // taps that there are.
 void plan_corrections(Plan& plan, int64_t offset) {
   const ConvShape& s = plan.s();
-  std::vector<std::vector<bool>> seen[2];  // sets of kernel positions in the image
-  std::vector<int64_t> set_of[2];
+  ScratchVector<ScratchVector<bool>> seen[2];  // sets of kernel positions in the image
+  ScratchVector<int64_t> set_of[2];
   for (int axis = 0; axis < 2; ++axis) {
+    ScratchVector<bool> positions;
+    positions.reserve(static_cast<size_t>(s.kernel[axis]));
     for (int64_t o = 0; o < s.out_size(axis); ++o) {
-      std::vector<bool> positions;
+      positions.clear();
       for (int64_t i = 0; i < s.kernel[axis]; ++i) {
         int64_t at = o * s.stride[axis] + i * s.dilation[axis] - s.padding[axis];
         positions.push_back(at >= 0 && at < s.in_size(axis));
@@ -388,7 +395,8 @@ void plan_corrections(Plan& plan, int64_t offset) {
   plan.corrections.assign(seen[0].size() * seen[1].size() * static_cast<size_t>(plan.correction_stride), 0);
   parallel_ranges(s.out_channels, ceil_div(1 << 12, std::max<int64_t>(1, s.taps() * words)),
                   [&](int64_t begin, int64_t end) {
-                    std::vector<int64_t> sums(static_cast<size_t>(s.taps()));
+                    ScratchScope scope;
+                    ScratchVector<int64_t> sums(static_cast<size_t>(s.taps()));
                     for (int64_t o = begin; o < end; ++o) {
                       for (int64_t tap = 0; tap < s.taps(); ++tap) {
                         const uint32_t* w = plan.p.w + (o * s.taps() + tap) * words;
@@ -415,7 +423,7 @@ void plan_corrections(Plan& plan, int64_t offset) {
 }
 
 // Rows of bytes of one group. Bytes of padding, and behind a tap's channels, are 0 and stay what they are.
-void im2col_bytes(const BytePlan& b, const std::vector<Run>& runs, int64_t group, uint8_t* bytes) {
+void im2col_bytes(const BytePlan& b, const ScratchVector<Run>& runs, int64_t group, uint8_t* bytes) {
   const Plan& plan = b.plan;
   const SignedProduct& p = plan.p;
   const ConvShape& s = plan.s();
@@ -453,9 +461,10 @@ void im2col_bytes(const BytePlan& b, const std::vector<Run>& runs, int64_t group
 void multiply_tiles(const BytePlan& b, const Task& task, int64_t group, const int8_t* bytes, int64_t first,
                     int64_t n_outputs, int32_t* sums, int64_t stride) {
   static thread_local std::vector<int8_t> memory;
+  ScratchScope scope;
   const Plan& plan = b.plan;
   const ConvShape& s = plan.s();
-  std::vector<int64_t> offsets;
+  ScratchVector<int64_t> offsets;
   for (int64_t row = 0; row < task.n; row += kTileRows) offsets.push_back(row * b.row_bytes);
   TileWork work{};
   work.x = bytes, work.pixel_bytes = b.row_bytes;
@@ -474,6 +483,7 @@ void multiply_tiles(const BytePlan& b, const Task& task, int64_t group, const in
 void run_byte_task(const BytePlan& b, const Task& task) {
   static thread_local std::vector<uint8_t> memory;
   static thread_local std::vector<int32_t> sum_memory;
+  ScratchScope scope;
   const Plan& plan = b.plan;
   const ConvShape& s = plan.s();
   int64_t n_outputs = task.end - task.begin, per_group = s.group_outputs();
@@ -483,7 +493,7 @@ void run_byte_task(const BytePlan& b, const Task& task) {
   uint8_t* bytes = thread_memory(memory, static_cast<size_t>(n_bytes + kBytePanelBytes));
   int32_t* sums = thread_memory(sum_memory, static_cast<size_t>(rows * (group_sums + all) + 16));
   int32_t* together = sums + rows * group_sums;
-  std::vector<Run> runs = runs_of(plan, task.first, task.n);
+  ScratchVector<Run> runs = runs_of(plan, task.first, task.n);
   for (int64_t g = 0; g < s.groups; ++g) {
     if (g == 0 || b.tiles) std::memset(bytes, 0, static_cast<size_t>(n_bytes));
     im2col_bytes(b, runs, g, bytes);
@@ -535,7 +545,7 @@ void multiply_integers(Plan& plan) {
   int64_t rows = std::min(kTaskRowBytes / b.row_bytes, kTaskSums / outputs) / 32 * 32;
   rows = std::clamp<int64_t>(rows, 32, 256);
   if (plan.s().groups == 1) outputs = std::max<int64_t>(64, kTaskSums / rows / 64 * 64);
-  std::vector<Task> tasks = tasks_of(plan, rows, 32, outputs);
+  ScratchVector<Task> tasks = tasks_of(plan, rows, 32, outputs);
   parallel_tasks(static_cast<int64_t>(tasks.size()), serial(plan),
                  [&](int64_t i) { run_byte_task(b, tasks[static_cast<size_t>(i)]); });
 }
@@ -543,6 +553,7 @@ void multiply_integers(Plan& plan) {
 }  // namespace
 
 void signed_product(const SignedProduct& product) {
+  ScratchScope scope;
   Plan plan{};
   plan.p = product, plan.table = &active_table();
   plan.out_image = std::max<int64_t>(1, product.shape.out_size(0) * product.shape.out_size(1));
@@ -564,11 +575,12 @@ SignedLoop signed_loop(int64_t out_pixels, bool dense, bool real) {
 
 int64_t quantize_rows(Dtype dtype, const void* x, int64_t n_rows, int64_t length, bool per_row, int8_t* q,
                       float* scale) {
+  ScratchScope scope;
   const KernelTable& table = active_table();
   const SignedTable& loops = *table.signed_products;
   int64_t grain = ceil_div(1 << 15, std::max<int64_t>(1, length)), size = gradient::size_of(dtype);
-  std::vector<float> largest(static_cast<size_t>(n_rows), 0.0f);
-  auto row_of = [&](int64_t r, std::vector<float>& wide) {
+  ScratchVector<float> largest(static_cast<size_t>(n_rows), 0.0f);
+  auto row_of = [&](int64_t r, ScratchVector<float>& wide) {
     const char* row = static_cast<const char*>(x) + r * length * size;
     if (dtype == Dtype::kFloat32) return reinterpret_cast<const float*>(row);
     wide.resize(static_cast<size_t>(length));
@@ -576,11 +588,12 @@ int64_t quantize_rows(Dtype dtype, const void* x, int64_t n_rows, int64_t length
     return static_cast<const float*>(wide.data());
   };
   std::atomic<int64_t> not_finite{0};
-  auto quantize = [&](int64_t r, float by, std::vector<float>& wide) {
+  auto quantize = [&](int64_t r, float by, ScratchVector<float>& wide) {
     loops.quantize(row_of(r, wide), length, by, q + r * length);
   };
   parallel_ranges(n_rows, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> wide;
+    ScratchScope own;
+    ScratchVector<float> wide;
     for (int64_t r = begin; r < end; ++r) {
       float most = loops.largest(row_of(r, wide), length);
       largest[static_cast<size_t>(r)] = most;
@@ -597,7 +610,8 @@ int64_t quantize_rows(Dtype dtype, const void* x, int64_t n_rows, int64_t length
   for (float of_row : largest) most = std::max(most, of_row);
   scale[0] = most / 127.0f;
   parallel_ranges(n_rows, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> wide;
+    ScratchScope own;
+    ScratchVector<float> wide;
     for (int64_t r = begin; r < end; ++r) quantize(r, scale[0], wide);
   });
   return 0;

@@ -14,6 +14,7 @@
 #include "convolution.h"
 #include "dispatch.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace bop2nd {
 namespace {
@@ -38,9 +39,9 @@ struct Band {
   int64_t out_rows;       // of the output
   int64_t rows, columns;  // of a plane
   int64_t pixel_bytes;
-  std::vector<int64_t> row_phases, column_phases;  // x % stride that some tap looks at
-  int64_t n_planes = 0;                            // [row phases, column phases]
-  std::vector<TileChunk> chunks;
+  ScratchVector<int64_t> row_phases, column_phases;  // x % stride that some tap looks at
+  int64_t n_planes = 0;                              // [row phases, column phases]
+  ScratchVector<TileChunk> chunks;
 
   int64_t plane_bytes() const { return rows * columns * pixel_bytes; }
   int64_t image_bytes() const { return n_planes * plane_bytes(); }
@@ -59,7 +60,7 @@ int64_t plane_size(const ConvShape& s, int axis, int64_t n) {
   return n + (s.kernel[axis] - 1) * s.dilation[axis] / s.stride[axis];
 }
 
-int64_t number_of(std::vector<int64_t>& phases, int64_t phase) {
+int64_t number_of(ScratchVector<int64_t>& phases, int64_t phase) {
   auto found = std::find(phases.begin(), phases.end(), phase);
   if (found == phases.end()) found = phases.insert(found, phase);
   return found - phases.begin();
@@ -71,7 +72,7 @@ Band band_of(const ConvShape& s, int64_t out_rows) {
   b.rows = plane_size(s, 0, out_rows), b.columns = plane_size(s, 1, s.out_size(1));
   b.pixel_bytes = pixel_bytes(s);
   for (int axis = 0; axis < 2; ++axis) {
-    std::vector<int64_t>& phases = axis == 0 ? b.row_phases : b.column_phases;
+    ScratchVector<int64_t>& phases = axis == 0 ? b.row_phases : b.column_phases;
     for (int64_t i = 0; i < s.kernel[axis]; ++i) number_of(phases, i * s.dilation[axis] % s.stride[axis]);
   }
   int64_t n_columns = static_cast<int64_t>(b.column_phases.size());
@@ -101,7 +102,7 @@ struct TilePlan {
   const TileTable& table;
   const uint32_t *x, *blocked;
   const Epilogue& to;
-  std::vector<int8_t> padding;  // bytes of a padded pixel
+  ScratchVector<int8_t> padding;  // bytes of a padded pixel
 };
 
 // Output rows first_row .. of n_images images, for columns (of 16 outputs) of one group.
@@ -161,7 +162,7 @@ void unpack_band(const TilePlan& plan, const TileTask& task, int8_t* bytes) {
 
 // Tiles of 16 neighbouring positions: where they start, and the output pixels of their rows (-1: none).
 struct TilePlaces {
-  std::vector<int64_t> x_offset, out_pixel;
+  ScratchVector<int64_t> x_offset, out_pixel;
 
   TilePlaces(const ConvShape& s, const TileTask& task) {
     const Band& b = *task.band;
@@ -183,6 +184,7 @@ struct TilePlaces {
 
 void run_tile_task(const TilePlan& plan, const TileTask& task) {
   static thread_local std::vector<int8_t> memory, tile_memory;
+  ScratchScope scope;
   const ConvShape& s = plan.shape;
   const Band& b = *task.band;
   // A tile may reach past the last position by 15 pixels, and past the last chunk by a word.
@@ -206,8 +208,8 @@ void run_tile_task(const TilePlan& plan, const TileTask& task) {
   plan.table.multiply(work);
 }
 
-std::vector<int8_t> padded_pixel(const ConvShape& s) {
-  std::vector<int8_t> bytes(static_cast<size_t>(pixel_bytes(s)), 0);
+ScratchVector<int8_t> padded_pixel(const ConvShape& s) {
+  ScratchVector<int8_t> bytes(static_cast<size_t>(pixel_bytes(s)), 0);
   for (int64_t c = 0; c < s.group_channels(); ++c) {  // byte 4 t + k of a word is bit 8 k + t
     int64_t bit = c % kWordBits;
     bytes[static_cast<size_t>(c - bit + bit % 8 * 4 + bit / 8)] = static_cast<int8_t>(s.padding_value);
@@ -223,7 +225,7 @@ ConvShape straightened(ConvShape s) {
 
 }  // namespace
 
-void add_chunks(std::vector<TileChunk>& chunks, int64_t x_offset, int64_t first_word, int64_t n_words) {
+void add_chunks(ScratchVector<TileChunk>& chunks, int64_t x_offset, int64_t first_word, int64_t n_words) {
   for (int64_t w = 0; w < n_words; w += 2) {
     chunks.push_back({.x_offset = x_offset + 32 * w,
                       .first_word = static_cast<int32_t>(first_word + w),
@@ -240,6 +242,7 @@ bool tiles_pay(const ConvShape& s) {
 
 void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x, const uint32_t* blocked,
                const Epilogue& to) {
+  ScratchScope scope;
   const ConvShape s = straightened(given);
   TilePlan plan{.shape = s, .table = table, .x = x, .blocked = blocked, .to = to, .padding = padded_pixel(s)};
   int64_t height = s.out_size(0), n_columns = ceil_div(s.group_outputs(), 16);
@@ -261,7 +264,7 @@ void tile_conv(const TileTable& table, const ConvShape& given, const uint32_t* x
   int64_t rows = ceil_div(height, std::min(bands, height));
   Band even = band_of(s, rows), last = band_of(s, height - (ceil_div(height, rows) - 1) * rows);
   auto part = [&](int64_t i) { return std::min(n_columns, ceil_div(n_columns, 2) * i / parts * 2); };
-  std::vector<TileTask> tasks;
+  ScratchVector<TileTask> tasks;
   for (int64_t n = 0; n < s.batch; n += n_images) {
     for (int64_t row = 0; row < height; row += rows) {
       for (int64_t g = 0; g < s.groups; ++g) {

@@ -3,6 +3,7 @@
 // anything runs, so every result gets its place in one arena, which it shares with results of other times.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <memory>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/parallel.h"
 #include "aligned.h"
 #include "error.h"
 #include "network.h"
@@ -205,7 +207,22 @@ struct Walk {
   // Operands broadcast to the result's shape; null ones are left out.
   Walk(const Tensor& to, std::array<const Tensor*, kOperands - 1> from);
   // body(offsets of result and operands) for every run of `inner` elements; shared among threads.
-  void run(const std::function<void(const std::array<int64_t, kOperands>&)>& body) const;
+  template <class Body>
+  void run(const Body& body) const {
+    parallel_ranges(outer, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, inner)),
+                    [&](int64_t begin, int64_t end) {
+                      for (int64_t i = begin; i < end; ++i) {
+                        std::array<int64_t, kOperands> at{};
+                        int64_t rest = i;
+                        for (size_t axis = sizes.size(); axis-- > 0;) {
+                          int64_t index = rest % sizes[axis];
+                          rest /= sizes[axis];
+                          for (size_t k = 0; k < kOperands; ++k) at[k] += index * strides[axis][k];
+                        }
+                        body(at);
+                      }
+                    });
+  }
 };
 void copy_elements(const Memory& memory, const Walk& walk, const Tensor& from, const Tensor& to);
 Sizes broadcast(const Planner& planner, const Sizes& a, const Sizes& b);

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <numeric>
 
-#include "../cpu/parallel.h"
 #include "plan.h"
 
 namespace bop2nd::runtime {
@@ -40,22 +39,6 @@ Walk::Walk(const Tensor& to, std::array<const Tensor*, kOperands - 1> from) {
   }
   for (int64_t size : sizes) outer *= size;
   if (to.count() == 0) outer = 0;
-}
-
-void Walk::run(const std::function<void(const std::array<int64_t, kOperands>&)>& body) const {
-  parallel_ranges(outer, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, inner)),
-                  [&](int64_t begin, int64_t end) {
-                    for (int64_t i = begin; i < end; ++i) {
-                      std::array<int64_t, kOperands> at{};
-                      int64_t rest = i;
-                      for (size_t axis = sizes.size(); axis-- > 0;) {
-                        int64_t index = rest % sizes[axis];
-                        rest /= sizes[axis];
-                        for (size_t k = 0; k < kOperands; ++k) at[k] += index * strides[axis][k];
-                      }
-                      body(at);
-                    }
-                  });
 }
 
 namespace {
