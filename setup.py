@@ -59,7 +59,7 @@ def cuda_library() -> list:
         return []
     from torch.utils.cpp_extension import CUDAExtension
 
-    sources = sorted([*glob.glob("csrc/register_cuda*.cpp"), *glob.glob("csrc/cuda/*.cu")])
+    sources = sorted(["csrc/register_cuda.cpp", *glob.glob("csrc/cuda/*.cu")])
     flags = {"cxx": FLAGS, "nvcc": ["-std=c++17", "-O3", "--fmad=false", "--threads=2"]}
     library = CUDAExtension(
         build_cuda.NAME,

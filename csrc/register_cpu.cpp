@@ -9,10 +9,9 @@
 #include "cpu/parallel.h"
 #include "register_product.h"
 #include "register_signed.h"
+#include "register_step.h"
 
 #include <atomic>
-
-#define BOP2ND_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
 
@@ -22,156 +21,54 @@ using namespace bop2nd::binding;
 
 Dtype real_dtype(const Tensor& t, const char* what) { return real_type<Dtype>(t.scalar_type(), what); }
 
-// ---------------------------------------------------------------------------------------------- step
+// ------------------------------------------------------------------------------------- step, packing
 
-float scalar_of(const Tensor& t, const char* what) {
-  BOP2ND_REQUIRE(t.numel() == 1 && t.scalar_type() == ScalarType::Float, what, " must be one float32 number");
-  return *static_cast<const float*>(t.const_data_ptr());
-}
-
-bop2nd::StepTensor step_tensor(const Tensor& weight, const Tensor& grad, const Tensor& m, const Tensor* v) {
-  bop2nd::StepTensor t{};
-  bool packed = weight.scalar_type() == ScalarType::Int;
-  t.weight_dtype = packed ? Dtype::kPacked : real_dtype(weight, "a dense weight");
-  t.grad_dtype = real_dtype(grad, "a gradient");
-  t.state_dtype = real_dtype(m, "exp_avg");
-  BOP2ND_REQUIRE(t.state_dtype != Dtype::kFloat16, "moments must be float32 or bfloat16");
-  BOP2ND_REQUIRE(weight.is_contiguous() && grad.is_contiguous() && m.is_contiguous(),
-                 "weights, gradients and moments must be contiguous in walk order");
-  Ints sizes = sizes_of(grad);
-  check_sizes(m, sizes, "exp_avg");
-  if (v) {
-    BOP2ND_REQUIRE(v->is_contiguous() && v->scalar_type() == m.scalar_type(),
-                   "exp_avg_sq must be like exp_avg");
-    check_sizes(*v, sizes, "exp_avg_sq");
-    t.exp_avg_sq = v->mutable_data_ptr();
-  }
-  t.rows = 1, t.length = grad.numel();
-  if (packed && t.length > 0) {
-    BOP2ND_REQUIRE(grad.dim() > 0, "the gradient of a packed weight needs at least one axis");
-    t.length = grad.size(grad.dim() - 1);
-    t.rows = grad.numel() / t.length;
-    sizes.back() = bop2nd::words_for(t.length);
-    check_sizes(weight, sizes, "the words of a weight");
-  } else if (!packed) {
-    check_sizes(weight, sizes, "a dense weight");
-  }
-  t.weight = weight.mutable_data_ptr();
-  t.grad = grad.const_data_ptr();
-  t.exp_avg = m.mutable_data_ptr();
-  return t;
-}
-
-void bop_step_(const Tensors weights, const Tensors grads, const Tensors exp_avgs, const Tensors exp_avg_sqs,
-               const Tensor hyper, const Tensor counts, const MaybeTensor inv_scale,
-               const MaybeTensor found_inf, const MaybeTensor seed, bool maximize) {
-  size_t n = step_size(weights, grads, exp_avgs, exp_avg_sqs);
-  BOP2ND_REQUIRE(hyper.numel() == 4 && hyper.scalar_type() == ScalarType::Float && hyper.is_contiguous(),
-                 "hyper must be float32 [4]");
-  BOP2ND_REQUIRE(counts.numel() == static_cast<int64_t>(2 * n) && counts.scalar_type() == ScalarType::Long &&
-                     counts.is_contiguous(),
-                 "counts must be int64 [n, 2]");
-  const float* h = static_cast<const float*>(hyper.const_data_ptr());
-  float scale = inv_scale ? scalar_of(*inv_scale, "inv_scale") : 1.0f;
+void step(const Tensor&, const StepRequest& request) {
+  const float* h = request.hyper;
+  float scale = request.inv_scale ? *request.inv_scale : 1.0f;
   bop2nd::StepHyper constants{
-      .gamma = h[0], .sigma = h[1], .a = h[2], .b = h[3], .grad_scale = maximize ? -scale : scale};
-  const int64_t* seeds = nullptr;
-  if (seed) {
-    BOP2ND_REQUIRE(seed->numel() == 2 && seed->scalar_type() == ScalarType::Long && seed->is_contiguous(),
-                   "seed must be int64 [2]");
-    seeds = static_cast<const int64_t*>(seed->const_data_ptr());
-  }
+      .gamma = h[0], .sigma = h[1], .a = h[2], .b = h[3], .grad_scale = request.maximize ? -scale : scale};
+  bool skip = request.found_inf && *request.found_inf != 0.0f;
   std::vector<bop2nd::StepTensor> tensors;
-  for (size_t i = 0; i < n; ++i) {
-    tensors.push_back(
-        step_tensor(weights[i], grads[i], exp_avgs[i], exp_avg_sqs.empty() ? nullptr : &exp_avg_sqs[i]));
-    if (tensors[i].state_dtype == Dtype::kFloat32) continue;
-    BOP2ND_REQUIRE(seeds, "bfloat16 moments need a seed");
-    tensors[i].key = bop2nd::rounding_key(seeds[0], seeds[1], static_cast<int64_t>(i));
+  tensors.reserve(request.operands.size());
+  for (const StepOperand& t : request.operands) {
+    auto index = static_cast<int64_t>(tensors.size());
+    bool rounded = t.state_type != Dtype::kFloat32;
+    tensors.push_back({.weight = t.weight,
+                       .grad = t.grad,
+                       .exp_avg = t.exp_avg,
+                       .exp_avg_sq = t.exp_avg_sq,
+                       .weight_dtype = t.weight_type,
+                       .grad_dtype = t.grad_type,
+                       .state_dtype = t.state_type,
+                       .rows = skip ? 0 : t.rows,
+                       .length = skip ? 0 : t.length,
+                       .key = rounded ? bop2nd::rounding_key(request.seed[0], request.seed[1], index) : 0});
   }
-  bool skip = found_inf && scalar_of(*found_inf, "found_inf") != 0.0f;
-  if (skip) {
-    for (bop2nd::StepTensor& t : tensors) t.rows = t.length = 0;
-  }
-  bop2nd::bop_step(tensors, constants, static_cast<int64_t*>(counts.mutable_data_ptr()));
+  bop2nd::bop_step(tensors, constants, request.counts);
 }
 
-// ------------------------------------------------------------------------------------------- packing
-
-// Describes x packed along `dim` and whether one of the two walks can read it as it lies in memory.
-bool describe(const Tensor& x, int64_t dim, int64_t groups, bop2nd::PackShape& s) {
-  Axes outer = Axes::of(x, 0, dim), inner = Axes::of(x, dim + 1, x.dim());
-  s.n_outer = outer.size, s.outer_stride = outer.stride;
-  s.n_inner = inner.size, s.inner_stride = inner.stride;
-  s.length = x.size(dim) / groups, s.length_stride = x.stride(dim);
-  s.n_groups = groups, s.group_stride = s.length * s.length_stride;
-  if (s.length == 1) s.length_stride = 1;
-  return outer.uniform && inner.uniform && (s.length_stride == 1 || s.inner_stride == 1);
+void pack(const Tensor& x, const PackView& view, uint32_t* signs, uint32_t* mask) {
+  bop2nd::PackShape shape{.dtype = view.dtype,
+                          .n_outer = view.outer.size,
+                          .outer_stride = view.outer.stride,
+                          .n_groups = view.groups,
+                          .group_stride = view.group_stride,
+                          .length = view.length,
+                          .length_stride = view.length_stride,
+                          .n_inner = view.inner.size,
+                          .inner_stride = view.inner.stride};
+  bop2nd::pack(shape, x.const_data_ptr(), signs, mask);
 }
 
-// Packs x along dim; returns (signs, mask or an empty tensor), the packed axis last.
-std::tuple<Tensor, Tensor> pack_tensor(const Tensor& input, int64_t dim, int64_t groups, bool with_mask) {
-  BOP2ND_REQUIRE(input.dim() > 0, "the tensor to pack needs at least one axis");
-  dim = normal_dim(dim, input.dim());
-  BOP2ND_REQUIRE(groups > 0 && groups <= bop2nd::kMaxInt32 && input.size(dim) % groups == 0,
-                 "groups=", groups, " does not divide the packed axis of ", input.size(dim));
-  check_extent(input, "the tensor to pack");
-  bop2nd::PackShape shape{};
-  shape.dtype = real_dtype(input, "the tensor to pack");
-  Tensor x = input;
-  if (x.numel() > 0 && !describe(x, dim, groups, shape)) {
-    x = torch::stable::contiguous(input);
-    describe(x, dim, groups, shape);
-  }
-  Ints sizes = sizes_of(x);
-  int64_t n_words = groups * bop2nd::words_for(x.size(dim) / groups);
-  sizes.erase(sizes.begin() + dim);
-  sizes.push_back(n_words);
-  Tensor signs = new_tensor(x, sizes, ScalarType::Int);
-  Tensor mask = new_tensor(x, with_mask ? sizes : Ints{0}, ScalarType::Int);
-  bop2nd::pack(shape, x.const_data_ptr(), words_of(signs), with_mask ? words_of(mask) : nullptr);
-  return {signs, mask};
+constexpr PackTensor pack_tensor = pack_axis<pack, true>;
+
+void unpack(const Tensor&, const Rows& rows) {
+  bop2nd::unpack(rows.words, rows.n, rows.length, rows.dtype, rows.elements);
 }
 
-Tensor pack_bits(const Tensor input, int64_t dim) { return std::get<0>(pack_tensor(input, dim, 1, false)); }
-
-std::tuple<Tensor, Tensor> pack_bits_ste(const Tensor input, int64_t dim, int64_t groups) {
-  return pack_tensor(input, dim, groups, true);
-}
-
-Tensor unpack_bits(const Tensor words, int64_t length, int64_t dim, ScalarType dtype) {
-  check_words(words, "words");
-  BOP2ND_REQUIRE(words.dim() > 0 && length >= 0 && words.size(words.dim() - 1) == bop2nd::words_for(length),
-                 "length ", length, " does not fit the words");
-  check_extent(words, "words");
-  bool known = dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ||
-               dtype == ScalarType::Double || dtype == ScalarType::Char || dtype == ScalarType::Short ||
-               dtype == ScalarType::Int || dtype == ScalarType::Long;
-  BOP2ND_REQUIRE(known, "dtype must be a real floating or signed integer type, got ",
-                 torch::headeronly::toString(dtype));
-  Tensor w = compact(words);
-  bool direct = dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-  Ints sizes = sizes_of(w);
-  sizes.back() = length;
-  Tensor out = new_tensor(w, sizes, direct ? dtype : ScalarType::Float);
-  int64_t n_words = bop2nd::words_for(length);
-  int64_t n_rows = n_words > 0 ? w.numel() / n_words : 0;
-  bop2nd::unpack(const_words_of(w), n_rows, length, real_dtype(out, "dtype"), out.mutable_data_ptr());
-  if (!direct) out = torch::stable::to(out, dtype);
-  return normal_dim(dim, out.dim()) == out.dim() - 1 ? out : move_axis(out, -1, dim);
-}
-
-void apply_mask_(const Tensor grad, const Tensor mask) {
-  check_words(mask, "mask");
-  BOP2ND_REQUIRE(grad.dim() > 0 && grad.is_contiguous(), "grad must be contiguous in walk order");
-  int64_t length = grad.size(grad.dim() - 1), n_rows = length > 0 ? grad.numel() / length : 0;
-  Ints sizes = sizes_of(grad);
-  sizes.back() = bop2nd::words_for(length);
-  check_sizes(mask, sizes, "mask");
-  check_extent(grad, "grad");
-  Tensor words = compact(mask);
-  bop2nd::apply_mask(const_words_of(words), n_rows, length, real_dtype(grad, "grad"),
-                     grad.mutable_data_ptr());
+void apply_mask(const Tensor&, const Rows& rows) {
+  bop2nd::apply_mask(rows.words, rows.n, rows.length, rows.dtype, rows.elements);
 }
 
 // -------------------------------------------------------------------------------- linear, convolution
@@ -323,11 +220,11 @@ bool handed_on(const char* op, StableIValue* stack) {
   })
 
 STABLE_TORCH_LIBRARY_IMPL(bop2nd, CPU, m) {
-  BOP2ND_IMPL(m, bop_step_, bop_step_);
-  BOP2ND_IMPL(m, pack_bits, pack_bits);
-  BOP2ND_IMPL(m, pack_bits_ste, pack_bits_ste);
-  BOP2ND_IMPL(m, unpack_bits, unpack_bits);
-  BOP2ND_IMPL(m, apply_mask_, apply_mask_);
+  BOP2ND_IMPL(m, bop_step_, bop_step_<step>);
+  BOP2ND_IMPL(m, pack_bits, pack_bits<pack_tensor>);
+  BOP2ND_IMPL(m, pack_bits_ste, pack_bits_ste<pack_tensor>);
+  BOP2ND_IMPL(m, unpack_bits, unpack_bits<unpack>);
+  BOP2ND_IMPL(m, apply_mask_, apply_mask_<apply_mask>);
   BOP2ND_IMPL(m, prepack_weight, prepack_weight);
   BOP2ND_IMPL(m, binary_linear, (linear<compute, pack_tensor>));
   BOP2ND_IMPL(m, binary_conv2d, (conv2d<compute, pack_tensor, compute_planes>));

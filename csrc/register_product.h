@@ -5,29 +5,9 @@
 
 #include "core/conv_shape.h"
 #include "core/epilogue.h"
-#include "register_tensor.h"
+#include "register_pack.h"
 
 namespace bop2nd::binding {
-
-constexpr int64_t kMaxExtent = int64_t{1} << 54;
-
-// Sizes must be `sizes` exactly.
-inline void check_sizes(const Tensor& t, const Ints& sizes, const char* what) {
-  Ints found = sizes_of(t);
-  BOP2ND_REQUIRE(found == sizes, what, " must be ", text_of(sizes), ", got ", text_of(found));
-}
-
-// A tensor of no elements may have other sizes of any magnitude, also negative ones (torch 2.13's expand
-// makes such): what follows from them is bounded.
-inline void check_extent(const Tensor& t, const char* what) {
-  int64_t extent = 1;
-  for (int64_t size : t.sizes()) {
-    BOP2ND_REQUIRE(size >= 0, what, " has a negative size: ", text_of(sizes_of(t)));
-    bool fits = !__builtin_mul_overflow(extent, std::max<int64_t>(1, size), &extent) && extent < kMaxExtent;
-    BOP2ND_REQUIRE(fits, what, " ", text_of(sizes_of(t)),
-                   " is beyond 2**54 elements, where a size of 0 counts as 1");
-  }
-}
 
 // [outputs, words]; `features` of each row.
 inline ConvShape linear_shape(int64_t rows, int64_t features, const Tensor& weight) {
@@ -170,9 +150,6 @@ std::tuple<Tensor, Tensor> conv2d_packed(const Tensor input, const Tensor weight
 }
 
 // ---- What trains: real values in and out, and what the backward pass is given.
-
-// (signs, mask or an empty tensor) along an axis, which comes last, on one device.
-using PackTensor = std::tuple<Tensor, Tensor> (*)(const Tensor&, int64_t dim, int64_t groups, bool with_mask);
 
 inline Epilogue values_into(const Tensor& out) {
   Epilogue to;

@@ -13,8 +13,6 @@
 #include <memory>
 #include <mutex>
 
-#define BOP2ND_EXPORT extern "C" __attribute__((visibility("default")))
-
 namespace {
 
 using namespace bop2nd::binding;

@@ -21,6 +21,9 @@
 #include <tuple>
 #include <vector>
 
+// Symbols that Python reaches by ctypes.
+#define BOP2ND_EXPORT extern "C" __attribute__((visibility("default")))
+
 namespace bop2nd::binding {
 
 using torch::headeronly::ScalarType;
@@ -28,6 +31,8 @@ using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using Ints = std::vector<int64_t>;
 using MaybeTensor = std::optional<Tensor>;
+
+constexpr int64_t kMaxExtent = int64_t{1} << 54;
 
 // A mistake of the caller: a ValueError in Python.
 template <class... Parts>
@@ -162,14 +167,22 @@ inline Tensor move_axis(const Tensor& t, int64_t from, int64_t to) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// How many weights a step has; the lists that belong to them must be as long.
-inline size_t step_size(const Tensors& weights, const Tensors& grads, const Tensors& exp_avgs,
-                        const Tensors& exp_avg_sqs) {
-  size_t n = weights.size();
-  BOP2ND_REQUIRE(
-      grads.size() == n && exp_avgs.size() == n && (exp_avg_sqs.empty() || exp_avg_sqs.size() == n),
-      "weights, grads and moments must be lists of one length");
-  return n;
+// Sizes must be `sizes` exactly.
+inline void check_sizes(const Tensor& t, const Ints& sizes, const char* what) {
+  Ints found = sizes_of(t);
+  BOP2ND_REQUIRE(found == sizes, what, " must be ", text_of(sizes), ", got ", text_of(found));
+}
+
+// A tensor of no elements may have other sizes of any magnitude, also negative ones (torch 2.13's expand
+// makes such): what follows from them is bounded.
+inline void check_extent(const Tensor& t, const char* what) {
+  int64_t extent = 1;
+  for (int64_t size : t.sizes()) {
+    BOP2ND_REQUIRE(size >= 0, what, " has a negative size: ", text_of(sizes_of(t)));
+    bool fits = !__builtin_mul_overflow(extent, std::max<int64_t>(1, size), &extent) && extent < kMaxExtent;
+    BOP2ND_REQUIRE(fits, what, " ", text_of(sizes_of(t)),
+                   " is beyond 2**54 elements, where a size of 0 counts as 1");
+  }
 }
 
 struct Axes {  // some neighbouring axes seen as one

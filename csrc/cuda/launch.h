@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What register_cuda*.cpp may ask of the GPU: plain C++, no CUDA header and no torch header. Every function
+// What register_cuda.cpp may ask of the GPU: plain C++, no CUDA header and no torch header. Every function
 // enqueues work on `stream` of the current device, waits for nothing, and returns null or what went wrong.
 #pragma once
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// csrc/cuda/launch.h on emulated blocks and host memory: with register_cuda*.cpp (BOP2ND_EMULATED) it makes a
+// csrc/cuda/launch.h on emulated blocks and host memory: with register_cuda.cpp (BOP2ND_EMULATED) it makes a
 // library whose operators run the CUDA binding, planning and kernel bodies on a machine without a GPU.
 #include <cstring>
 #include <memory>
