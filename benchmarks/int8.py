@@ -15,6 +15,8 @@ floating-point input inside the measured time. +-1 is stored as uint8 {0, 2} wit
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +25,8 @@ from .gates import equal
 from .networks import ConvShape
 from .registry import GateError, Prepared, Unavailable, gated
 
-CONV_ENGINES = ("x86", "fbgemm")
+Build = Callable[..., Prepared]
+ENGINES = ("x86", "fbgemm")
 OUT_SCALE = 4.0  # of the 8-bit outputs: an error of half of it is rounding
 
 
@@ -37,63 +40,42 @@ def onednn_conv(shape: ConvShape, signs: Tensor, weight: Tensor, expected: Tenso
     """uint8 in, fp32 out, exact."""
     _need("onednn", "qconv2d_pointwise", "qconv_prepack")
     ones, zeros = torch.ones(shape.outputs), torch.zeros(shape.outputs, dtype=torch.int32)
-    geometry = ([shape.stride] * 2, [shape.padding] * 2, [shape.dilation] * 2, shape.groups)
+    how = shape.arguments[:4]
     x = (signs + 1).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-    packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), ones, 1.0, 1, *geometry, list(x.shape))
-
-    def run() -> Tensor:
-        return torch.ops.onednn.qconv2d_pointwise(
-            x, 1.0, 1, packed, ones, zeros, None, *geometry, 1.0, 0, torch.float32, "none", [], ""
-        )
-
-    return gated(run, lambda output: equal(output, expected, "output"))
+    packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), ones, 1.0, 1, *how, list(x.shape))
+    op, fp32 = torch.ops.onednn.qconv2d_pointwise, torch.float32
+    run = lambda: op(x, 1.0, 1, packed, ones, zeros, None, *how, 1.0, 0, fp32, "none", [], "")  # noqa: E731
+    return gated(run, partial(equal, want=expected, what="output"))
 
 
 def onednn_linear(x: Tensor, weight: Tensor, expected: Tensor, zero_point: int = 1) -> Prepared:
     """uint8 in, fp32 out, exact: whole numbers of at least ``-zero_point``."""
     _need("onednn", "qlinear_pointwise", "qlinear_prepack")
-    n = weight.shape[0]
-    ones, zeros = torch.ones(n), torch.zeros(n, dtype=torch.int32)
+    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
     x = (x + zero_point).to(torch.uint8)
     packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), list(x.shape))
-
-    def run() -> Tensor:
-        return torch.ops.onednn.qlinear_pointwise(
-            x, 1.0, zero_point, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-
-    return gated(run, lambda output: equal(output, expected, "output"))
+    op, fp32, zero = torch.ops.onednn.qlinear_pointwise, torch.float32, zero_point
+    run = lambda: op(x, 1.0, zero, packed, ones, zeros, None, 1.0, 0, fp32, "none", [], "")  # noqa: E731
+    return gated(run, partial(equal, want=expected, what="output"))
 
 
 def quantized_conv(
-    engine: str, shape: ConvShape, signs: Tensor, weight: Tensor, expected: Tensor
+    shape: ConvShape, signs: Tensor, weight: Tensor, expected: Tensor, engine: str
 ) -> Prepared:
     """Quantized tensors in and out, by one of torch's engines."""
-    geometry = ([shape.stride] * 2, [shape.padding] * 2, [shape.dilation] * 2, shape.groups)
     x = signs.contiguous(memory_format=torch.channels_last)
-
-    def prepack(q: Tensor) -> object:
-        return torch.ops.quantized.conv2d_prepack(q, None, *geometry)
-
-    return _quantized(engine, x, weight, prepack, torch.ops.quantized.conv2d, expected)
+    op, prepack = torch.ops.quantized.conv2d, torch.ops.quantized.conv2d_prepack
+    return _quantized(engine, x, weight, lambda q: prepack(q, None, *shape.arguments[:4]), op, expected)
 
 
-def quantized_linear(engine: str, signs: Tensor, weight: Tensor, expected: Tensor) -> Prepared:
+def quantized_linear(signs: Tensor, weight: Tensor, expected: Tensor, engine: str) -> Prepared:
     """Quantized tensors in and out, by one of torch's engines."""
-
-    def prepack(q: Tensor) -> object:
-        return torch.ops.quantized.linear_prepack(q, None)
-
-    return _quantized(engine, signs, weight, prepack, torch.ops.quantized.linear, expected)
+    op, prepack = torch.ops.quantized.linear, torch.ops.quantized.linear_prepack
+    return _quantized(engine, signs, weight, lambda q: prepack(q, None), op, expected)
 
 
 def _quantized(
-    engine: str,
-    x: Tensor,
-    weight: Tensor,
-    prepack: Callable[[Tensor], object],
-    op: Callable[..., Tensor],
-    expected: Tensor,
+    engine: str, x: Tensor, weight: Tensor, prepack: Callable[[Tensor], object], op: Any, expected: Tensor
 ) -> Prepared:
     if engine not in torch.backends.quantized.supported_engines:
         raise Unavailable(f"this torch has no quantized engine {engine!r}")
@@ -106,9 +88,6 @@ def _quantized(
     finally:
         torch.backends.quantized.engine = before
 
-    def run() -> Tensor:
-        return op(qx, packed, OUT_SCALE, 128)
-
     def compare(output: Tensor) -> str:
         got = output.dequantize()
         limit = 127 * OUT_SCALE  # 8 bits saturate beyond
@@ -117,7 +96,7 @@ def _quantized(
             raise GateError(f"off by {error}, more than rounding to 8 bits explains")
         return f"equal to the exact result but for rounding to 8 bits (<= {OUT_SCALE / 2:g})"
 
-    return gated(run, compare)
+    return gated(lambda: op(qx, packed, OUT_SCALE, 128), compare)
 
 
 def int_mm(a: Tensor, b: Tensor, expected: Tensor | None) -> Prepared:
@@ -126,5 +105,9 @@ def int_mm(a: Tensor, b: Tensor, expected: Tensor | None) -> Prepared:
         raise Unavailable("this torch has no _int_mm")
     x, w = a.to(torch.int8), b.to(torch.int8)
     want = a @ b if expected is None else expected
-
     return gated(lambda: torch._int_mm(x, w), lambda output: equal(output.float(), want, "output"))
+
+
+# In the order in which the suites name them.
+CONVOLUTIONS: tuple[Build, ...] = (onednn_conv, *(partial(quantized_conv, engine=e) for e in ENGINES))
+LINEARS: tuple[Build, ...] = (onednn_linear, *(partial(quantized_linear, engine=e) for e in ENGINES))

@@ -25,15 +25,22 @@ class ConvShape:
     groups: int = 1
 
     @property
-    def geometry(self) -> Geometry:
-        image, kernel = (self.side, self.side), (self.kernel, self.kernel)
-        pairs = ((n, n) for n in (self.stride, self.padding, self.dilation))
-        arguments = Arguments._make((*pairs, self.groups, 0))
-        return Geometry.of(image, kernel, self.channels, self.outputs, arguments)
+    def arguments(self) -> tuple[Any, Any, Any, int, int]:
+        """Stride, padding, dilation, groups and padding value, as operators take them."""
+        return (self.stride,) * 2, (self.padding,) * 2, (self.dilation,) * 2, self.groups, 0
 
     @property
-    def out_side(self) -> int:
-        return self.geometry.out[0]
+    def input_size(self) -> tuple[int, ...]:
+        return self.batch, self.channels, self.side, self.side
+
+    @property
+    def weight_size(self) -> tuple[int, ...]:
+        return self.outputs, self.channels // self.groups, self.kernel, self.kernel
+
+    @property
+    def geometry(self) -> Geometry:
+        sizes = (self.side, self.side), (self.kernel, self.kernel), self.channels, self.outputs
+        return Geometry.of(*sizes, Arguments._make(self.arguments))
 
     @property
     def macs(self) -> int:
@@ -44,21 +51,19 @@ class ConvShape:
     @property
     def needed_macs(self) -> int:
         """Those whose tap lies in the image."""
-        first = [o * self.stride - self.padding for o in range(self.out_side)]
+        first = [o * self.stride - self.padding for o in range(self.geometry.out[0])]
         taps = sum(0 <= i + k * self.dilation < self.side for i in first for k in range(self.kernel)) ** 2
         return self.batch * taps * self.outputs * self.channels // self.groups
 
     @property
-    def input_elements(self) -> int:
-        return self.batch * self.channels * self.side**2
-
-    @property
-    def output_elements(self) -> int:
-        return self.geometry.pixels(self.batch) * self.outputs
-
-    @property
     def weight_words(self) -> int:
         return self.outputs * self.geometry.taps * self.geometry.words
+
+    @property
+    def traffic(self) -> int:
+        """Bytes of input and output in fp32 and of the packed weight."""
+        values = self.batch * self.channels * self.side**2 + self.geometry.pixels(self.batch) * self.outputs
+        return 4 * (values + self.weight_words)
 
     @property
     def name(self) -> str:
@@ -70,9 +75,6 @@ class ConvShape:
 
     def with_batch(self, batch: int) -> ConvShape:
         return replace(self, batch=batch)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in self.__dataclass_fields__}
 
 
 # The four shapes of the goals: the stride-1 convolutions of a ResNet-18's stages.

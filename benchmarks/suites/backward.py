@@ -6,7 +6,9 @@ with latent weights: unpacking and the straight-through estimator's mask come fo
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,18 +32,9 @@ def cases(quick: bool) -> list[Case]:
     if not quick:
         shapes += [s.with_batch(BATCH) for s in CONVOLUTIONS[BINARYNET]]
         shapes += [STAGES[0].with_batch(16), ConvShape(16, 64, 56, 128, 3, stride=2, padding=1)]
+    case = partial(Case, "backward", "binary_conv2d_backward", unit="GMAC/s", threads=None)
     return [
-        Case(
-            suite="backward",
-            op="binary_conv2d_backward",
-            name=shape.name,
-            shapes=shape.to_dict(),
-            unit="GMAC/s",
-            contenders=partial(_contenders, shape),
-            threads=None,
-            networks=networks_with(shape),
-        )
-        for shape in shapes
+        case(s.name, asdict(s), contenders=partial(_contenders, s), networks=networks_with(s)) for s in shapes
     ]
 
 
@@ -49,26 +42,22 @@ class _Data:
     """What a backward pass starts from, and its gradients in float64; made when first asked for."""
 
     def __init__(self, shape: ConvShape) -> None:
-        s, generator = shape, torch.Generator().manual_seed(2005)
+        generator = torch.Generator().manual_seed(2005)
 
         def normal(*size: int) -> Tensor:
             return torch.empty(size).normal_(generator=generator)
 
-        self.shape = shape
-        self.signs, self.mask = reference.pack_bits_ste(normal(s.batch, s.channels, s.side, s.side), 1)
-        self.words = reference.pack_bits(normal(s.outputs, s.channels, s.kernel, s.kernel), 1)
-        self.geometry = ([s.stride] * 2, [s.padding] * 2, [s.dilation] * 2)
-        grad = normal(s.batch, s.outputs, s.out_side, s.out_side)
+        self.shape, channels, side = shape, shape.channels, shape.geometry.out[0]
+        self._how = (*shape.arguments[:3], False, [0, 0], 1, [True, True, False])
+        self.signs, self.mask = reference.pack_bits_ste(normal(*shape.input_size), 1)
+        self.words = reference.pack_bits(normal(*shape.weight_size), 1)
+        grad = normal(shape.batch, shape.outputs, side, side)
         self.grad = grad.contiguous(memory_format=torch.channels_last)
-        self.x = reference.unpack_bits(self.signs, s.channels, 1)
-        self.weight = reference.unpack_bits(self.words, s.channels, 1)
-        self.inside = reference.unpack_bits(self.mask, s.channels, 1) < 0  # a set bit unpacks to -1
+        self.x, self.weight = (reference.unpack_bits(t, channels, 1) for t in (self.signs, self.words))
+        self.inside = reference.unpack_bits(self.mask, channels, 1) < 0  # a set bit unpacks to -1
 
     def of_floats(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        stride, padding, dilation = self.geometry
-        grads = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, stride, padding, dilation, False, [0, 0], 1, [True, True, False]
-        )
+        grads = torch.ops.aten.convolution_backward(grad, x, weight, None, *self._how)
         return grads[0], grads[1]
 
     @cached_property
@@ -87,46 +76,34 @@ class _Data:
             raise GateError(f"off by {max(errors):.2g} of the largest gradient")
         return f"within {max(errors):.1g} of the largest gradient in float64"
 
+    def packed(
+        self, op: Any, grad: Tensor, needs: tuple[bool, bool] = (True, True), worst: float = WORST
+    ) -> Prepared:
+        how = (self.shape.channels, *self.shape.arguments, *needs)
+        run = lambda: op(grad, self.signs, self.mask, self.words, *how)  # noqa: E731
+        return gated(run, partial(self.compare, masked=True, worst=worst))
+
+    def floats(self, layout: torch.memory_format) -> Prepared:
+        operands = [t.contiguous(memory_format=layout) for t in (self.grad, self.x, self.weight)]
+        return gated(lambda: self.of_floats(*operands), partial(self.compare, masked=False))
+
 
 def _contenders(shape: ConvShape) -> list[Contender]:
     data = _Data(shape)
 
-    def entry(
-        name: str, role: str, make: partial[Prepared], products: int = 2, threads: int | None = None
-    ) -> Contender:
-        return Contender(name, role, make, operations=products * shape.macs, threads=threads)
-
-    ours = partial(_make_packed, data, torch.ops.bop2nd.binary_conv2d_backward)
+    ours = partial(data.packed, torch.ops.bop2nd.binary_conv2d_backward)
+    both = partial(Contender, operations=2 * shape.macs)
+    one = partial(Contender, operations=shape.macs)
+    layouts = zip(TORCH, (torch.contiguous_format, torch.channels_last), strict=True)
     return [
-        entry(PACKED, OURS, partial(ours, data.grad)),
-        entry(ONE_THREAD, VARIANT, partial(ours, data.grad), threads=1),
-        entry(INPUT, VARIANT, partial(ours, data.grad, (True, False)), 1),
-        entry(WEIGHT, VARIANT, partial(ours, data.grad, (False, True)), 1),
-        entry(BF16, VARIANT, partial(ours, data.grad.bfloat16(), worst=2.0**-7)),
-        entry(TILES, BASELINE, partial(_make_packed, data, unpacked_tiles, data.grad)),
-        *(
-            entry(name, BASELINE, partial(_make_floats, data, memory_format))
-            for name, memory_format in zip(TORCH, (torch.contiguous_format, torch.channels_last), strict=True)
-        ),
+        both(PACKED, OURS, partial(ours, data.grad)),
+        both(ONE_THREAD, VARIANT, partial(ours, data.grad), threads=1),
+        one(INPUT, VARIANT, partial(ours, data.grad, (True, False))),
+        one(WEIGHT, VARIANT, partial(ours, data.grad, (False, True))),
+        both(BF16, VARIANT, partial(ours, data.grad.bfloat16(), worst=2.0**-7)),
+        both(TILES, BASELINE, partial(data.packed, unpacked_tiles, data.grad)),
+        *(both(name, BASELINE, partial(data.floats, layout)) for name, layout in layouts),
     ]
-
-
-def _make_packed(
-    data: _Data, op: object, grad: Tensor, needs: tuple[bool, bool] = (True, True), worst: float = WORST
-) -> Prepared:
-    def run() -> tuple[Tensor, Tensor]:
-        gradients: tuple[Tensor, Tensor] = op(  # type: ignore[operator]
-            grad, data.signs, data.mask, data.words, data.shape.channels, *data.geometry, 1, 0, *needs
-        )
-        return gradients
-
-    return gated(run, lambda got: data.compare(got, masked=True, worst=worst))
-
-
-def _make_floats(data: _Data, memory_format: torch.memory_format) -> Prepared:
-    operands = [t.contiguous(memory_format=memory_format) for t in (data.grad, data.x, data.weight)]
-
-    return gated(lambda: data.of_floats(*operands), lambda got: data.compare(got, masked=False))
 
 
 SUITE = Suite(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import bop2nd_fast as bf
 
+from .. import gates
 from ..float_network import Sign, floating
 from ..networks import BINARYNET, BIREALNET
 from ..registry import (
@@ -29,46 +30,33 @@ from ..registry import (
     Suite,
 )
 
-PACKED, BOTH_THREADS, ROUNDED, EVAL = (
-    "bf.inference.convert",
-    "bf.inference.convert, all threads",
-    "bf.inference.convert(exact=False)",
-    "bop2nd, model.eval()",
-)
+PACKED, BOTH_THREADS = "bf.inference.convert", "bf.inference.convert, all threads"
+ROUNDED, EVAL = "bf.inference.convert(exact=False)", "bop2nd, model.eval()"
 FP32, FP32_LAST, BF16 = "fp32", "fp32, channels-last", "bf16, channels-last"
 COMPILED = "fp32, torch.compile"
+# Sums run in another order: a sign that hangs on the last bit may turn, and then others behind it.
+close = partial(gates.close, what="output", tolerance=0.05)
 
 
 def cases(quick: bool) -> list[Case]:
-    rows: list[tuple[str, int, int, int]]
-    if quick:
-        rows = [(BINARYNET, 16, 16, 2)]
-    else:
-        rows = [(BINARYNET, 128, 32, 1), (BINARYNET, 128, 32, 64), (BIREALNET, 64, 224, 1)]
+    rows = [(BINARYNET, 128, 32, 1), (BINARYNET, 128, 32, 64), (BIREALNET, 64, 224, 1)]
+    case = partial(Case, "inference", "inference", unit="1/s", inference=True)
     return [
-        Case(
-            suite="inference",
-            op="inference",
-            name=f"{network}, {image}x{image}, batch {batch}",
-            shapes={"width": width, "image_size": image, "batch": batch},
-            unit="1/s",
+        case(
+            f"{network}, {image}x{image}, batch {batch}",
+            {"width": width, "image_size": image, "batch": batch},
             contenders=partial(_contenders, network, width, image, batch),
             networks=(network,),
-            inference=True,
         )
-        for network, width, image, batch in rows
+        for network, width, image, batch in ([(BINARYNET, 16, 16, 2)] if quick else rows)
     ]
 
 
 def build(network: str, width: int, image: int) -> nn.Module:
     """A network in eval mode, its batch norms no identities."""
     torch.manual_seed(3)
-    model: nn.Module
-    if network == BINARYNET:
-        model = bf.models.BinaryNet(width=width, image_size=image)
-    else:
-        model = bf.models.BiRealNet18()
-    model.train()
+    binarynet = network == BINARYNET
+    model = bf.models.BinaryNet(width=width, image_size=image) if binarynet else bf.models.BiRealNet18()
     with torch.no_grad():
         model(torch.randn(4, 3, image, image))  # batch norms get statistics that are not 0 and 1
     return model.eval()
@@ -77,21 +65,18 @@ def build(network: str, width: int, image: int) -> nn.Module:
 def _contenders(network: str, width: int, image: int, batch: int) -> list[Contender]:
     model = build(network, width, image)
     x = torch.randn(batch, 3, image, image)
-
-    def entry(name: str, role: str, make: Any, **more: Any) -> Contender:
-        return Contender(name, role, make, items=batch, **more)
-
+    entry, theirs = partial(Contender, items=batch), partial(make_float, model, x)
     result = [
         entry(PACKED, OURS, partial(_make_packed, model, x)),
         entry(BOTH_THREADS, VARIANT, partial(_make_packed, model, x), threads=ALL_THREADS),
         entry(ROUNDED, VARIANT, partial(_make_packed, model, x, exact=False)),
         entry(EVAL, VARIANT, partial(_make_eval, model, x)),
-        entry(FP32, BASELINE, partial(make_float, model, x)),
-        entry(FP32_LAST, BASELINE, partial(make_float, model, x, channels_last=True)),
-        entry(BF16, BASELINE, partial(make_float, model, x, channels_last=True, dtype=torch.bfloat16)),
+        entry(FP32, BASELINE, theirs),
+        entry(FP32_LAST, BASELINE, partial(theirs, last=True)),
+        entry(BF16, BASELINE, partial(theirs, last=True, dtype=torch.bfloat16)),
     ]
     if network == BINARYNET:  # compiling the larger network would take longer than all of its measurements
-        result.append(entry(COMPILED, BASELINE, partial(make_float, model, x, compiled=True), slow=True))
+        result.append(entry(COMPILED, BASELINE, partial(theirs, compiled=True), slow=True))
     return result
 
 
@@ -113,12 +98,9 @@ def _make_packed(model: nn.Module, x: Tensor, exact: bool = True) -> Prepared:
 
 def _make_eval(model: nn.Module, x: Tensor) -> Prepared:
     def check() -> str:
-        before = bf.backends.forced() or "auto"
-        got = model(x[:2])
         with bf.backends.use("reference"):
             want = model(x[:2])
-        bf.backends.use(before)
-        return close(got, want)
+        return close(model(x[:2]), want)
 
     return Prepared(check, lambda: model(x))
 
@@ -126,47 +108,31 @@ def _make_eval(model: nn.Module, x: Tensor) -> Prepared:
 def make_float(
     model: nn.Module,
     x: Tensor,
-    channels_last: bool = False,
+    last: bool = False,
     dtype: torch.dtype = torch.float32,
     compiled: bool = False,
 ) -> Prepared:
-    net = floating(model).to(dtype)
-    data = x.to(dtype)
-    if channels_last:
+    """The network in floating point, in channels-last with ``last``."""
+    net, data = floating(model).to(dtype), x.to(dtype)
+    if last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         data = data.contiguous(memory_format=torch.channels_last)
     run: Any = torch.compile(net, dynamic=False) if compiled else net
 
+    @torch.inference_mode()
     def check() -> str:
         if dtype != torch.float32:
-            with torch.inference_mode():
-                if not bool(net(data[:2]).isfinite().all()):
-                    raise GateError("its output is not finite")
+            if not bool(net(data[:2]).isfinite().all()):
+                raise GateError("its output is not finite")
             return "finite (bf16 rounds away the small sums whose sign decides)"
-        with torch.inference_mode():
-            _zeros_positive(net, True)
+        try:
+            Sign.zeros_positive = True  # as the bits of ours have it, for the comparison
             verdict = close(net(data), model(x))
-            _zeros_positive(net, False)
-            if not compiled:
-                return verdict
-            return f"uncompiled {verdict}; compiled {close(run(data), net(data))}"
+        finally:
+            Sign.zeros_positive = False
+        return f"uncompiled {verdict}; compiled {close(run(data), net(data))}" if compiled else verdict
 
     return Prepared(check, lambda: run(data))
-
-
-def _zeros_positive(net: nn.Module, value: bool) -> None:
-    """Exact zeros count as the bits of ours have it, for a comparison."""
-    for module in net.modules():
-        if isinstance(module, Sign):
-            module.zeros_positive = value
-
-
-def close(got: Tensor, want: Tensor) -> str:
-    """Sums run in another order: a sign that hangs on the last bit may turn, and then others behind it."""
-    error = float((got - want).norm() / want.norm())
-    if error > 0.05:
-        raise GateError(f"differs by {error:.2g} of the output's norm")
-    return f"within {error:.1e} of the reference's output (norm)"
 
 
 SUITE = Suite(

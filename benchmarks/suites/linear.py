@@ -41,28 +41,30 @@ def cases(quick: bool) -> list[Case]:
             (50, 4608, 1024, ()),
             (256, 4608, 512, (INNER,)),
         ]
+    case = partial(Case, "linear", "binary_linear", unit="GMAC/s", inference=True)
     return [
-        Case(
-            suite="linear",
-            op="binary_linear",
-            name=f"{inputs}-{outputs} batch {batch}",
-            shapes={"batch": batch, "inputs": inputs, "outputs": outputs},
-            unit="GMAC/s",
+        case(
+            f"{inputs}-{outputs} batch {batch}",
+            {"batch": batch, "inputs": inputs, "outputs": outputs},
             contenders=partial(_contenders, batch, inputs, outputs),
             networks=(BINARYNET,) if inputs == 4608 and outputs == 1024 else (),
             tags=tags,
-            inference=True,
         )
         for batch, inputs, outputs, tags in rows
     ]
 
 
-class _Data:
+class _Operands:
+    """Input, weight and the exact result of a layer; its contenders."""
+
     def __init__(self, batch: int, inputs: int, outputs: int) -> None:
         generator = torch.Generator().manual_seed(1906)
         self.x = torch.empty(batch, inputs).normal_(generator=generator)
         self.weight = bf.pack(torch.empty(outputs, inputs).normal_(generator=generator), dim=1)
-        self.expected = reference.binary_linear(self.x, self.weight.words, False)[0]
+        words = self.weight.words
+        self.blocked = torch.ops.bop2nd.prepack_weight(words) if bf.backends.wants_blocked() else None
+        self.expected = reference.binary_linear(self.x, words, False)[0]
+        self.compare = partial(equal, want=self.expected, what="output")
 
     @cached_property
     def signs(self) -> Tensor:
@@ -72,74 +74,51 @@ class _Data:
     def dense(self) -> Tensor:
         return reference.unpack_bits(self.weight.words, self.weight.shape[1])
 
-    def compare(self, output: Tensor) -> str:
-        return equal(output, self.expected, "output")
+    def ours(self) -> Prepared:
+        op, x, words, blocked = torch.ops.bop2nd.binary_linear, self.x, self.weight.words, self.blocked
+        return gated(lambda: op(x, words, False, blocked=blocked)[0], self.compare)
+
+    def module(self) -> Prepared:
+        module = bf.nn.BinaryLinear(self.weight.shape[1], self.weight.shape[0])
+        module.weight.copy_(self.weight)
+        return gated(lambda: module(self.x), self.compare)
+
+    def from_bits(self) -> Prepared:
+        op, words, blocked = torch.ops.bop2nd.binary_linear_packed, self.weight.words, self.blocked
+        x, inputs = torch.ops.bop2nd.pack_bits(self.x, -1), self.weight.shape[1]
+        return gated(lambda: op(x, words, inputs, blocked=blocked)[0], self.compare)
+
+    def floats(self, dtype: torch.dtype) -> Prepared:
+        x, weight = self.signs.to(dtype), self.dense.to(dtype)
+        return gated(lambda: F.linear(x, weight), partial(rounded, want=self.expected, dtype=dtype))
+
+    def int8(self, build: int8.Build) -> Prepared:
+        return build(self.signs, self.dense, self.expected)
+
+    def int_mm(self) -> Prepared:
+        return int8.int_mm(self.signs, self.dense.T, self.expected)
 
 
 def _contenders(batch: int, inputs: int, outputs: int) -> list[Contender]:
-    data = _Data(batch, inputs, outputs)
-    macs = batch * inputs * outputs
-    activations, n_words = 4 * batch * (inputs + outputs), outputs * -(-inputs // 32)
-
-    def entry(
-        name: str, role: str, make: partial[Prepared], weight_bytes: int, threads: int | None = None
-    ) -> Contender:
-        n_bytes = activations + weight_bytes
-        bound = roofline.REGISTER if role != BASELINE and threads is None else None
-        return Contender(name, role, make, bytes=n_bytes, operations=macs, bounded_by=bound, threads=threads)
-
-    dense = inputs * outputs
+    it = _Operands(batch, inputs, outputs)
+    dense, activations = inputs * outputs, 4 * batch * (inputs + outputs)
+    packed = activations + 4 * outputs * -(-inputs // 32)
+    entry = partial(Contender, operations=batch * dense)
+    ours = partial(entry, bytes=packed, bounded_by=roofline.REGISTER)
+    baselines: list[tuple[str, Callable[[], Prepared], int]] = [
+        (FP32, partial(it.floats, torch.float32), 4),
+        (BF16, partial(it.floats, torch.bfloat16), 2),
+        *((name, partial(it.int8, build), 1) for name, build in zip(INT8, int8.LINEARS, strict=False)),
+        (INT8[3], it.int_mm, 1),
+    ]
     return [
-        entry(PACKED, OURS, partial(_make_ours, data), 4 * n_words),
-        entry(BOTH_THREADS, VARIANT, partial(_make_ours, data), 4 * n_words, ALL_THREADS),
-        entry(MODULE, VARIANT, partial(_make_module, data), 4 * n_words),
-        entry(BITS, VARIANT, partial(_make_bits, data), 4 * n_words),
-        entry(FP32, BASELINE, partial(_make_float, data, torch.float32), 4 * dense),
-        entry(BF16, BASELINE, partial(_make_float, data, torch.bfloat16), 2 * dense),
-        entry(INT8[0], BASELINE, partial(_make_int8, data, int8.onednn_linear), dense),
-        *(
-            entry(name, BASELINE, partial(_make_int8, data, partial(int8.quantized_linear, engine)), dense)
-            for name, engine in zip(INT8[1:3], int8.CONV_ENGINES, strict=True)
-        ),
-        entry(INT8[3], BASELINE, partial(_make_int_mm, data), dense),
+        ours(PACKED, OURS, it.ours),
+        entry(BOTH_THREADS, VARIANT, it.ours, packed, threads=ALL_THREADS),
+        ours(MODULE, VARIANT, it.module),
+        ours(BITS, VARIANT, it.from_bits),
+        *(entry(name, BASELINE, make, activations + size * dense) for name, make, size in baselines),
         roofline.register_contender(),
     ]
-
-
-def _make_ours(data: _Data) -> Prepared:
-    words = data.weight.words
-    blocked = torch.ops.bop2nd.prepack_weight(words) if bf.backends.wants_blocked() else None
-
-    op = torch.ops.bop2nd.binary_linear
-    return gated(lambda: op(data.x, words, False, blocked=blocked)[0], data.compare)
-
-
-def _make_module(data: _Data) -> Prepared:
-    module = bf.nn.BinaryLinear(data.weight.shape[1], data.weight.shape[0])
-    module.weight.copy_(data.weight)
-    return gated(lambda: module(data.x), data.compare)
-
-
-def _make_bits(data: _Data) -> Prepared:
-    words = data.weight.words
-    blocked = torch.ops.bop2nd.prepack_weight(words) if bf.backends.wants_blocked() else None
-    x = torch.ops.bop2nd.pack_bits(data.x, -1)
-    op, inputs = torch.ops.bop2nd.binary_linear_packed, data.weight.shape[1]
-    return gated(lambda: op(x, words, inputs, blocked=blocked)[0], data.compare)
-
-
-def _make_float(data: _Data, dtype: torch.dtype) -> Prepared:
-    x, weight = data.signs.to(dtype), data.dense.to(dtype)
-
-    return gated(lambda: F.linear(x, weight), lambda output: rounded(output, data.expected, dtype))
-
-
-def _make_int8(data: _Data, build: Callable[..., Prepared]) -> Prepared:
-    return build(data.signs, data.dense, data.expected)
-
-
-def _make_int_mm(data: _Data) -> Prepared:
-    return int8.int_mm(data.signs, data.dense.T, data.expected)
 
 
 def _weight_bytes(record: Record) -> float | None:

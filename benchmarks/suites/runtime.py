@@ -89,7 +89,7 @@ def _contenders(network: str, width: int, image: int, batch: int) -> list[Conten
         entry(STEPS, VARIANT, partial(_in_torch, _packed(network, model, x), x, "steps")),
         entry(RUNTIME, VARIANT, partial(_in_library, packed, x), slow=True),
         entry(FP32, BASELINE, partial(inference.make_float, model, x)),
-        entry(FP32_LAST, BASELINE, partial(inference.make_float, model, x, channels_last=True)),
+        entry(FP32_LAST, BASELINE, partial(inference.make_float, model, x, last=True)),
         entry(ONNX, BASELINE, partial(_in_onnxruntime, model, x), slow=True),
         register_contender(),
     ]

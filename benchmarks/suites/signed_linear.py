@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +24,7 @@ from ..registry import (
     Prepared,
     Suite,
     gated,
-)  # fmt: skip
+)
 
 REAL, EIGHT = "bop2nd, fp32 in", "bop2nd, int8 in"
 BOTH_THREADS, QUANTIZED = "bop2nd, fp32 in, all threads", "bop2nd, fp32 in, quantized to int8"
@@ -38,16 +36,13 @@ MATRIX, VECTOR = "matrix", "vector"
 def cases(quick: bool) -> list[Case]:
     """(rows, inputs, outputs) of each case."""
     rows = [(1, 256, 64), (18, 130, 33)] if quick else [(256, 1024, 1024), (256, 4096, 4096), (1, 4096, 4096)]
+    case = partial(Case, "signed_linear", "signed_linear", unit="GMAC/s", inference=True)
     return [
-        Case(
-            suite="signed_linear",
-            op="signed_linear",
-            name=f"{inputs}-{outputs}, {n} rows",
-            shapes={"rows": n, "inputs": inputs, "outputs": outputs},
-            unit="GMAC/s",
+        case(
+            f"{inputs}-{outputs}, {n} rows",
+            {"rows": n, "inputs": inputs, "outputs": outputs},
             contenders=partial(_contenders, n, inputs, outputs),
             tags=(VECTOR if n == 1 else MATRIX,),
-            inference=True,
         )
         for n, inputs, outputs in rows
     ]
@@ -62,75 +57,54 @@ class _Data:
         self.dense = reference.unpack_bits(self.words, inputs)
         self.blocked = torch.ops.bop2nd.prepack_weight(self.words) if bf.backends.wants_blocked() else None
         self.expected = (self.x.double() @ self.dense.double().T).float()
+        self.compare = partial(_within, 0.0, self.expected)
 
-    def compare(self, output: Tensor, allowed: float = 0.0) -> str:
-        """Sums of whole numbers are exact in fp32; ``allowed``: of the largest result."""
-        error = float((output.float() - self.expected).abs().max())
-        if error > allowed * float(self.expected.abs().max()):
-            raise GateError(f"off by {error} from the exact sums")
-        return "equal to the exact sums" if allowed == 0 else f"within {allowed:g} of the largest exact sum"
+    def ours(self, dtype: torch.dtype) -> Prepared:
+        op, x = torch.ops.bop2nd.signed_linear, self.x.to(dtype)
+        return gated(lambda: op(x, self.words, blocked=self.blocked)[0], self.compare)
+
+    def quantized(self) -> Prepared:
+        op, x = torch.ops.bop2nd, self.x.float()
+        x[:, 0] = 127  # each row's scale is 1: the result stays exact
+        want = (x.double() @ self.dense.double().T).float()
+
+        def run() -> Tensor:
+            q, scale = op.quantize_rows(x)
+            output: Tensor = op.signed_linear(q, self.words, input_scale=scale, blocked=self.blocked)[0]
+            return output
+
+        return gated(run, partial(_within, 0.0, want))
+
+    def floats(self, dtype: torch.dtype) -> Prepared:
+        x, weight, allowed = self.x.to(dtype), self.dense.to(dtype), 2**-7 * (dtype != torch.float32)
+        return gated(lambda: F.linear(x, weight), partial(_within, allowed, self.expected))
+
+
+def _within(allowed: float, want: Tensor, output: Tensor) -> str:
+    """Sums of whole numbers are exact in fp32; ``allowed``: of the largest result."""
+    error = float((output.float() - want).abs().max())
+    if error > allowed * float(want.abs().max()):
+        raise GateError(f"off by {error} from the exact sums")
+    return "equal to the exact sums" if allowed == 0 else f"within {allowed:g} of the largest exact sum"
 
 
 def _contenders(rows: int, inputs: int, outputs: int) -> list[Contender]:
-    data = _Data(rows, inputs, outputs)
-    dense, macs = inputs * outputs, rows * inputs * outputs
-
-    def entry(name: str, role: str, make: Any, n_bytes: int, threads: int | None = None) -> Contender:
-        return Contender(name, role, make, bytes=n_bytes, operations=macs, threads=threads)
-
-    onednn = partial(int8.onednn_linear, data.x.float(), data.dense, data.expected, 128)
-    numbers = rows * (inputs + outputs)
+    data, dense, numbers = _Data(rows, inputs, outputs), inputs * outputs, rows * (inputs + outputs)
     real, eight = 4 * numbers + dense // 8, rows * (inputs + 4 * outputs) + dense // 8
+    entry, ours = partial(Contender, operations=rows * dense), partial(data.ours, torch.float32)
+    onednn = partial(int8.onednn_linear, data.x.float(), data.dense, data.expected, 128)
     return [
-        entry(REAL, OURS, partial(_make_ours, data, torch.float32), real),
-        entry(EIGHT, VARIANT, partial(_make_ours, data, torch.int8), eight),
-        entry(BOTH_THREADS, VARIANT, partial(_make_ours, data, torch.float32), real, ALL_THREADS),
-        entry(QUANTIZED, VARIANT, partial(_make_quantized, data), real),
-        entry(FP32, BASELINE, partial(_make_float, data, torch.float32), 4 * (numbers + dense)),
-        entry(BF16, BASELINE, partial(_make_float, data, torch.bfloat16), 2 * (numbers + dense)),
+        entry(REAL, OURS, ours, real),
+        entry(EIGHT, VARIANT, partial(data.ours, torch.int8), eight),
+        entry(BOTH_THREADS, VARIANT, ours, real, threads=ALL_THREADS),
+        entry(QUANTIZED, VARIANT, data.quantized, real),
+        entry(FP32, BASELINE, partial(data.floats, torch.float32), 4 * (numbers + dense)),
+        entry(BF16, BASELINE, partial(data.floats, torch.bfloat16), 2 * (numbers + dense)),
         entry(INT_MM, BASELINE, partial(int8.int_mm, data.x, data.dense.T, data.expected), eight + dense),
         entry(ONEDNN, BASELINE, onednn, eight + dense),
         entry(GGML, BASELINE, partial(ggml_adapter.linear, data.x, data.dense), real),
         roofline.traffic_contender(dense // 8, 4 * rows * outputs, threads=1),
-    ]  # fmt: skip
-
-
-def _prepared(data: _Data, run: Callable[[], Tensor], allowed: float = 0.0) -> Prepared:
-    return gated(run, lambda output: data.compare(output, allowed))
-
-
-def _make_ours(data: _Data, dtype: torch.dtype) -> Prepared:
-    x = data.x.to(dtype)
-    op = torch.ops.bop2nd.signed_linear
-    return _prepared(data, lambda: op(x, data.words, blocked=data.blocked)[0])
-
-
-def _make_quantized(data: _Data) -> Prepared:
-    x = data.x.float()
-    x[:, 0] = 127  # each row's scale is 1: the result stays exact
-    data = _with_first(data)
-    op = torch.ops.bop2nd
-
-    def run() -> Tensor:
-        q, scale = op.quantize_rows(x)
-        output: Tensor = op.signed_linear(q, data.words, input_scale=scale, blocked=data.blocked)[0]
-        return output
-
-    return _prepared(data, run)
-
-
-def _with_first(data: _Data) -> _Data:
-    new = object.__new__(_Data)
-    new.__dict__.update(data.__dict__)
-    x = data.x.double()
-    x[:, 0] = 127
-    new.expected = (x @ data.dense.double().T).float()
-    return new
-
-
-def _make_float(data: _Data, dtype: torch.dtype) -> Prepared:
-    x, weight = data.x.to(dtype), data.dense.to(dtype)
-    return _prepared(data, lambda: F.linear(x, weight), 0.0 if dtype == torch.float32 else 2**-7)
+    ]
 
 
 def _goal(what: str, aim: float, tag: str, ours: str, *theirs: str) -> Goal:

@@ -22,7 +22,7 @@ import bop2nd_fast as bf
 
 from .. import memory
 from ..float_network import torch_pools
-from ..goals import Goal, mean, memory_over, over
+from ..goals import Formula, Goal, mean, memory_over, over
 from ..networks import BINARYNET
 from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Picture, Prepared, Suite
 
@@ -35,19 +35,13 @@ SEED = 11
 
 
 def cases(quick: bool) -> list[Case]:
-    width, batch, image = (16, 4, 16) if quick else (128, 50, 32)
-    return [
-        Case(
-            suite="train_step",
-            op="train_step",
-            name=f"BinaryNet width {width}, batch {batch}, {image}x{image}",
-            shapes={"width": width, "batch": batch, "image_size": image},
-            unit="1/s",
-            contenders=partial(_contenders, width, batch, image, quick),
-            threads=None,
-            networks=(BINARYNET,),
-        )
-    ]
+    width, batch, image = sizes = (16, 4, 16) if quick else (128, 50, 32)
+    shapes = {"width": width, "batch": batch, "image_size": image}
+    name, make = (
+        f"BinaryNet width {width}, batch {batch}, {image}x{image}",
+        partial(_contenders, *sizes, quick),
+    )
+    return [Case("train_step", "train_step", name, shapes, "1/s", make, threads=None, networks=(BINARYNET,))]
 
 
 def _contenders(width: int, batch: int, image: int, quick: bool) -> list[Contender]:
@@ -57,10 +51,8 @@ def _contenders(width: int, batch: int, image: int, quick: bool) -> list[Contend
 
     return [
         entry(PACKED, OURS),
-        entry(PACKED_BF16, VARIANT),
-        entry(PACKED_LEAN, VARIANT),
-        entry(LATENT, BASELINE),
-        entry(LATENT_FUSED, BASELINE),
+        *(entry(name, VARIANT) for name in (PACKED_BF16, PACKED_LEAN)),
+        *(entry(name, BASELINE) for name in (LATENT, LATENT_FUSED)),
         entry(LATENT_COMPILED, BASELINE, slow=True),
     ]
 
@@ -150,8 +142,7 @@ def _check_packed(name: str) -> str:
     batch norm), so that rounding decides. A second step would start from other signs and say nothing.
     """
     results = []
-    before = bf.backends.forced() or "auto"
-    for backend in (before, "reference"):
+    for backend in (bf.backends.forced() or "auto", "reference"):
         with bf.backends.use(backend):
             it = training(name, 16, 6, 16)
             loss = it.step().item()
@@ -179,11 +170,11 @@ def _check_latent(name: str) -> str:
     return f"same loss and weight gradients as ours (within {worst:.1e} of their norm)"
 
 
-def _memory_goal(what: str, key: str) -> Goal:
-    name = f"BinaryNet training step: {what}, latent over ours"
-    return Goal(name, 2, mean("train_step", memory_over(LATENT, PACKED, key)))
+def _goal(what: str, aim: float, formula: Formula) -> Goal:
+    return Goal(f"BinaryNet training step: {what}", aim, mean("train_step", formula))
 
 
+_memory = partial(memory_over, LATENT, PACKED)
 SUITE = Suite(
     cases,
     families={
@@ -192,11 +183,11 @@ SUITE = Suite(
         "latent weights, compiled": (LATENT_COMPILED,),
     },
     goals=(
-        Goal(
-            "BinaryNet training step: against latent weights and Adam", 1.5, mean("train_step", over(LATENT))
+        _goal("against latent weights and Adam", 1.5, over(LATENT)),
+        _goal(
+            "peak of torch's allocator, latent over ours", 2, memory_over(LATENT, PACKED, "allocator_peak")
         ),
-        _memory_goal("peak of torch's allocator", "allocator_peak"),
-        _memory_goal("growth of the resident set", "rss_growth"),
+        _goal("growth of the resident set, latent over ours", 2, memory_over(LATENT, PACKED, "rss_growth")),
     ),
     pictures=(Picture("train_step", "Training step", kind="training"),),
     summary=lambda record: True,
