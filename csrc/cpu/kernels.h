@@ -136,7 +136,8 @@ struct TileTable {
 
 // ---- Sums of real numbers with signs, for gradients (signed_sums.inl).
 // sums[segment][i][lane] += sum_k +-a[k][lane], negative where bit k % 32 of signs[k / 32][segment][i] is
-// set; k runs to 32 n_chunks, lane to SumTable::lanes.
+// set; k runs to 32 n_chunks, lane to SumTable::lanes. Of the last chunk only `last_rows` are looked at: the
+// others are 0.
 struct SignedSums {
   const float* a;
   int64_t a_stride, n_chunks;
@@ -144,6 +145,7 @@ struct SignedSums {
   int64_t chunk_stride, n_segments, segment_stride, n;
   float* sums;
   bool fresh;
+  int64_t last_rows = 32;
 };
 
 struct ConvShape;

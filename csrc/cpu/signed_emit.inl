@@ -15,11 +15,39 @@ BOP2ND_INLINE typename L::F clamp_reals(typename L::F x, const Epilogue& e) {
   return choose<L>(L::greater(x, most), most, x);
 }
 
+// What products give before the epilogue, of some outputs; `dot` becomes the exact dot of integers.
+template <class C, bool kReal>
+BOP2ND_INLINE typename C::Lanes::F number_of(typename C::I& dot, int32_t multiplier,
+                                             const int32_t* correction) {
+  using L = typename C::Lanes;
+  if constexpr (kReal) return L::add(L::as_float(dot), L::setf(0.0f));  // no sum is -0
+  if (multiplier != 1) dot = L::mul_int(dot, C::set1(static_cast<uint32_t>(multiplier)));
+  if (correction) dot = C::add(dot, C::load(reinterpret_cast<const uint32_t*>(correction)));
+  return C::real(dot);
+}
+
+// Values as they are.
+template <class C, class T, bool kReal>
+void emit_signed_values(const SignedRows& rows, T* values) {
+  const uint32_t* sums = static_cast<const uint32_t*>(rows.sums);
+  T* to = values + rows.first_pixel * rows.all_outputs + rows.first_output;
+  for (int64_t r = 0; r < rows.n_rows; ++r, sums += rows.sum_stride, to += rows.all_outputs) {
+    const int32_t* correction = rows.correction ? rows.correction[r] + rows.first_output : nullptr;
+    for (int64_t o = 0; o < rows.n_outputs; o += C::kLanes) {
+      int left = static_cast<int>(std::min<int64_t>(C::kLanes, rows.n_outputs - o));
+      typename C::I dot = C::load(sums + o);
+      C::Lanes::store(to + o,
+                      number_of<C, kReal>(dot, rows.multiplier, correction ? correction + o : nullptr), left);
+    }
+  }
+}
+
 template <class C, class T, bool kReal>
 void emit_signed_rows(const SignedRows& rows, Epilogue e) {
+  if (e.only_values() && !rows.input_scale)
+    return emit_signed_values<C, T, kReal>(rows, static_cast<T*>(e.values));
   using L = typename C::Lanes;
   const uint32_t* sums = static_cast<const uint32_t*>(rows.sums);
-  typename C::I multiplier = C::set1(static_cast<uint32_t>(rows.multiplier));
   for (int64_t r = 0; r < rows.n_rows; ++r, sums += rows.sum_stride) {
     int64_t pixel = rows.first_pixel + r;
     const int32_t* correction = rows.correction ? rows.correction[r] + rows.first_output : nullptr;
@@ -31,15 +59,8 @@ void emit_signed_rows(const SignedRows& rows, Epilogue e) {
       for (int lane = 0; lane < left; lane += C::kLanes) {
         int64_t channel = rows.first_output + o + lane, at = pixel * rows.all_outputs + channel;
         typename C::I dot = C::load(sums + o + lane);
-        typename L::F x;
-        if constexpr (kReal) {
-          x = L::add(L::as_float(dot), L::setf(0.0f));  // no sum is -0
-        } else {
-          if (rows.multiplier != 1) dot = L::mul_int(dot, multiplier);
-          if (correction)
-            dot = C::add(dot, C::load(reinterpret_cast<const uint32_t*>(correction) + o + lane));
-          x = C::real(dot);
-        }
+        typename L::F x =
+            number_of<C, kReal>(dot, rows.multiplier, correction ? correction + o + lane : nullptr);
         x = clamp_reals<L>(x, e);
         if (input_scale) x = L::mul(x, factor);
         auto below = [&] { return C::less(dot, e.threshold + channel, left - lane); };

@@ -315,6 +315,9 @@ void run_real_task(const Plan& plan, const Task& task, int64_t lanes) {
   const SumTable& table = *plan.table->sums;
   int64_t n_outputs = task.end - task.begin, per_group = s.group_outputs(), n = round_up(n_outputs, 16);
   int64_t group_task = s.groups > 1 ? per_group : n_outputs, numbers = plan.row_numbers() * lanes;
+  // Values as they are go right where they belong, and start from +0, so that none is -0.
+  const Epilogue& to = plan.p.to;
+  bool direct = to.only_values() && to.dtype == Dtype::kFloat32 && !plan.p.input_scale && s.groups == 1;
   float* a = thread_memory(memory, static_cast<size_t>(numbers + (group_task + n) * lanes + 64));
   float *by_output = a + numbers, *by_pixel = by_output + group_task * lanes;
   std::fill(a, a + numbers, 0.0f);
@@ -331,9 +334,14 @@ void run_real_task(const Plan& plan, const Task& task, int64_t lanes) {
                     .segment_stride = 0,
                     .n = group_task,
                     .sums = by_output,
-                    .fresh = true};
-    if (plan.row_words == 0) std::fill(by_output, by_output + group_task * lanes, 0.0f);
+                    .fresh = !direct,
+                    .last_rows = s.taps() * plan.channels - (plan.row_words - 1) * kWordBits};
+    if (plan.row_words == 0 || direct) std::fill(by_output, by_output + group_task * lanes, 0.0f);
     table.signed_sums(work);
+    if (direct) {
+      float* values = static_cast<float*>(to.values) + task.first * s.out_channels + task.begin;
+      return table.transpose(by_output, lanes, n_outputs, task.n, values, s.out_channels);
+    }
     table.transpose(by_output, lanes, group_task, lanes, by_pixel + (s.groups > 1 ? g * per_group : 0), n);
   }
   emit(plan, by_pixel, n, task.first, task.n, task.begin, n_outputs, 1);

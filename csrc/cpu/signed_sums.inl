@@ -13,9 +13,9 @@ constexpr int kSumVectors = 2, kTableRows = 4, kTables = kWordBits / kTableRows,
 
 // tables[t][outcome][lane] = the sum of rows 4 t + j, j < 4, negative where bit j of the outcome is set.
 template <class V>
-void make_tables(const float* a, int64_t stride, float* tables) {
+void make_tables(const float* a, int64_t stride, int n_tables, float* tables) {
   constexpr int kWidth = kSumVectors * V::kLanes;
-  for (int t = 0; t < kTables; ++t, a += kTableRows * stride, tables += kOutcomes * kWidth) {
+  for (int t = 0; t < n_tables; ++t, a += kTableRows * stride, tables += kOutcomes * kWidth) {
     for (int lane = 0; lane < kWidth; lane += V::kLanes) {
       typename V::F row[kTableRows], zero = V::setf(0.0f);
 #pragma GCC unroll 4
@@ -36,8 +36,9 @@ BOP2ND_INLINE uint64_t as_address(uint64_t index) {
   return index;
 }
 
-// Two sums side by side, of even and of odd tables: an addition takes some cycles.
-template <class V, bool kFresh>
+// Two sums side by side, of even and of odd tables: an addition takes some cycles. Tables that are left out
+// hold zeros, which would change nothing but the sign of a zero.
+template <class V, bool kFresh, int kUsed>
 void add_outcomes(const float* tables, const uint32_t* signs, int64_t n, float* sums) {
   constexpr int kWidth = kSumVectors * V::kLanes;
   constexpr uint64_t kUnit = sizeof(float) * kWidth / kOutcomes;  // bytes: a table is 256 of them
@@ -46,7 +47,7 @@ void add_outcomes(const float* tables, const uint32_t* signs, int64_t n, float* 
     uint32_t word = signs[i], places[2] = {word << 4 & 0xF0F0F0F0u, word & 0xF0F0F0F0u};
     typename V::F sum[2][kSumVectors];
 #pragma GCC unroll 8
-    for (int t = 0; t < kTables; ++t) {
+    for (int t = 0; t < kUsed; ++t) {
       uint64_t place = as_address(places[t % 2] & 0xFFu);
       places[t % 2] = static_cast<uint32_t>(as_address(places[t % 2] >> 8));
       const char* table = reinterpret_cast<const char*>(tables + t * kOutcomes * kWidth);
@@ -66,15 +67,24 @@ void add_outcomes(const float* tables, const uint32_t* signs, int64_t n, float* 
   }
 }
 
+template <class V, bool kFresh>
+void add_tables(int n_tables, const float* tables, const uint32_t* signs, int64_t n, float* sums) {
+  if (n_tables <= 2) return add_outcomes<V, kFresh, 2>(tables, signs, n, sums);
+  if (n_tables <= 4) return add_outcomes<V, kFresh, 4>(tables, signs, n, sums);
+  add_outcomes<V, kFresh, kTables>(tables, signs, n, sums);
+}
+
 template <class V>
 void signed_sums(const SignedSums& s) {
   constexpr int kWidth = kSumVectors * V::kLanes;
   alignas(64) float tables[kTables * kOutcomes * kWidth];
   for (int64_t chunk = 0; chunk < s.n_chunks; ++chunk) {
-    make_tables<V>(s.a + chunk * kWordBits * s.a_stride, s.a_stride, tables);
-    auto add = s.fresh && chunk == 0 ? add_outcomes<V, true> : add_outcomes<V, false>;
+    int n_rows = chunk + 1 == s.n_chunks ? static_cast<int>(s.last_rows) : kWordBits;
+    int n_tables = n_rows <= 2 * kTableRows ? 2 : n_rows <= 4 * kTableRows ? 4 : kTables;
+    make_tables<V>(s.a + chunk * kWordBits * s.a_stride, s.a_stride, n_tables, tables);
+    auto add = s.fresh && chunk == 0 ? add_tables<V, true> : add_tables<V, false>;
     for (int64_t segment = 0; segment < s.n_segments; ++segment)
-      add(tables, s.signs + chunk * s.chunk_stride + segment * s.segment_stride, s.n,
+      add(n_tables, tables, s.signs + chunk * s.chunk_stride + segment * s.segment_stride, s.n,
           s.sums + segment * s.n * kWidth);
   }
 }
