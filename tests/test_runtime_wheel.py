@@ -19,7 +19,9 @@ from torch import nn
 import bop2nd_fast as bf
 from bop2nd_fast import data
 from bop2nd_fast.inference.graph import InputSpec, Ref, Step
+from bop2nd_fast.inference.layers import Pack, PackedConv2d
 from bop2nd_fast.inference.packed_model import PackedModel
+from bop2nd_fast.inference.signed_layers import SignedConv2d
 from tests import packed_models
 from tests.native_builds import ARM_TOOLS, ROOT, build, run
 from tests.test_packed_file_golden import compare, expected, golden
@@ -396,3 +398,40 @@ def test_one_constant_is_the_weight_of_several_products(
     run(*program, tmp_path / "model.safetensors", "--npy", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
     for i, wanted in enumerate(model(x)):
         np.testing.assert_allclose(np.load(tmp_path / f"y.{i}.npy"), wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_behind_a_convolution(program: list, tmp_path: Path) -> None:
+    """Alone or with signs behind it, read by others or not: all numbers here are exact."""
+    steps, layers = [Step("x", "input")], {}
+    rows = {"w": (2 ** packed_models.values(34, seed=1).round()), "b": packed_models.values(34, seed=2)}
+    rows |= {"m": packed_models.values(34, seed=3), "v": 4.0 ** packed_models.values(34, seed=4).round()}
+
+    def norm(name: str, of: str, weight: bool = True) -> Step:
+        affine = [Ref("w"), Ref("b")] if weight else [None, None]
+        statistics = [Ref("m"), Ref("v"), False, 0.1, 0.0, True]
+        return packed_models.aten(name, "batch_norm.default", Ref(of), *affine, *statistics)
+
+    for name in ("signs", "values", "plain", "both", "summed", "words", "groups"):
+        given = packed_models.conv(34, 3, 3, len(name), dtype="float32")
+        layers[name] = PackedConv2d(**given) if name == "words" else SignedConv2d(**given, input="real")
+        steps.append(packed_models.layer(name, "pack" if name == "words" else "x"))
+        steps.append(norm(f"{name}_norm", name, weight=name != "plain"))
+    layers["pack"] = Pack(dim=1, length=3, groups=1)
+    steps.insert(1, packed_models.layer("pack", "x"))
+    for name in ("signs", "both", "summed", "words", "groups"):
+        layers[f"{name}_pack"] = Pack(dim=1, length=34, groups=2 if name == "groups" else 1)
+        steps.append(packed_models.layer(f"{name}_pack", f"{name}_norm"))
+    steps.append(packed_models.aten("sum", "add.Tensor", Ref("summed"), Ref("summed")))
+    results = ["signs_pack", "values_norm", "plain_norm", "both_pack", "both_norm", "summed_pack", "sum"]
+    results += ["words_pack", "groups_pack"]
+    steps.append(packed_models.output(tuple(map(Ref, results))))
+    model = PackedModel(steps, layers, [InputSpec((2, 3, 5, 6), torch.float32)], rows)
+    x = packed_models.values(2, 3, 5, 6, seed=9)
+    model.save(tmp_path / "model.safetensors")
+    np.save(tmp_path / "x.npy", x.numpy())
+    run(*program, tmp_path / "model.safetensors", "--npy", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
+    for i, wanted in enumerate(model(x)):
+        assert np.array_equal(np.load(tmp_path / f"y.{i}.npy"), wanted.numpy()), results[i]
+    told = run(*program, tmp_path / "model.safetensors", "--bench")
+    alone = [line.split()[0] for line in told.splitlines() if "batch_norm" in line]
+    assert alone == ["summed_norm"]  # of the others the convolutions have become a part

@@ -122,40 +122,54 @@ Value prelu(Planner& p, const Step& s) {
   return binary(p, RealOperation::kPrelu, a, weight, 1.0f);
 }
 
+// Scale and shift, made now if all rows lie in the file.
+std::array<Tensor, 2> affine_tensors(Planner& p, const std::array<Tensor, 4>& rows,
+                                     const std::array<bool, 4>& given, double eps, int64_t n) {
+  bool fixed = true;
+  std::vector<Tensor> reads;
+  for (size_t i = 0; i < 4; ++i) {
+    if (given[i]) reads.push_back(rows[i]);
+    fixed = fixed && (!given[i] || rows[i].is_fixed());
+  }
+  auto rows_at = [=](const Memory& memory) {
+    std::array<NormRow, 4> found{};
+    for (size_t i = 0; i < 4; ++i) {
+      if (given[i]) found[i] = {memory.at(rows[i]), rows[i].strides[0]};
+    }
+    return found;
+  };
+  if (fixed) {
+    std::vector<float> numbers(static_cast<size_t>(2 * n));
+    affine_of_norm(rows_at(Memory{nullptr, nullptr}), eps, n, numbers.data(), numbers.data() + n);
+    const float* kept = p.keep(std::move(numbers));
+    return {fixed_tensor({.shape = {n}, .data = kept}), fixed_tensor({.shape = {n}, .data = kept + n})};
+  }
+  Tensor scale = p.make(Type::kF32, {n}), shift = p.make(Type::kF32, {n});
+  p.emit(reads, {scale, shift}, 0, [=](const Memory& memory) {
+    affine_of_norm(rows_at(memory), eps, n, memory.at(scale), memory.at(shift));
+  });
+  return {scale, shift};
+}
+
 Value batch_norm(Planner& p, const Step& s) {
   Tensor x = p.real(s.arguments[0]);
   p.check(x.rank() >= 2 && !p.truth(s.arguments[5]), "it takes [N, C, ...] and does not train");
   int64_t n = x.shape[1];
   double eps = p.number(s.arguments[7]);
-  Tensor rows[4];  // weight, bias, mean, variance; the first two may be missing
-  bool given[4];
-  std::vector<Tensor> reads;
+  std::array<Tensor, 4> rows;  // weight, bias, mean, variance; the first two may be missing
+  std::array<bool, 4> given;
   for (size_t i = 0; i < 4; ++i) {
     given[i] = p.value(s.arguments[i + 1]).kind != Value::Kind::kNull;
     p.check(given[i] || i < 2, "statistics are missing");
     if (!given[i]) continue;
     rows[i] = p.real(s.arguments[i + 1]);
     p.check(rows[i].rank() == 1 && rows[i].shape[0] == n, "a row does not have an element for every channel");
-    reads.push_back(rows[i]);
   }
-  Tensor scale = p.make(Type::kF32, {n}), shift = p.make(Type::kF32, {n});
-  std::array<Tensor, 4> held{rows[0], rows[1], rows[2], rows[3]};
-  std::array<bool, 4> there{given[0], given[1], given[2], given[3]};
-  p.emit(reads, {scale, shift}, 0, [=](const Memory& memory) {
-    auto element = [&](size_t row, int64_t i) {
-      return there[row] ? memory.at(held[row])[i * held[row].strides[0]] : row == 0 ? 1.0f : 0.0f;
-    };
-    for (int64_t i = 0; i < n; ++i) {
-      double factor =
-          static_cast<double>(element(0, i)) / std::sqrt(static_cast<double>(element(3, i)) + eps);
-      memory.at(scale)[i] = static_cast<float>(factor);
-      memory.at(shift)[i] = static_cast<float>(element(1, i) - element(2, i) * factor);
-    }
-  });
+  auto [scale, shift] = affine_tensors(p, rows, given, eps, n);
   Tensor to = p.make(Type::kF32, x.shape, wants_channels_last(x.shape, x, nullptr));
   Tensor a = along_channels(p, scale, x), b = along_channels(p, shift, x);
   Walk walk(to, {&x, &a, &b});
-  p.emit({x, scale, shift}, {to}, 0, [=](const Memory& memory) {
+  p.emit({x, a, b}, {to}, 0, [=](const Memory& memory) {
     const RealTable& table = real_table();
     const float *from = memory.at(x), *factors = memory.at(a), *terms = memory.at(b);
     float* out = memory.at(to);
@@ -168,6 +182,17 @@ Value batch_norm(Planner& p, const Step& s) {
 }
 
 }  // namespace
+
+void affine_of_norm(const std::array<NormRow, 4>& rows, double eps, int64_t n, float* scale, float* shift) {
+  auto number = [&](size_t row, int64_t i) {
+    return rows[row].at ? rows[row].at[i * rows[row].stride] : row == 0 ? 1.0f : 0.0f;
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    double factor = static_cast<double>(number(0, i)) / std::sqrt(static_cast<double>(number(3, i)) + eps);
+    scale[i] = static_cast<float>(factor);
+    shift[i] = static_cast<float>(number(1, i) - number(2, i) * factor);
+  }
+}
 
 const std::vector<Operator>& elementwise_operators() {
   static const std::vector<Operator> all = {
@@ -189,7 +214,7 @@ const std::vector<Operator>& elementwise_operators() {
       {.name = "aten.prelu.default", .arguments = {"self", "weight"}, .plan = prelu},
       {.name = "aten.hardtanh.default", .arguments = {"self", "min_val", "max_val"}, .plan = clamp},
       {.name = "aten.clamp.default", .arguments = {"self", "min", "max"}, .plan = clamp},
-      {.name = "aten.batch_norm.default",
+      {.name = kBatchNorm,
        .arguments = {"input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps",
                      "cudnn_enabled"},
        .plan = batch_norm},

@@ -34,6 +34,10 @@ bool without_gaps(const Sizes& shape, const Sizes& strides) {
   return without_gaps(Tensor{.shape = shape, .strides = strides}, axes);
 }
 
+const float* memory_of_constant(const Graph& graph, const Argument& reference) {
+  return static_cast<const float*>(graph.constants[static_cast<size_t>(reference.integer)].tensor.data);
+}
+
 }  // namespace
 
 Sizes row_major_strides(const Sizes& shape) {
@@ -151,7 +155,9 @@ std::unique_ptr<Plan> Planner::plan() {
     values_.push_back(Value::of(fixed_tensor(constant.tensor)));
   }
   size_t n_inputs = 0;
-  for (const Step& step : graph.steps) {
+  std::vector<Tail> tails = tails_of(graph);
+  for (size_t at = 0; at < graph.steps.size(); ++at) {
+    const Step& step = graph.steps[at];
     name_ = step.name.c_str();
     if (step.kind == Step::Kind::kInput) {
       kind_ = "input";
@@ -161,13 +167,8 @@ std::unique_ptr<Plan> Planner::plan() {
       if (tensor.strides.empty()) tensor.strides = row_major_strides(tensor.shape);
       tensor.place.kind = Place::Kind::kInput, tensor.place.index = i;
       values_.push_back(Value::of(std::move(tensor)));
-    } else if (step.kind == Step::Kind::kLayer) {
-      const Layer& layer = graph.layers[step.layer];
-      kind_ = layer.kind_name;
-      values_.push_back(plan_layer(*this, layer, step));
     } else {
-      kind_ = step.op->name;
-      values_.push_back(step.op->plan(*this, step));
+      values_.push_back(plan_step(step, tails[at]));
     }
   }
   name_ = kind_ = "output";
@@ -177,6 +178,36 @@ std::unique_ptr<Plan> Planner::plan() {
   check(!strides_ || n_strides == strides_->size(), "other strides than the outputs have axes");
   place_buffers();
   return std::move(plan_);
+}
+
+Value Planner::plan_step(const Step& step, const Tail& tail) {
+  const Graph& graph = network_.graph();
+  if (tail.part_of) {
+    size_t product = static_cast<size_t>(tail.part_of - graph.steps.data());
+    return values_[graph.constants.size() + product];
+  }
+  if (step.kind == Step::Kind::kOperator) {
+    kind_ = step.op->name;
+    return step.op->plan(*this, step);
+  }
+  const Layer& layer = graph.layers[step.layer];
+  kind_ = layer.kind_name;
+  if (!tail.norm) return plan_layer(*this, layer, step);
+  const std::vector<Argument>& norm = tail.norm->arguments;
+  std::array<NormRow, 4> rows{};
+  for (size_t i = 0; i < 4; ++i) {
+    if (norm[i + 1].is(Argument::Kind::kReference)) rows[i] = {memory_of_constant(graph, norm[i + 1]), 1};
+  }
+  int64_t n = layer.weight_shape[0];
+  std::vector<float> numbers(static_cast<size_t>(2 * n));
+  affine_of_norm(rows, norm[7].real, n, numbers.data(), numbers.data() + n);
+  const float* scale = keep(std::move(numbers));
+  return plan_layer(*this, with_tail(layer, tail, scale, scale + n), step);
+}
+
+const float* Planner::keep(std::vector<float> numbers) {
+  plan_->numbers_.push_back(std::move(numbers));
+  return plan_->numbers_.back().data();
 }
 
 // A tensor with a buffer of its own, and the strides that are asked for.

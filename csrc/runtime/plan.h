@@ -100,6 +100,7 @@ class Plan {
 
  private:
   friend class Planner;
+  std::vector<std::vector<float>> numbers_;  // that planning made
   std::vector<Tensor> output_tensors_;
   std::vector<int64_t> output_integers_;
   std::vector<Array> results_;
@@ -108,6 +109,16 @@ class Plan {
   std::vector<uint8_t*> buffers_;
   std::vector<void*> places_;  // of the outputs
 };
+
+// What of a step's readers becomes a part of it, or what it is itself a part of.
+struct Tail {
+  const Step* norm = nullptr;
+  bool signs = false;
+  const Step* part_of = nullptr;
+};
+std::vector<Tail> tails_of(const Graph& graph);  // of every step
+// The product with the batch norm `x * scale + shift`, and signs if the tail has them, as its epilogue.
+Layer with_tail(const Layer& product, const Tail& tail, const float* scale, const float* shift);
 
 class Planner {
  public:
@@ -138,6 +149,9 @@ class Planner {
   Tensor dense(const Tensor& tensor);
   Tensor nearest_channels(const Tensor& tensor);
 
+  // Numbers that live as long as the plan.
+  const float* keep(std::vector<float> numbers);
+
   Prepared& prepared() const { return network_.prepared(); }
   [[noreturn]] void refuse(const std::string& what) const;
   void check(bool kept, const char* what) const {
@@ -159,6 +173,7 @@ class Planner {
 
   const Sizes* strides_;
 
+  Value plan_step(const Step& step, const Tail& tail);
   Tensor copy(const Tensor& from, Sizes strides);
   void collect(const Value& value, const std::string& name, int depth);
   Tensor as_output(const Tensor& tensor);
@@ -166,6 +181,15 @@ class Planner {
 };
 
 Value plan_layer(Planner& planner, const Layer& layer, const Step& step);
+
+constexpr const char* kBatchNorm = "aten.batch_norm.default";
+// Weight, bias, mean and variance of n channels, each with its stride; the first two may be missing (null):
+// x * scale + shift.
+struct NormRow {
+  const float* at;
+  int64_t stride;
+};
+void affine_of_norm(const std::array<NormRow, 4>& rows, double eps, int64_t n, float* scale, float* shift);
 
 // Plans list where the numbers of one result lie: at most this many.
 constexpr int64_t kMaxSummands = int64_t{1} << 24;
