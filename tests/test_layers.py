@@ -80,19 +80,20 @@ def floor(name: str) -> int:
     raise AssertionError(f"{name} is on no floor: say in FLOORS where it belongs")
 
 
+def below(name: str, arrows: dict[str, set[str]]) -> set[str]:
+    """Whom a module imports, directly or by way of others."""
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        waiting += arrows[(name := waiting.pop())] - seen
+        seen |= arrows[name]
+    return seen
+
+
 def circles(arrows: dict[str, set[str]]) -> set[frozenset[str]]:
     """Modules that import each other, directly or by way of others."""
-
-    def reached(start: str) -> set[str]:
-        seen: set[str] = set()
-        waiting = [start]
-        while waiting:
-            waiting += arrows[(name := waiting.pop())] - seen
-            seen |= arrows[name]
-        return seen
-
-    below = {name: reached(name) for name in arrows}
-    found = {frozenset({name} | {m for m in below[name] if name in below[m]}) for name in arrows}
+    reached = {name: below(name, arrows) for name in arrows}
+    found = {frozenset({name} | {m for m in reached[name] if name in reached[m]}) for name in arrows}
     return {circle for circle in found if len(circle) > 1}
 
 
@@ -112,6 +113,24 @@ def test_no_circle_closes() -> None:
     assert len(BENCHMARKS.arrows) > 10 and sum(map(len, BENCHMARKS.arrows.values())) > 20
     assert not circles(GRAPH) and not circles(BENCHMARKS.arrows)
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == {frozenset("bc")}
+
+
+# From users down: converting, running, reading and writing files, what a file holds.
+INFERENCE = (
+    {"conversion", "chains", "tails", "fold", "trace", "write", "check"},
+    {"packed_model", "engine", "program", "memory"},
+    {"packed_file", "packed_writer"},
+    {"packed_graph", "graph_json", "kinds", "graph", "operators"},
+)
+
+
+@pytest.mark.parametrize("i", range(1, len(INFERENCE)))
+def test_files_know_no_model_and_models_no_converter(i: int) -> None:
+    above = {f"inference.{name}" for names in INFERENCE[:i] for name in names}
+    own = {f"inference.{name}" for name in INFERENCE[i]}
+    assert own | above <= MODULES.keys() and above & below("inference.conversion", GRAPH)
+    for name in own:
+        assert not above & below(name, GRAPH), name
 
 
 def test_kernels_import_nothing_of_the_package() -> None:

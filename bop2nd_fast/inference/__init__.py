@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from .examples import ConversionError
-from .packed_file import FORMAT_VERSION, PackedFileError, load
-from .packed_model import LayerReport, PackedModel
+from .packed_file import FORMAT_VERSION, PackedFileError
+from .packed_model import LayerReport, PackedModel, load
 
 if TYPE_CHECKING:
     from .conversion import convert

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ def typed(value: Any, kind: type, what: str) -> Any:
 # ------------------------------------------------------------------------------------------- steps
 
 
-def encode_step(step: Step, layers: dict[str, Any]) -> dict[str, Any]:
+def encode_step(step: Step, layers: Mapping[str, Any]) -> dict[str, Any]:
     what = f"step {step.name!r}"
     described: dict[str, Any] = {"name": text(step.name, what), "kind": step.kind}
     if step.kind == "output":

@@ -7,6 +7,8 @@ bits and sizes are checked one by one, and a file that is refused has run nothin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,51 +20,57 @@ from . import graph_json as gj
 from . import tensor_file
 from .kinds import LAYERS
 from .layers import DTYPES
-from .memory import LIMIT
-from .packed_model import PackedModel
-from .packed_writer import FORMAT, FORMAT_VERSION, save, to_bytes
+from .packed_graph import PackedGraph
+from .packed_writer import FORMAT, FORMAT_VERSION
 from .tensor_file import PackedFileError, printable
 
 # What torch and Python raise for arguments that make no sense, once the reader's own checks have passed.
 _MALFORMED = (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError, OverflowError)
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "PackedFileError", "load", "save", "to_bytes"]
 
-
-def load(path: str | Path, device: torch.device | str = "cpu") -> PackedModel:
-    """Read a packed model. Needs neither the class of the trained model nor anything but this package.
-
-    The time is linear in the file's size, the memory at most 32 times it (re-laid weights of few outputs; a
-    graph's text takes most). Calls of the model are bounded too: see ``PackedModel.memory_limit``.
+def read(path: str | Path) -> PackedGraph:
+    """What a file holds. Whether the steps can run is for who runs them to say, under :func:`refusals`.
 
     Raises:
         OSError: no such file, or one that cannot be read.
         PackedFileError: not a packed model, truncated or altered, of another format version, or one that
             contradicts itself.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        try:
-            model = _read(Path(path))
-        except PackedFileError as error:
-            raise PackedFileError(f"{printable(path)}: {printable(error)}") from None
-    return model.to(device).prepare()
+    try:
+        metadata, tensors = _contents(Path(path))
+    except PackedFileError as error:
+        raise _named(path, error) from None
+    with refusals(path):
+        graph = _decode(tensor_file.parse_json(metadata["graph"]), tensors)
+        profile = graph.profile
+        if profile.name != metadata["profile"]:
+            says, reasons = metadata["profile"], "; ".join(profile.because[:3])
+            raise PackedFileError(f"it says profile {says!r}, but is {profile.name!r}: {reasons}")
+    return graph
 
 
-def _read(path: Path) -> PackedModel:
+@contextmanager
+def refusals(path: str | Path) -> Iterator[None]:
+    """Around building what a file describes: what makes no sense there becomes a ``PackedFileError``."""
+    try:
+        yield
+    except PackedFileError as error:
+        raise _named(path, error) from None
+    except _MALFORMED as error:
+        raise _named(path, f"the graph does not describe a model: {error}") from None
+
+
+def _named(path: str | Path, error: object) -> PackedFileError:
+    return PackedFileError(f"{printable(path)}: {printable(error)}")
+
+
+def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors, as they were when the file was written."""
     metadata, tensors = tensor_file.read(path)
     _check_kind(metadata)
     if tensor_file.checksum(metadata, tensors) != metadata["sha256"]:
         raise PackedFileError("it was altered after it was written: its checksum does not match")
-    graph = tensor_file.parse_json(metadata["graph"])
-    try:
-        model = _build(graph, tensors)
-        profile = model.profile
-    except _MALFORMED as error:
-        raise PackedFileError(f"the graph does not describe a model: {error}") from error
-    if profile.name != metadata["profile"]:
-        reasons = "; ".join(profile.because[:3])
-        raise PackedFileError(f"it says profile {metadata['profile']!r}, but is {profile.name!r}: {reasons}")
-    return model
+    return metadata, tensors
 
 
 def _check_kind(metadata: dict[str, str]) -> None:
@@ -81,21 +89,26 @@ def _check_kind(metadata: dict[str, str]) -> None:
         raise PackedFileError(f"damaged: its metadata has the keys {sorted(metadata)}")
 
 
-def _build(graph: Any, tensors: dict[str, Tensor]) -> PackedModel:
+def _decode(described: Any, tensors: dict[str, Tensor]) -> PackedGraph:
     signature, inputs, constants, layers, steps = gj.fields(
-        graph, ("signature", "inputs", "constants", "layers", "steps"), "the graph"
+        described, ("signature", "inputs", "constants", "layers", "steps"), "the graph"
     )
     left = dict(tensors)
     held = _take("constants", constants, left)
     built = {name: _build_layer(name, d, left) for name, d in gj.typed(layers, dict, "layers").items()}
     if left:
         raise ValueError(f"tensor {min(left)!r} belongs to no layer")
-    described = [gj.decode_input(i) for i in gj.typed(inputs, list, "inputs")]
-    decoded = [gj.decode_step(step, built) for step in gj.typed(steps, list, "steps")]
-    if [name for name, _ in described] != [step.name for step in decoded if step.kind == "input"]:
+    named = [gj.decode_input(i) for i in gj.typed(inputs, list, "inputs")]
+    graph = PackedGraph(
+        steps=tuple(gj.decode_step(step, built) for step in gj.typed(steps, list, "steps")),
+        layers=built,
+        inputs=tuple(spec for _, spec in named),
+        constants=held,
+        signature=gj.decode_signature(signature),
+    )
+    if [name for name, _ in named] != graph.input_names:
         raise ValueError("the inputs are not those of the steps")
-    specs = [spec for _, spec in described]
-    return PackedModel(decoded, built, specs, held, gj.decode_signature(signature), LIMIT)
+    return graph
 
 
 def _build_layer(name: str, described: Any, left: dict[str, Tensor]) -> nn.Module:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from . import operators
+from . import packed_file
 from .engine import Parted, explain, why_single_steps
 from .graph import InputSpec, Ref, Signature, Step, map_leaves, references
 from .layers import dtype_name
-from .memory import Gauge
+from .memory import LIMIT, Gauge
+from .packed_graph import PackedGraph, Profile
 from .packed_layer import PackedLayer
 from .packed_writer import save
 from .program import Program
@@ -48,13 +49,6 @@ class Layers(nn.ModuleDict):
         for layer in self.values():
             layer.train(mode)
         return self
-
-
-class Profile(NamedTuple):
-    """``bits``: any language can run the file by its specification. ``torch``: ``because`` of what not."""
-
-    name: str
-    because: tuple[str, ...] = ()
 
 
 class Constants(nn.Module):
@@ -232,27 +226,15 @@ class PackedModel(nn.Module):
         return made.run
 
     @property
+    def graph(self) -> PackedGraph:
+        """The parts as they are now."""
+        layers, constants = dict(self.layers.items()), dict(self.constants.items())
+        return PackedGraph(self.steps, layers, self.inputs, constants, self.signature)
+
+    @property
     def profile(self) -> Profile:
         """Which profile of the file format the model is of, and if it is ``torch``, because of what."""
-        because = []
-        for name, spec in zip(self._names, self.inputs, strict=True):
-            if spec.dtype not in (torch.float32, torch.int8, torch.uint8):
-                because.append(f"input {name!r} is {dtype_name(spec.dtype)}")
-        for name, constant in self.constants.items():
-            if constant.is_floating_point() and constant.dtype != torch.float32:
-                because.append(f"constant {name!r} is {dtype_name(constant.dtype)}")
-        for name, layer in self.layers.items():
-            dtype = (
-                layer.config.get("dtype", "float32") if isinstance(layer, PackedLayer) else "a torch module"
-            )
-            if dtype != "float32":
-                because.append(f"layer {name!r} is {dtype}")
-        because += [
-            f"step {step.name!r} is {step.target}"
-            for step in self.steps
-            if step.kind == "operator" and operators.find(step.target).profile != "bits"
-        ]
-        return Profile("torch" if because else "bits", tuple(because))
+        return self.graph.profile
 
     def prepare(self) -> PackedModel:
         """Build what the kernels in use want kept beside the words (calls would do it when needed)."""
@@ -289,7 +271,7 @@ class PackedModel(nn.Module):
         Raises:
             ValueError: the model has a layer or a name that a file cannot hold; the message says which.
         """
-        save(self, path)
+        save(self.graph, path)
 
     def __repr__(self) -> str:
         fp32 = sum(row.bytes_fp32 for row in self.report())
@@ -310,6 +292,24 @@ class PackedModel(nn.Module):
         if step.kind == "operator":
             name = name.removeprefix("aten.").removesuffix(".default").removesuffix(".Tensor")
         return f"{name}({operands})" if name else step.kind + (f" {operands}" if operands else "")
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> PackedModel:
+    """Read a packed model. Needs neither the class of the trained model nor anything but this package.
+
+    The time is linear in the file's size, the memory at most 32 times it (re-laid weights of few outputs; a
+    graph's text takes most). Calls of the model are bounded too: see ``PackedModel.memory_limit``.
+
+    Raises:
+        OSError: no such file, or one that cannot be read.
+        PackedFileError: not a packed model, truncated or altered, of another format version, or one that
+            contradicts itself.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        g = packed_file.read(path)
+        with packed_file.refusals(path):
+            model = PackedModel(g.steps, dict(g.layers), g.inputs, dict(g.constants), g.signature, LIMIT)
+    return model.to(device).prepare()
 
 
 def fp32_bytes(module: nn.Module) -> int:

@@ -1,10 +1,10 @@
-"""Writing the packed file (``packed_file`` reads it): the same model always gives the same bytes."""
+"""Writing the packed file (``packed_file`` reads it): the same parts always give the same bytes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,44 +12,41 @@ from ..atomic_write import atomic_write
 from ..binary_tensor import BinaryTensor
 from . import graph_json as gj
 from . import tensor_file
+from .packed_graph import PackedGraph
 from .packed_layer import PackedLayer
-
-if TYPE_CHECKING:
-    from .packed_model import PackedModel
 
 FORMAT = "bop2nd_fast.packed_model"
 FORMAT_VERSION = 2
 
 
-def save(model: PackedModel, path: str | Path) -> None:
-    """Write a packed model; an existing file is replaced only by a complete one.
+def save(graph: PackedGraph, path: str | Path) -> None:
+    """Write a packed file; an existing file is replaced only by a complete one.
 
     Raises:
         ValueError: a module, function or argument that a file cannot hold; nothing is written.
     """
-    data = to_bytes(model)
+    data = to_bytes(graph)
     atomic_write(path, lambda file: file.write(data))
 
 
-def to_bytes(model: PackedModel) -> bytes:
-    """The file's bytes: the same model always gives the same ones."""
+def to_bytes(graph: PackedGraph) -> bytes:
+    """The file's bytes: the same parts always give the same ones."""
     tensors: dict[str, Tensor] = {}
-    for name, tensor in model.constants.items():
+    for name, tensor in graph.constants.items():
         tensors[f"constants.{gj.text(name, 'a constant')}"] = _plain(tensor, name)
-    layers = {name: describe_layer(name, layer, tensors) for name, layer in model.layers.items()}
-    names = [step.name for step in model.steps if step.kind == "input"]
-    graph = {
-        "signature": gj.encode_signature(model.signature),
-        "inputs": [gj.encode_input(n, spec) for n, spec in zip(names, model.inputs, strict=True)],
-        "constants": list(model.constants),
+    layers = {name: describe_layer(name, layer, tensors) for name, layer in graph.layers.items()}
+    described = {
+        "signature": gj.encode_signature(graph.signature),
+        "inputs": [gj.encode_input(*named) for named in zip(graph.input_names, graph.inputs, strict=True)],
+        "constants": list(graph.constants),
         "layers": layers,
-        "steps": [gj.encode_step(step, dict(model.layers.items())) for step in model.steps],
+        "steps": [gj.encode_step(step, graph.layers) for step in graph.steps],
     }
     metadata = {
         "format": FORMAT,
         "version": str(FORMAT_VERSION),
-        "profile": model.profile.name,
-        "graph": json.dumps(graph, separators=(",", ":"), ensure_ascii=True, allow_nan=False),
+        "profile": graph.profile.name,
+        "graph": json.dumps(described, separators=(",", ":"), ensure_ascii=True, allow_nan=False),
     }
     metadata["sha256"] = tensor_file.checksum(metadata, tensors)
     return tensor_file.write(metadata, tensors)
