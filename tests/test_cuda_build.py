@@ -6,7 +6,6 @@ The rules (no spills, register budgets, which instructions must be there) are st
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -21,21 +20,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.cuda_check import check
+
 pytestmark = pytest.mark.timeout(900)  # compiles when its sources changed
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def _check_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cuda_check", ROOT / "csrc" / "cuda" / "check.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cuda_check"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-check = _check_module()
 
 
 @pytest.fixture(scope="module")

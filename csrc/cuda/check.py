@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,9 +112,10 @@ def disassembler() -> str:
     )
 
 
-def _source_hash(command: list[str]) -> str:
+def _source_hash(command: list[str], sources: Iterable[Path] = ()) -> str:
     digest = hashlib.sha256(" ".join(command).encode())
-    for path in sorted([*HERE.glob("*.cu*"), *HERE.glob("*.h"), *(HERE.parent / "core").glob("*.h")]):
+    headers = [*HERE.glob("*.h"), *(HERE.parent / "core").glob("*.h")]
+    for path in sorted({*HERE.glob("*.cu*"), *headers, *sources}):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -142,14 +144,27 @@ def compile_unit(source: str, arch: int) -> list[KernelReport]:
 
 def step_ptx() -> str:
     """PTX of the step: here, unlike in machine code, a fused multiply-add could only be ours."""
-    command = [nvcc(), *FLAGS[:3], "-arch=sm_90", "-ptx", str(HERE / "bop_step.cu")]
-    ptx = CACHE / f"bop_step-{_source_hash(command)}.ptx"
-    if not ptx.exists():
+    return _cached("bop_step.ptx", [*FLAGS[:3], "-arch=sm_90", "-ptx", str(HERE / "bop_step.cu")]).read_text()
+
+
+def build_program(name: str, sources: list[Path], options: list[str]) -> Path:
+    """An executable of host code (and kernels, which need not run), for tests."""
+    return _cached(f"{name}.program", [FLAGS[0], *options, *map(str, sources)], sources)
+
+
+def _cached(name: str, arguments: list[str], sources: Iterable[Path] = ()) -> Path:
+    """What nvcc makes of its arguments, kept until the sources change: csrc/cuda, csrc/core and these."""
+    stem, _, suffix = name.partition(".")
+    command = [nvcc(), *arguments]
+    made = CACHE / f"{stem}-{_source_hash(command, sources)}.{suffix}"
+    if not made.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        for old in CACHE.glob("bop_step-*.ptx"):
+        for old in CACHE.glob(f"{stem}-*.{suffix}"):
             old.unlink()
-        _run([*command, "-o", str(ptx)])
-    return ptx.read_text()
+        part = made.with_suffix(".part")
+        _run([*command, "-o", str(part)])
+        part.rename(made)
+    return made
 
 
 def _read(report: str, sass: str, arch: int) -> list[KernelReport]:
