@@ -177,7 +177,8 @@ void sum_planes(const SumTable& table, const InputPlan& plan, const InputTask& t
                        .segment_stride = plan.tap_signs(),
                        .n = n,
                        .sums = sums,
-                       .fresh = true});
+                       .fresh = true,
+                       .last_rows = s.group_outputs() - (plan.output_chunks - 1) * kWordBits});
     for (const Shift& shift : plan.shifts)
       table.add_sums(sums + shift.tap * n * n_lanes, n,
                      planes + shift.phase * n * plan.plane + plan.first + first + shift.offset, plan.plane);
