@@ -105,8 +105,31 @@ def test_every_test_image_of_digits_as_bytes() -> None:
     assert len(pixels) > 400 and torch.equal(packed(pixels), model(real))
 
 
+class AroundLayers(nn.Module):
+    """Layers, and the images besides."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x) + x.flatten(1).mean(1, keepdim=True)
+
+
+def test_bytes_of_flattened_images(tmp_path: Path) -> None:
+    images = pictures(5)
+    features = images[0].numel()
+    rows = bf.nn.BinaryLinear(features, 50, input_quantizer=None)
+    model = settled(nn.Sequential(nn.Flatten(), rows, nn.BatchNorm1d(50), bf.nn.BinaryLinear(50, 10)))
+    packed = convert(model, images, image_bytes=True)
+    assert kinds(packed)[:2] == ["flatten", "signed_linear"]
+    for reader in (packed, again(packed, tmp_path / "model.bop2nd")):
+        assert torch.equal(reader(images), model(images.float() / 127.5 - 1))
+
+
 def test_why_images_cannot_be_bytes() -> None:
     images = pictures(2)
+    first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), bf.nn.BinaryConv2d(8, 10, 3))
     scale = torch.tensor([0.2, 0.3, 0.4])[:, None, None]
     for model, example, normalise, text in (
         (network(), images.float(), True, "one uint8"),
@@ -115,6 +138,8 @@ def test_why_images_cannot_be_bytes() -> None:
         (network(), images, lambda b: b.float() / 255 + 1, "lies outside of 0 to 255"),
         (network(), images, lambda b: b.double(), "gives float32"),
         (network()[:2], images, True, "read as real numbers"),
+        (first.eval(), images, True, r"\(aten.conv2d.default\) reads the images as real numbers"),
+        (AroundLayers(network()).eval(), images, True, r"mean.dim\) reads the images as real numbers"),
     ):
         with pytest.raises(ConversionError, match=text):
             convert(model, example, image_bytes=normalise)

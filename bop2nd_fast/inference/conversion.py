@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .check import CALL_ERRORS, allow_sizes, call, check_rounding, same
 from .examples import ConversionError, Example, borrowed, signature, unwrapped
-from .image_bytes import Normalisation
+from .image_bytes import Normalisation, check_readers
 from .packed_model import PackedModel
 from .trace import Traced, trace
 from .write import Writer
@@ -80,6 +80,8 @@ def convert(
     traced.observe(example.clone().tensors())
     writer = Writer(traced, exact, bytes)
     writer.write()
+    if bytes is not None:
+        check_readers(writer.steps, writer.layers)
     names = signature(meant.forward, example, writer.inputs)
     inputs = writer.specs(given.tensors())
     packed = PackedModel(writer.steps, writer.layers, inputs, constants=writer.constants, signature=names)

@@ -8,7 +8,7 @@ padding is zero behind the normalisation. ``x / 127.5 - 1`` is ``(2 byte - 255) 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -18,7 +18,19 @@ from torch import Tensor
 
 from ..kernels.signed_operands import MULTIPLIER_LIMIT
 from .examples import ConversionError
+from .graph import Step, references
 
+# Operators that give the numbers they get: of bytes as well.
+LAYOUTS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "contiguous.default",
+        "flatten.using_ints",
+        "permute.default",
+        "reshape.default",
+        "view.default",
+    )
+)
 TOLERANCE = 2.0  # units in the last place of the largest value: a division and a subtraction in fp32
 
 
@@ -74,6 +86,24 @@ class Normalisation:
 
     def images(self, bytes: Tensor) -> Tensor:
         return self.function(bytes)
+
+
+def check_readers(steps: Sequence[Step], layers: Mapping[str, Any]) -> None:
+    """Raises ConversionError where something that cannot takes the images as bytes."""
+    bytes = {step.name for step in steps if step.kind == "input"}
+    for step in steps:
+        if references(step).isdisjoint(bytes):
+            continue
+        if step.kind == "operator" and str(step.target) in LAYOUTS:
+            bytes.add(step.name)
+            continue
+        config = getattr(layers[str(step.target)], "config", {}) if step.kind == "layer" else {}
+        if config.get("input") != "uint8":
+            what = step.name if step.kind == "output" else f"{step.name} ({step.target})"
+            raise ConversionError(
+                f"image_bytes: {what} reads the images as real numbers; bytes are for products with signs "
+                "alone (bf.nn.BinaryConv2d and BinaryLinear with input_quantizer=None)"
+            )
 
 
 def _integers(values: Tensor) -> tuple[int, int, float]:

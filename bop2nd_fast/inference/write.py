@@ -21,7 +21,7 @@ from .conditions import Conditions
 from .examples import ConversionError
 from .formats import Formats
 from .graph import InputSpec, Ref, Step, map_leaves
-from .image_bytes import Normalisation
+from .image_bytes import LAYOUTS, Normalisation
 from .layers import FlattenBits, Pack, PackedConv2d, PackedLinear, RealConv2d, RealLinear, Regroup, dtype_name
 from .names import Names
 from .packed_layer import PackedLayer
@@ -249,8 +249,8 @@ class Writer:
             self._behind_thresholds(made, step, name)
 
     def _is_input(self, value: fx.Node) -> bool:
-        """Whether a value is the model's input, in whatever memory format."""
-        while value.target is _aten.contiguous.default:
+        """Whether a value is the model's input, in whatever shape and memory format."""
+        while str(value.target) in LAYOUTS:
             value = value.args[0]  # type: ignore[assignment]
         return value in self.traced.inputs
 
