@@ -239,7 +239,7 @@ def _settle_cuda() -> None:
     if _cuda.missing is None and (reason := _cuda.why_not()) is not None:
         _cuda.missing = reason
         reasons.append(reason)
-        _spared.append(_registered("CUDA", {op: _references[op] for op in CUDA_OPS}))
+        _spared.append(_registered({op: _references[op] for op in CUDA_OPS}))
     if not reasons:
         return
     _prefer_triton(False)
@@ -254,7 +254,7 @@ def _prefer_triton(wanted: bool) -> None:
     global _triton_default
     if wanted and _triton_default is None:
         launchers = {op: _triton_launcher(op) for op in _TRITON_LAUNCHERS if _triton_goes_first(op)}
-        _triton_default = _registered("CUDA", launchers)
+        _triton_default = _registered(launchers)
     elif not wanted and _triton_default is not None:
         _triton_default._destroy()
         _triton_default = None
@@ -349,15 +349,16 @@ def _override_cuda(functions: dict[str, Callable[..., Any]]) -> None:
         library._destroy()
     _overrides.clear()
     if functions and torch.cuda.is_available():
-        _overrides.append(_registered("CUDA", functions))
+        _overrides.append(_registered(functions))
 
 
-def _registered(key: str, functions: dict[str, Callable[..., Any]]) -> torch.library.Library:
+def _registered(functions: dict[str, Callable[..., Any]]) -> torch.library.Library:
+    """For CUDA tensors, over what is registered."""
     library = torch.library.Library(NAMESPACE, "IMPL")
     with warnings.catch_warnings():  # torch warns of any override; this one is asked for, and undone
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel.*")
         for op, function in functions.items():
-            library.impl(op, function, key, allow_override=True)
+            library.impl(op, function, "CUDA", allow_override=True)
     return library
 
 

@@ -71,9 +71,8 @@ def stamp() -> dict[str, Any]:
     }
 
 
-def machine_name(values: dict[str, Any] | None = None) -> str:
-    """A directory name for this machine: processor and cores, without clock marks and trade marks."""
-    values = values or stamp()
+def machine_name(values: dict[str, Any]) -> str:
+    """A directory name for the machine of a stamp: processor and cores, without clock and trade marks."""
     model = str(values["processor"]).split(",")[0]
     model = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b", " ", model, flags=re.IGNORECASE)
     words = re.findall(r"[a-z0-9.]+", model.lower())

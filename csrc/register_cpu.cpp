@@ -2,9 +2,7 @@
 // The CPU implementations of torch.ops.bop2nd.*: from tensors to plain memory. Knows torch through its
 // stable ABI (register_tensor.h). Schemas live in bop2nd_fast/ops; users' mistakes are reported there, the
 // checks here only guard memory.
-#include "core/bit_layout.h"
 #include "core/rounding.h"
-#include "cpu/dispatch.h"
 #include "cpu/operators.h"
 #include "cpu/parallel.h"
 #include "register_product.h"

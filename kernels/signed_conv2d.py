@@ -235,7 +235,7 @@ def signed_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """``reference.signed_conv2d``: values ``[N, Ho, Wo, O]`` and sign words; ``given`` and ``asked`` as in
     ``outputs_for``. ``tile`` overrides the table's."""
-    check_real_or_8_bit(input, "input")
+    check_real_or_8_bit(input)
     if input.dim() != 4:
         raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
     batch, channels, *image = input.shape

@@ -109,7 +109,7 @@ def signed_linear(
 ) -> tuple[Tensor, Tensor]:
     """``reference.signed_linear``: values ``[..., O]`` and sign words; ``given`` and ``asked`` as in
     ``outputs_for``. ``tile`` overrides the table's."""
-    check_real_or_8_bit(input, "input")
+    check_real_or_8_bit(input)
     if input.dim() < 1:
         raise ValueError("input needs at least one axis")
     check_words(weight, "weight", 2, input)

@@ -22,7 +22,7 @@ def check_scaling(
     geometry: Geometry,
     scaling: Scaling,
     rows: int,
-    threshold: Tensor | None = None,
+    threshold: Tensor | None,
 ) -> None:
     """``rows``: how many scales the input may have, if not one.
 
@@ -70,9 +70,9 @@ def check_scaling(
         )
 
 
-def check_real_or_8_bit(tensor: Tensor, what: str) -> None:
-    """Raises TypeError unless the tensor is float32, bfloat16, float16, int8 or uint8."""
-    if tensor.dtype not in (*FLOATS, *INTEGERS) or tensor.layout != torch.strided:
+def check_real_or_8_bit(input: Tensor) -> None:
+    """Raises TypeError unless the input is float32, bfloat16, float16, int8 or uint8."""
+    if input.dtype not in (*FLOATS, *INTEGERS) or input.layout != torch.strided:
         raise TypeError(
-            f"{what} must be float32, bfloat16, float16, int8 or uint8, got {tensor.dtype} ({tensor.layout})"
+            f"input must be float32, bfloat16, float16, int8 or uint8, got {input.dtype} ({input.layout})"
         )

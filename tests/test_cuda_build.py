@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cuda_check import check
+from tests.modules import cuda_check as check
 
 pytestmark = pytest.mark.timeout(900)  # compiles when its sources changed
 

@@ -13,7 +13,7 @@ import torch
 
 from bop2nd_fast import backends, triton_library
 from bop2nd_fast.cuda_library import CudaLibrary
-from tests.cuda_check import check
+from tests.modules import cuda_check as check
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"

@@ -5,14 +5,14 @@ Toolkits are folders with a fake ``nvcc``; the builder is torch's own, on an ext
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from tests.modules import build_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 NVCC = """#!/bin/sh
@@ -25,18 +25,6 @@ esac
 """
 KNOWN_13 = "75 80 86 87 88 89 90 100 110 103 120 121"
 NGC = "7.5 8.0 8.6 9.0 10.0 12.0+PTX"
-
-
-def _module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_cuda", ROOT / "build_cuda.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["build_cuda"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-build_cuda = _module()
 
 
 def _pairs(known: str) -> frozenset[tuple[int, int]]:

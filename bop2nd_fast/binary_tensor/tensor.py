@@ -92,10 +92,9 @@ class BinaryTensor(Tensor):
         result.memory, result._words, result.bit_layout = memory, memory.words, layout
         return result
 
-    def sharing(self, requires_grad: bool = False, dtype: torch.dtype | None = None) -> BinaryTensor:
+    def sharing(self, requires_grad: bool = False) -> BinaryTensor:
         """A BinaryTensor of the same words."""
-        layout = self.bit_layout if dtype is None else self.bit_layout.with_dtype(dtype)
-        return BinaryTensor._wrap(BinaryTensor, self.memory, layout, requires_grad)
+        return BinaryTensor._wrap(BinaryTensor, self.memory, self.bit_layout, requires_grad)
 
     @property
     def words(self) -> Tensor:

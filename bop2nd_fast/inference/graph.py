@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Ref:
     """The result of an earlier step, or a constant of the model, inside the arguments of a later step."""

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from . import operators
-from .graph import PARAMETER_KINDS, REQUIRED, InputSpec, Parameter, Ref, Signature, Step
+from .graph import PARAMETER_KINDS, REQUIRED, InputSpec, Parameter, Ref, Signature, Step, dtype_name
 from .tensor_file import TEXT_LIMIT
 
 DEPTH_LIMIT = 64
 DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
+    dtype_name(dtype): dtype
     for dtype in (
         torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
         torch.int8, torch.uint8, torch.bool,
@@ -58,7 +58,7 @@ def encode(tree: Any, what: str, depth: int = 0) -> Any:
     if isinstance(tree, Ref):
         return {"ref": text(tree.name, what)}
     if isinstance(tree, torch.dtype) and tree in DTYPES.values():
-        return {"dtype": str(tree).removeprefix("torch.")}
+        return {"dtype": dtype_name(tree)}
     if isinstance(tree, torch.memory_format):
         return {"memory_format": str(tree).removeprefix("torch.")}
     if isinstance(tree, slice):

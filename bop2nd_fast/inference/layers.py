@@ -16,16 +16,10 @@ from torch import Tensor
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import PADDING_VALUES, Arguments, Geometry, words_for
 from ..kernels.outputs import PER_OUTPUT
+from .graph import dtype_name
 from .packed_layer import Attribute, PackedLayer, integer, one_of, pair
 
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 DTYPES = {dtype_name(t): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
-
-
 _FP32_BYTES = {"fp32_bytes": integer(0, 0, 2**63)}  # for reports: what the trained parameters would take
 _GEOMETRY = {
     "stride": pair(1),

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import operators
-from .graph import InputSpec, Signature, Step
-from .layers import dtype_name
+from .graph import InputSpec, Signature, Step, dtype_name
 from .packed_layer import PackedLayer
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.geometry import INT32_LIMIT
+from .graph import dtype_name
 
 REQUIRED: Any = object()
 
@@ -103,7 +104,7 @@ class PackedLayer(nn.Module):
     ) -> None:
         """Hold a tensor of that dtype and shape (with a dtype None, whatever it is), or None."""
         if tensor is not None and dtype is not None and (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
-            wanted = f"{str(dtype).removeprefix('torch.')} {list(shape)}"
-            got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            wanted = f"{dtype_name(dtype)} {list(shape)}"
+            got = f"{dtype_name(tensor.dtype)} {list(tensor.shape)}"
             raise ValueError(f"{self.kind}: {name} must be {wanted}, got {got}")
         self.register_buffer(name, tensor)

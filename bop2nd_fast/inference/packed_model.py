@@ -13,15 +13,12 @@ from torch.utils._pytree import tree_map_only
 
 from . import packed_file
 from .engine import Parted, explain, why_single_steps
-from .graph import InputSpec, Ref, Signature, Step, map_leaves, references
-from .layers import dtype_name
+from .graph import InputSpec, Ref, Signature, Step, dtype_name, map_leaves
 from .memory import LIMIT, Gauge
 from .packed_graph import PackedGraph, Profile
 from .packed_layer import PackedLayer
 from .packed_writer import save
 from .program import Program
-
-__all__ = ["InputSpec", "LayerReport", "PackedModel", "Ref", "Signature", "Step", "map_leaves", "references"]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import Geometry
 from ..kernels.signed_operands import INTEGERS, MULTIPLIER_LIMIT
+from .graph import dtype_name
 from .layers import (
     _DTYPE,
     _EMITS,
@@ -18,7 +19,6 @@ from .layers import (
     _geometry_text,
     _PackedProduct,
     check_images,
-    dtype_name,
 )
 from .packed_layer import PackedLayer, integer, one_of
 

@@ -36,10 +36,10 @@ class PackedFileError(ValueError):
     """The file is not a packed model, is damaged, or is of a format version this package does not read."""
 
 
-def printable(text: object, limit: int = 600) -> str:
-    """Text that may come from a file, for a message: nothing in it moves a terminal's cursor."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:limit])
-    return shown + (" ..." if len(str(text)) > limit else "")
+def printable(text: object) -> str:
+    """Text that may come from a file, for a message: short, and nothing in it moves a terminal's cursor."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:600])
+    return shown + (" ..." if len(str(text)) > 600 else "")
 
 
 def checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

@@ -20,9 +20,9 @@ from .chains import CONVOLUTION, Epilogue, channels_of, find_chain, max_pool
 from .conditions import Conditions
 from .examples import ConversionError
 from .formats import Formats
-from .graph import InputSpec, Ref, Step, map_leaves
+from .graph import InputSpec, Ref, Step, dtype_name, map_leaves
 from .image_bytes import LAYOUTS, Normalisation
-from .layers import FlattenBits, Pack, PackedConv2d, PackedLinear, RealConv2d, RealLinear, Regroup, dtype_name
+from .layers import FlattenBits, Pack, PackedConv2d, PackedLinear, RealConv2d, RealLinear, Regroup
 from .names import Names
 from .packed_layer import PackedLayer
 from .pooling import MaxPool, PoolBits

@@ -19,7 +19,7 @@ from ..binary_tensor import BinaryTensor
 from ..kernels import geometry as geometries
 from ..kernels.geometry import PADDING_VALUES, Arguments, Geometry
 from ..kernels.outputs import SCHEMA, check_outputs
-from .derivatives import refuse_second
+from .derivatives import gradients_of
 from .product import (
     check_operands,
     check_real,
@@ -227,17 +227,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 
 def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    nothing = (None,) * 7
-    if grad is None:
-        return None, None, *nothing
-    refuse_second("binary_conv2d")
-    signs, mask, weight = ctx.saved_tensors
-    need_input, need_weight = ctx.needs_input_grad[:2]
-    grad_input, grad_weight = torch.ops.bop2nd.binary_conv2d_backward(
-        grad, signs, mask, weight, ctx.in_channels, *ctx.geometry, need_input, need_weight
-    )
-    gradients = (grad_input if need_input else None, grad_weight.to(weight.dtype) if need_weight else None)
-    return *gradients, *nothing
+    return *gradients_of("binary_conv2d", ctx, grad, ctx.in_channels, *ctx.geometry), *(None,) * 7
 
 
 torch.library.register_autograd("bop2nd::binary_conv2d", _autograd, setup_context=_setup)

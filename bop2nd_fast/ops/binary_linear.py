@@ -16,7 +16,7 @@ from .. import backends, reference
 from ..binary_tensor import BinaryTensor
 from ..kernels.geometry import DOT_LIMIT, INT32_LIMIT, Geometry, words_for
 from ..kernels.outputs import SCHEMA, check_outputs
-from .derivatives import refuse_second
+from .derivatives import gradients_of
 from .product import (
     check_extent,
     check_features,
@@ -179,16 +179,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 
 def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return None, None, None, None
-    refuse_second("binary_linear")
-    signs, mask, weight = ctx.saved_tensors
-    need_input, need_weight = ctx.needs_input_grad[:2]
-    grad_input, grad_weight = torch.ops.bop2nd.binary_linear_backward(
-        grad, signs, mask, weight, ctx.in_features, need_input, need_weight
-    )
-    gradients = (grad_input if need_input else None, grad_weight.to(weight.dtype) if need_weight else None)
-    return *gradients, None, None
+    return *gradients_of("binary_linear", ctx, grad, ctx.in_features), None, None
 
 
 torch.library.register_autograd("bop2nd::binary_linear", _autograd, setup_context=_setup)

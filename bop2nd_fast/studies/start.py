@@ -95,7 +95,7 @@ def _parameters(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def run_workers(
-    trials: Trials, workers: int, data_dir: Path | None, device: str, teacher: Path | None = None
+    trials: Trials, workers: int, data_dir: Path | None, device: str, teacher: Path | None
 ) -> list[int]:
     """Start ``workers`` processes, torch's threads divided among them, and wait; returns their exit statuses.
 

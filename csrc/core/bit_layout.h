@@ -15,7 +15,6 @@
 namespace bop2nd {
 
 constexpr int kWordBits = 32;
-constexpr int kLayoutVersion = 1;
 
 BOP2ND_HD constexpr int64_t words_for(int64_t n_elements) {
   return n_elements / kWordBits + (n_elements % kWordBits > 0);

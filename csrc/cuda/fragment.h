@@ -19,7 +19,6 @@ struct Coordinate {
 struct FragmentBits {
   static constexpr int kM = 16, kN = 8, kK = 256;
   static constexpr int kWords = kK / kWordBits;  // words of a row in one step
-  static constexpr int kARegisters = 4, kBRegisters = 2, kCRegisters = 4;
 
   BOP2ND_HD static constexpr Coordinate a(int lane, int reg, int bit) {
     return {lane / 4 + (reg % 2) * 8, (lane % 4) * 32 + (reg / 2) * 128 + bit};

@@ -32,7 +32,7 @@ template <int rows, int cols, int warps_down, int warps_across, int stages, int 
 struct Tile {
   using Lean = Tile<rows, cols, warps_down, warps_across, lean_stages, lean_parts, lean_stages, lean_parts>;
   static constexpr int kRows = rows, kCols = cols, kStages = stages;
-  static constexpr int kWarpsDown = warps_down, kWarpsAcross = warps_across;
+  static constexpr int kWarpsAcross = warps_across;
   static constexpr int kThreads = warps_down * warps_across * 32;
   static constexpr int kWarpRows = rows / warps_down, kWarpCols = cols / warps_across;
   static constexpr int kDown = kWarpRows / FragmentBits::kM, kAcross = kWarpCols / FragmentBits::kN;

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The bodies of the CUDA product kernels, executed by emulated blocks and compared with plain loops over
 // elements: whole matrix and convolution tiles, every kind of arithmetic, padding value, split of k, output.
-#include <memory>
-
-#include "../../csrc/cuda/binary_plan.h"
-#include "cuda_host_block.h"
+#include "../../csrc/cuda/launch.h"
 #include "cuda_random.h"
 #include "cuda_shapes.h"
 
@@ -66,59 +63,6 @@ struct Operands {
   }
 };
 
-template <class Tile, Math math, int kVector>
-void run_tiles(const MatmulProblem& p, const MatmulPlan& plan) {
-  for (int64_t i = 0; i < plan.n_blocks(); ++i) {
-    auto block = std::make_unique<HostBlock>(Tile::kSharedBytes);
-    MatmulBlock<Tile, math, kVector, HostBlock> work(*block, p, static_cast<int>(i % plan.n_tiles),
-                                                     static_cast<int>(i / plan.n_tiles));
-    work.run();
-  }
-}
-
-template <class Tile, Math math>
-void run_vector(const MatmulProblem& p, const MatmulPlan& plan) {
-  if (plan.vector_words == 4) return run_tiles<Tile, math, 4>(p, plan);
-  if (plan.vector_words == 2) return run_tiles<Tile, math, 2>(p, plan);
-  run_tiles<Tile, math, 1>(p, plan);
-}
-
-template <class Tile>
-void run_math(const MatmulProblem& p, const MatmulPlan& plan) {
-  using Lean = typename Tile::Lean;
-  if constexpr (!std::is_same_v<Tile, Lean>) {
-    if (plan.lean) return run_math<Lean>(p, plan);
-  }
-  if (plan.math == Math::kXorBits) return run_vector<Tile, Math::kXorBits>(p, plan);
-  if (plan.math == Math::kAndBits) return run_vector<Tile, Math::kAndBits>(p, plan);
-  run_vector<Tile, Math::kAndBytes>(p, plan);
-}
-
-void run_plan(const MatmulProblem& p, const TermsProblem& terms, const MatmulPlan& plan) {
-  if (plan.needs_terms) {
-    for (int64_t i = 0; i < terms.n_blocks(); ++i) {
-      HostBlock block(TermsProblem::kSharedBytes);
-      terms_block(block, terms, i);
-    }
-  }
-  if (plan.kernel == Kernel::kSkinny) {
-    for (int64_t i = 0; i < plan.n_tiles; ++i) {
-      HostBlock block(SkinnyTile::kSharedBytes);
-      if (plan.vector_words == 4) {
-        skinny_block<4>(block, p, static_cast<int>(i));
-      } else {
-        skinny_block<1>(block, p, static_cast<int>(i));
-      }
-    }
-  } else if (plan.kernel == Kernel::kLargeTile) {
-    run_math<LargeTile>(p, plan);
-  } else if (plan.kernel == Kernel::kTallTile) {
-    run_math<TallTile>(p, plan);
-  } else {
-    run_math<SmallTile>(p, plan);
-  }
-}
-
 // All outputs of one problem, checked against the definition. `n_multiprocessors` steers tile and split,
 // `seed` which operands a fused epilogue has.
 void check(ConvView shape, int padding_value, int arch, int n_multiprocessors, Dtype type, bool fused,
@@ -152,7 +96,7 @@ void check(ConvView shape, int padding_value, int arch, int n_multiprocessors, D
     e.threshold = operands.threshold.data();
   }
   MatmulProblem p = problem_of(plan, shape, operands.x.data(), operands.w.data(), scratch.data(), e);
-  run_plan(p, terms_of(plan, shape, p.x, p.w, scratch.data()), plan);
+  CHECK(!launch_matmul(plan, p, terms_of(plan, shape, p.x, p.w, scratch.data()), nullptr));
 
   for (int row = 0; row < shape.n_rows(); ++row) {
     std::vector<uint32_t> expected_bits(row_words, 0);

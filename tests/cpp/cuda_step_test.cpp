@@ -5,9 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "../../csrc/cuda/bop_step.h"
-#include "../../csrc/cuda/pack_bits.h"
-#include "cuda_host_block.h"
+#include "../../csrc/cuda/launch.h"
 #include "cuda_random.h"
 
 namespace bop2nd::cuda {
@@ -144,14 +142,6 @@ struct Parameter {
   }
 };
 
-template <Dtype kState, bool kSecond>
-void run_step(const StepBatch& batch, int n_blocks) {
-  for (int i = 0; i < n_blocks; ++i) {
-    HostBlock block(16);
-    step_block<kState, kSecond>(block, batch, i);
-  }
-}
-
 void check_step(Dtype state, bool second, bool maximize, float inv_scale, bool found_inf,
                 uint64_t seed_value) {
   Random random(seed_value);
@@ -184,13 +174,7 @@ void check_step(Dtype state, bool second, bool maximize, float inv_scale, bool f
   }
   CHECK(batch.tensors[0].flat && !batch.tensors[1].flat && batch.tensors[2].flat && batch.tensors[3].flat);
   CHECK(!batch.tensors[4].flat && batch.tensors[6].flat && batch.tensors[8].flat);
-  if (state == Dtype::kFloat32) {
-    second ? run_step<Dtype::kFloat32, true>(batch, n_blocks)
-           : run_step<Dtype::kFloat32, false>(batch, n_blocks);
-  } else {
-    second ? run_step<Dtype::kBFloat16, true>(batch, n_blocks)
-           : run_step<Dtype::kBFloat16, false>(batch, n_blocks);
-  }
+  CHECK(!launch_step(batch, n_blocks, nullptr));
   int64_t flips = 0;
   for (size_t i = 0; i < ours.size(); ++i) {
     for (Parameter* parameter : {&ours[i], &theirs[i]}) {
@@ -217,20 +201,6 @@ void test_step() {
     }
 }
 
-template <Dtype kType>
-void run_pack(const PackProblem& p) {
-  for (int64_t i = 0; i < p.n_blocks(); ++i) {
-    HostBlock block(16);
-    if (p.path == PackProblem::Path::kFlat) {
-      pack_flat<kType>(block, p, i);
-    } else if (p.path == PackProblem::Path::kRows) {
-      pack_rows<kType>(block, p, i);
-    } else {
-      pack_columns<kType>(block, p, i);
-    }
-  }
-}
-
 // [outer, inner, groups, length], stored either in that order or as NCHW: [outer, groups, length, inner].
 template <Dtype kType>
 void check_pack(int outer, int inner, int groups, int length, bool channels_first, PackProblem::Path path) {
@@ -253,10 +223,10 @@ void check_pack(int outer, int inner, int groups, int length, bool channels_firs
   p.mask = mask.data();
   p.choose_path();
   CHECK(p.path == path);
-  run_pack<kType>(p);
+  CHECK(!launch_pack(p, nullptr));
   p.signs = signs_only.data();
   p.mask = nullptr;
-  run_pack<kType>(p);
+  CHECK(!launch_pack(p, nullptr));
   size_t at = 0;
   for (int o = 0; o < outer; ++o)
     for (int i = 0; i < inner; ++i)
@@ -286,10 +256,7 @@ void check_unpack(int64_t rows, int64_t length) {
   p.type = kType;
   p.n_rows = rows;
   p.length = length;
-  for (int64_t i = 0; i < p.n_blocks(); ++i) {
-    HostBlock block(16);
-    unpack_block<kType>(block, p, i);
-  }
+  CHECK(!launch_unpack(p, nullptr));
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t e = 0; e < length; ++e) {
       expected.set(
