@@ -26,16 +26,22 @@ class ReportError(RuntimeError):
     """The report cannot be made, or the documents do not match; the message says what to do."""
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; columns after the first are right-aligned."""
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], rule: str = "") -> str:
+    """A Markdown table; columns after the first are right-aligned, unless ``rule`` says otherwise."""
+    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+    lines.insert(1, rule or "|---" + "|--:" * (len(header) - 1) + "|")
+    return "\n".join(lines)
+
+
+def link(text: str, machine: str, directory: Path, document: Path) -> str:
+    """To the numbers of a machine, relative to the document."""
+    return f"[{text}]({os.path.relpath(directory / machine / 'README.md', document.parent)})"
 
 
 def result_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Gate, role or "single", and the cells of ``HEADER`` from the second on, for each line of a record."""
-    for entry in record["contenders"]:
-        cells = [entry["name"], str(entry["threads"])]
+    """Gate, role or "single", and the cells of ``HEADER``, for each line of a record; the first names it."""
+    for i, entry in enumerate(record["contenders"]):
+        cells = [record["case"] if i == 0 else "", entry["name"], str(entry["threads"])]
         if "seconds" not in entry:
             yield entry["gate"], [*cells, f"{entry['gate']}: {entry['gate_detail']}", "", "", ""]
             continue
@@ -46,7 +52,7 @@ def result_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield entry["role"], [*cells, *_times(entry["seconds"]), rate, ratio]
         if single := entry.get("single"):
             times = f"{single['ratio']:.2f}" if "ratio" in single else ""
-            yield "single", [SINGLE, "", *_times(single), "", times]
+            yield "single", ["", SINGLE, "", *_times(single), "", times]
 
 
 def _times(seconds: Mapping[str, float]) -> tuple[str, str]:
@@ -62,15 +68,13 @@ def terminal_table(records: Records) -> Table:
         result.add_column(name, justify="right", no_wrap=True)
     styles = {OURS: "bold", "failed": "red", "unavailable": "dim", "single": "dim"}
     for record in records:
-        case = record["case"]
         for kind, cells in result_rows(record):
+            row: list[str | Text] = [*cells]
             if kind in ("failed", "unavailable"):
-                reason = Text(cells[2], overflow="ellipsis", no_wrap=True)
+                reason = Text(cells[3], overflow="ellipsis", no_wrap=True)
                 reason.truncate(44, overflow="ellipsis")
-                result.add_row(case, *cells[:2], "-", "", "", reason, style=styles[kind])
-            else:
-                result.add_row(case, *cells, style=styles.get(kind, ""))
-            case = ""
+                row[3:] = ["-", "", "", reason]
+            result.add_row(*row, style=styles.get(kind, ""))
         result.add_section()
     return result
 
@@ -81,11 +85,8 @@ def suite_block(records: Records, name: str) -> str:
     if not chosen:
         return f"No results of suite `{name}` yet."
     rows = []
-    for record in chosen:
-        case = record["case"]
-        for kind, (who, *cells) in result_rows(record):
-            rows.append([case, f"**{who}**" if kind == OURS else who, *cells])
-            case = ""
+    for kind, (case, who, *cells) in (row for record in chosen for row in result_rows(record)):
+        rows.append([case, f"**{who}**" if kind == OURS else who, *cells])
     text, memory = table(HEADER, rows), memory_rows(chosen)
     if memory:
         text += "\n\n" + table(("case", "contender", "what", "bytes", "ours is smaller by"), memory)
@@ -149,10 +150,9 @@ def gpu_dispatch_block() -> str:
 
 def machine_block(records: Records) -> str:
     """One paragraph: where and with what the results were measured."""
-    stamps = [r["stamp"] for r in records]
-    if not stamps:
+    if not records:
         return "No results yet."
-    last = max(stamps, key=lambda s: str(s["date"]))
+    last, stamps = results.newest(records), [r["stamp"] for r in records]
     commits = sorted({s["commit"] + ("+changes" if s["dirty"] else "") for s in stamps})
     flags = ", ".join(last["cpu_flags"])
     return (
@@ -169,33 +169,25 @@ def summary_block(records: Records) -> str:
         declared = suite(record["suite"])
         if ours is None or not declared.summary(record):
             continue
-        against = []
-        for family, names in declared.families.items():
-            if (value := best(record, names)) is not None:
-                against.append(f"{value:.3g}x {family}")
-        rows.append(
-            [f"{record['suite']}: {record['case']}", duration(ours["seconds"]["median"]), ", ".join(against)]
-        )
-    if not rows:
-        return "No results yet."
-    return table(("work", "bop2nd_fast", "faster than"), rows)
+        found = {family: best(record, names) for family, names in declared.families.items()}
+        against = ", ".join(f"{value:.3g}x {family}" for family, value in found.items() if value is not None)
+        rows.append([f"{record['suite']}: {record['case']}", duration(ours["seconds"]["median"]), against])
+    return table(("work", "bop2nd_fast", "faster than"), rows) if rows else "No results yet."
 
 
 def pictures_block(directory: Path) -> str:
     """The PNGs of a machine, linked from its own folder."""
-    found = sorted(directory.glob("*.png"))
-    if not found:
-        return "No pictures yet."
-    return "\n".join(f"![{p.stem.replace('_', ' ')}]({p.name})" for p in found)
+    found = [f"![{p.stem.replace('_', ' ')}]({p.name})" for p in sorted(directory.glob("*.png"))]
+    return "\n".join(found) or "No pictures yet."
 
 
 def machines_block(machines: Mapping[str, Records], directory: Path, document: Path) -> str:
     """Every machine with its kernels, its date and how many goals it met, linked relative to the document."""
     rows = []
     for name, records in machines.items():
-        last = max((r["stamp"] for r in records), key=lambda s: str(s["date"]))
+        last = results.newest(records)
         verdicts = [goal.verdict(records) for goal in all_goals()]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("met", "missed", "open") if v in verdicts)
-        link = f"[{name}]({os.path.relpath(directory / name / 'README.md', document.parent)})"
-        rows.append([link, last["processor"], f"`{last['active_backend']}`", str(last["date"])[:10], counts])
+        where = link(name, name, directory, document)
+        rows.append([where, last["processor"], f"`{last['active_backend']}`", str(last["date"])[:10], counts])
     return table(("results", "processor", "kernels", "measured", "goals"), rows)

@@ -5,19 +5,19 @@ A table of ratios over all machines, and a picture of the one measured last (``d
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from bop2nd_fast.atomic_write import atomic_write
 
+from . import results
+from .blocks import Records, link, table
 from .goals import contender
 from .suites import inference, step, train_step
 from .tables import byte_count, duration, significant
 
-Records = Sequence[dict[str, Any]]
 FP32 = (inference.FP32, inference.FP32_LAST, inference.COMPILED)
 LATENT = (train_step.LATENT, train_step.LATENT_FUSED, train_step.LATENT_COMPILED)
 BLUE, GREY, DARK = "#0072B2", "#D0D0D0", "#444444"
@@ -32,88 +32,60 @@ class Pair:
     ratio: float
 
 
-Reader: TypeAlias = Callable[[Records], "Pair | None"]
-
-
 @dataclass(frozen=True)
 class Work:
-    """A line of the table: what is done, against what, and the pair that the results hold."""
+    """A line of the table: what is done, against what, and which contenders of which case are compared.
+
+    Of ``theirs`` the fastest counts. With ``key`` it is bytes of memory of that name that are compared
+    (``their_key``, where theirs has another), not times.
+    """
 
     what: str
     against: str
-    pair: Reader
+    suite: str
+    start: str  # of the case's name
+    ours: str
+    theirs: Sequence[str]
+    key: str = ""
+    their_key: str = ""
 
-
-def _record(records: Records, suite: str, start: str) -> dict[str, Any] | None:
-    found = [r for r in records if r["suite"] == suite and r["case"].startswith(start)]
-    return next((r for r in found if r["case"] == start), found[0] if found else None)
-
-
-def _times(suite: str, start: str, ours: str, theirs: Sequence[str]) -> Reader:
-    """The fastest of ``theirs`` against the contender ``ours``, by the ratios of paired rounds."""
-
-    def pair(records: Records) -> Pair | None:
-        record = _record(records, suite, start)
-        own = contender(record, ours) if record else None
-        found = [e for n in theirs if record and (e := contender(record, n)) and "ratio" in e]
-        if own is None or "ratio" not in own or not found:
+    def pair(self, records: Records) -> Pair | None:
+        """None where the results lack a side."""
+        found = [r for r in records if r["suite"] == self.suite and r["case"].startswith(self.start)]
+        if not found:
             return None
-        best = min(found, key=lambda e: e["ratio"]["median"])
-        ratio = best["ratio"]["median"] / own["ratio"]["median"]
-        return Pair(duration(best["seconds"]["median"]), duration(own["seconds"]["median"]), ratio)
-
-    return pair
-
-
-def _bytes(suite: str, start: str, ours: tuple[str, str], theirs: tuple[str, str]) -> Reader:
-    """Bytes of a contender's entry (name, key) against another's."""
-
-    def pair(records: Records) -> Pair | None:
-        record = _record(records, suite, start)
-        entries = [contender(record, name) if record else None for name in (theirs[0], ours[0])]
-        values = [
-            (e or {}).get("memory", {}).get(key) for e, key in zip(entries, (theirs[1], ours[1]), strict=True)
-        ]
-        if None in values:
+        record = min(found, key=lambda r: bool(r["case"] != self.start))  # that very case, or the first
+        ours = _amounts(record, (self.ours,), self.key)
+        theirs = _amounts(record, self.theirs, self.their_key or self.key)
+        if not ours or not theirs:
             return None
-        return Pair(byte_count(values[0]), byte_count(values[1]), values[0] / values[1])
-
-    return pair
-
-
-ADAM, FLOAT = "latent weights, Adam", "the same network in fp32"
-SMALL, BATCH = "BinaryNet, 32x32, batch 1", "BinaryNet, 32x32, batch 64"
+        (own, text), (other, their_text) = min(ours), min(theirs)
+        return Pair(their_text, text, other / own)
 
 
-def _training_memory(key: str) -> Reader:
-    return _bytes("train_step", "BinaryNet", (train_step.PACKED, key), (train_step.LATENT, key))
+def _amounts(record: Mapping[str, Any], names: Sequence[str], key: str) -> list[tuple[float, str]]:
+    """What is compared, and how it is written, of the contenders that have it: bytes, or paired times."""
+    entries = [e for name in names if (e := contender(record, name))]
+    if key:
+        return [(n, byte_count(n)) for e in entries if (n := e.get("memory", {}).get(key)) is not None]
+    return [(e["ratio"]["median"], duration(e["seconds"]["median"])) for e in entries if "ratio" in e]
 
 
+ADAM, FLOAT, FUSED = "latent weights, Adam", "the same network in fp32", "`torch.optim.Adam(fused=True)`"
+SMALL, BATCH, LARGE = "BinaryNet, 32x32, batch 1", "BinaryNet, 32x32, batch 64", "Bi-Real-Net-18"
+_TRAINED = ("train_step", "BinaryNet", train_step.PACKED)
+_MEMORY = (*_TRAINED, (train_step.LATENT,))
+_STEP = ("step", "ResNet-18", step.PACKED, (step.ADAM,))
+_ONE = ("inference", SMALL, inference.PACKED)
 WORKS = (
-    Work(
-        "Training step, BinaryNet, batch 50",
-        ADAM,
-        _times("train_step", "BinaryNet", train_step.PACKED, LATENT),
-    ),
-    Work("– memory kept for backward", ADAM, _training_memory("saved_for_backward")),
-    Work("– peak memory", ADAM, _training_memory("allocator_peak")),
-    Work(
-        "Optimizer step, ResNet-18's weights",
-        "`torch.optim.Adam(fused=True)`",
-        _times("step", "ResNet-18", step.PACKED, (step.ADAM,)),
-    ),
-    Work("Inference, BinaryNet, one image", FLOAT, _times("inference", SMALL, inference.PACKED, FP32)),
-    Work("Inference, BinaryNet, 64 images", FLOAT, _times("inference", BATCH, inference.PACKED, FP32)),
-    Work(
-        "Inference, Bi-Real-Net-18, 224x224",
-        FLOAT,
-        _times("inference", "Bi-Real-Net-18", inference.ROUNDED, FP32),
-    ),
-    Work(
-        "Weights of BinaryNet",
-        "fp32",
-        _bytes("inference", SMALL, (inference.PACKED, "weights"), (inference.PACKED, "weights_fp32")),
-    ),
+    Work("Training step, BinaryNet, batch 50", ADAM, *_TRAINED, LATENT),
+    Work("– memory kept for backward", ADAM, *_MEMORY, "saved_for_backward"),
+    Work("– peak memory", ADAM, *_MEMORY, "allocator_peak"),
+    Work("Optimizer step, ResNet-18's weights", FUSED, *_STEP),
+    Work("Inference, BinaryNet, one image", FLOAT, *_ONE, FP32),
+    Work("Inference, BinaryNet, 64 images", FLOAT, "inference", BATCH, inference.PACKED, FP32),
+    Work("Inference, Bi-Real-Net-18, 224x224", FLOAT, "inference", LARGE, inference.ROUNDED, FP32),
+    Work("Weights of BinaryNet", "fp32", *_ONE, (inference.PACKED,), "weights", "weights_fp32"),
 )
 
 
@@ -121,21 +93,17 @@ def networks_block(machines: Mapping[str, Records], directory: Path, document: P
     """A Markdown table: one line per work, one column of ratios per machine, linked to its results."""
     heads = []
     for name, records in machines.items():
-        last = max((r["stamp"] for r in records), key=lambda s: str(s["date"]))
-        link = os.path.relpath(directory / name / "README.md", document.parent)
-        heads.append(f"[{_processor(last)}, `{last['active_backend']}`]({link})")
+        last = results.newest(records)
+        processor = str(last["processor"]).replace("(R)", "").replace(" Processor", "").partition(",")[0]
+        heads.append(link(f"{processor}, `{last['active_backend']}`", name, directory, document))
     rows = []
     for work in WORKS:
         pairs = [work.pair(records) for records in machines.values()]
         if any(pairs):
             cells = [f"{significant(pair.ratio)}x" if pair else "-" for pair in pairs]
             rows.append([work.what, work.against, *cells])
-    lines = [["whole networks", "against", *heads], ["---", "---", *["--:"] * len(heads)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _processor(stamp: Mapping[str, Any]) -> str:
-    return str(stamp["processor"]).replace("(R)", "").replace(" Processor", "").partition(",")[0]
+    rule = "| --- | --- |" + " --: |" * len(heads)
+    return table(["whole networks", "against", *heads], rows, rule)
 
 
 def described(records: Records) -> str:
@@ -159,18 +127,15 @@ def draw(records: Records, path: Path) -> Path | None:
         axes.barh(row + 0.2, 1 / pair.ratio, height=0.36, color=BLUE)
         theirs = f"{work.against.strip('`')}: {pair.theirs}"
         axes.annotate(theirs, (0.008, row - 0.2), va="center", fontsize=8.5, color=DARK)
-        axes.annotate(
-            f" {pair.ours},  {significant(pair.ratio)}x less", (1 / pair.ratio, row + 0.2),
-            va="center", fontsize=9, color=BLUE, fontweight="bold",
-        )  # fmt: skip
+        ours, end = f" {pair.ours},  {significant(pair.ratio)}x less", (1 / pair.ratio, row + 0.2)
+        axes.annotate(ours, end, va="center", fontsize=9, color=BLUE, fontweight="bold")
     labels = [work.what.lstrip("– ").replace(", ", "\n", 1) for work, _ in found]
     axes.set_yticks(range(len(found)), labels, fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xticks([])
+    axes.set(xlim=(0, 1), xticks=[])
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
-    stamp = max((r["stamp"] for r in records), key=lambda s: str(s["date"]))
+    stamp = results.newest(records)
     title = "Whole networks: bop2nd_fast (blue) beside floating point (grey)"
     figure.suptitle(title, fontsize=12, fontweight="bold")
     software = f"torch {stamp['torch']}, kernels {stamp['active_backend']}, {str(stamp['date'])[:10]}"

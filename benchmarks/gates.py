@@ -1,14 +1,32 @@
-"""What gates of several suites share: two ways to compare results, what a contender may raise, a lost GPU."""
+"""What gates of several suites share: how to compare, what a contender may raise, a lost GPU."""
 
 from __future__ import annotations
 
 import importlib.util
 import subprocess
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .registry import GateError
+from .registry import VARIANT, Contender, GateError, Prepared
+
+T = TypeVar("T")
+
+
+def gated(run: Callable[[], T], compare: Callable[[T], str]) -> Prepared:
+    """The usual contender: its gate compares what one run returns."""
+    return Prepared(lambda: compare(run()), run)
+
+
+def failing(name: str, error: Exception, role: str = VARIANT) -> Contender:
+    """A contender that cannot be made: its row says why."""
+
+    def make() -> Prepared:
+        raise error
+
+    return Contender(name, role, make)
 
 
 def equal(got: Tensor, want: Tensor, what: str) -> str:

@@ -6,7 +6,7 @@ that it needs has no number; :func:`mean` makes a figure of a whole run from it.
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -55,11 +55,7 @@ class Goal:
 
 def contender(record: Record, name: str) -> dict[str, Any] | None:
     """A measured contender of a record by name; None if it is not there or has no number."""
-    for entry in record["contenders"]:
-        if entry["name"] == name and "seconds" in entry:
-            found: dict[str, Any] = entry
-            return found
-    return None
+    return next((e for e in record["contenders"] if e["name"] == name and "seconds" in e), None)
 
 
 def best(record: Record, names: Sequence[str]) -> float | None:
@@ -71,9 +67,7 @@ def best(record: Record, names: Sequence[str]) -> float | None:
 def geometric_mean(values: Sequence[float | None]) -> float | None:
     """None without values or if one is missing."""
     known = [v for v in values if v is not None]
-    if not known or len(known) != len(values):
-        return None
-    return math.exp(sum(map(math.log, known)) / len(known))
+    return statistics.geometric_mean(known) if known and len(known) == len(values) else None
 
 
 def mean(suite: str, formula: Formula, *, tag: str = "", start: str = "", scale: float = 1.0) -> Figure:
@@ -86,6 +80,12 @@ def mean(suite: str, formula: Formula, *, tag: str = "", start: str = "", scale:
         return None if found is None else scale * found
 
     return value
+
+
+def goal(suite: str, name: str, aim: float | None, formula: Formula, unit: str = "x", **more: Any) -> Goal:
+    """A goal on the :func:`mean` of a formula (``tag``, ``start``, ``scale`` and ``at_most`` in ``more``)."""
+    at_most, scale = more.pop("at_most", False), more.pop("scale", 100.0 if unit == "%" else 1.0)
+    return Goal(name, aim, mean(suite, formula, scale=scale, **more), unit, at_most)
 
 
 def over(*theirs: str, ours: str | None = None) -> Formula:
@@ -122,10 +122,8 @@ def of_bound(name: str, bound: str) -> Formula:
     """The share of its bound that a contender reaches; of older results by medians."""
 
     def value(record: Record) -> float | None:
-        entry = contender(record, name)
-        if entry is None or "bound" not in entry:
-            return share(name, bound)(record)
-        return float(entry["bound"]["share"])
+        reached = (contender(record, name) or {}).get("bound")
+        return reached["share"] if reached else share(name, bound)(record)
 
     return value
 

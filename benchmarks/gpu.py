@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--tune", action="store_true", help="time candidate tiles instead of the cases")
     parser.add_argument("--sanitize", action="store_true", help="every kernel once on small sizes, no timing")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="tiny sizes in Triton's interpreter, no timing"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes in an interpreter, no timing")
     chosen = parser.parse_args(arguments)
     if chosen.out is None and not chosen.sanitize:
         parser.error("--out is needed, except with --sanitize")
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_all(out: Path, only: str = "", dry: bool = False) -> int:
     """Run the cases whose name contains ``only`` and tell the goals; returns the exit status."""
-    status = measured(GPU_SUITES, dry, None, out, only=only, dry=dry, minutes=MINUTES)
+    status = measured(GPU_SUITES, dry, out=out, only=only, dry=dry, minutes=MINUTES)
     if not dry:
         records = results.read_all(out)
         print("\n".join(goal.line(records) for goal in all_goals(GPU_SUITES)))

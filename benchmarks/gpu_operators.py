@@ -17,7 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registry import OURS, VARIANT, Contender, Prepared, Unavailable
+from bop2nd_fast import backends
+from bop2nd_fast.cuda_library import OPS
+
+from .gates import failing
+from .registry import OURS, VARIANT, Contender, Unavailable
 
 ROTATE_BYTES = 256 << 20  # buffers are repeated up to this size: several times the second-level cache
 
@@ -41,30 +45,21 @@ class Setting:
 
 def triton() -> Any:
     """The launchers of ``kernels/``; they take tiles as well."""
-    from bop2nd_fast import backends
-
     if (reason := backends.why_not("triton")) is not None:
         raise Unavailable(reason)
-    found = SimpleNamespace()
-    for op, module in backends._TRITON_LAUNCHERS.items():
-        setattr(found, op, getattr(importlib.import_module(f"bop2nd_fast.kernels.{module}"), op))
-    return found
+    modules = {op: f"bop2nd_fast.kernels.{name}" for op, name in backends._TRITON_LAUNCHERS.items()}
+    return SimpleNamespace(**{op: getattr(importlib.import_module(m), op) for op, m in modules.items()})
 
 
 @functools.cache
 def cuda() -> Any:
     """The kernels that ``_C_cuda`` registered."""
-    from bop2nd_fast import backends
-    from bop2nd_fast.cuda_library import OPS
-
     if (reason := backends.why_not("cuda")) is not None:
         raise Unavailable(reason)
-    found, keys = SimpleNamespace(), torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with backends.use("cuda"):  # Triton's registrations lie over them otherwise
-        for op in OPS:
-            kernel = torch.library.get_kernel(f"bop2nd::{op}", "CUDA")
-            setattr(found, op, functools.partial(kernel.call_boxed, keys))
-    return found
+        kernels = {op: torch.library.get_kernel(f"bop2nd::{op}", "CUDA") for op in OPS}
+    return SimpleNamespace(**{op: functools.partial(k.call_boxed, keys) for op, k in kernels.items()})
 
 
 OPERATORS: dict[str, Callable[[], Any]] = {"triton": triton, "cuda": cuda}
@@ -78,14 +73,7 @@ def on_each_backend(make: Callable[[str, str, Any], Iterator[Contender]]) -> Ite
         try:
             found = operators()
         except Unavailable as reason:
-            yield _missing(name, reason)
+            yield failing(name, reason)
         else:
             yield from make(name, role, found)
             role = VARIANT
-
-
-def _missing(name: str, reason: Unavailable) -> Contender:
-    def make() -> Prepared:
-        raise reason
-
-    return Contender(name, VARIANT, make)

@@ -6,11 +6,12 @@ with the specification as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bop2nd_fast import backends, reference
 
@@ -19,7 +20,8 @@ from .gpu_operators import OPERATORS
 from .registry import GateError, Unavailable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-Check = Callable[[Any, str], None]
+Call: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]  # an operator and what it is called with
+Calls: TypeAlias = Iterator[Call]
 
 # rows, features, outputs: popcount kernels, tensor-core tiles, k split, words that are no vector of four
 LINEAR = ((1, 4096, 70), (8, 33, 5), (20, 8192, 40), (70, 1023, 130), (129, 640, 132), (300, 512, 200))
@@ -37,29 +39,19 @@ def _signs(device: str, *shape: int, dim: int = -1) -> Tensor:
     return reference.pack_bits(torch.randn(shape, device=device), dim)
 
 
-def _same(got: Any, want: Any, what: str) -> None:
-    for g, w in zip(got, want, strict=True):
-        equal(g, w, what)
-
-
-def packing(device: str, operators: Any) -> None:
+def packing(device: str) -> Calls:
     for dtype in DTYPES:
-        for shape, dim in (((5, 64), 1), (((3, 65)), 1), ((2, 40, 3, 5), 1), ((64, 7), 0)):
+        for shape, dim in (((5, 64), 1), ((3, 65), 1), ((2, 40, 3, 5), 1), ((64, 7), 0)):
             x = torch.randn(shape, device=device).to(dtype)
-            words = reference.pack_bits(x, dim)
-            equal(operators.pack_bits(x, dim), words, "pack_bits")
-            _same(operators.pack_bits_ste(x, dim), reference.pack_bits_ste(x, dim), "pack_bits_ste")
-            got = operators.unpack_bits(words, shape[dim], dim, dtype=dtype)
-            equal(got, reference.unpack_bits(words, shape[dim], dim, dtype), "unpack_bits")
+            yield "pack_bits", (x, dim), {}
+            yield "pack_bits_ste", (x, dim), {}
+            yield "unpack_bits", (reference.pack_bits(x, dim), shape[dim], dim), {"dtype": dtype}
         for length in (64, 33):
-            grad, mask = torch.randn(5, length, device=device).to(dtype), _signs(device, 5, length)
-            want = grad.clone()
-            reference.apply_mask_(want, mask)
-            operators.apply_mask_(grad, mask)
-            equal(grad, want, "apply_mask_")
+            grad = torch.randn(5, length, device=device).to(dtype)
+            yield "apply_mask_", (grad, _signs(device, 5, length)), {}
 
 
-def step(device: str, operators: Any) -> None:
+def step(device: str) -> Calls:
     for moment in DTYPES[:2]:
         for second in (True, False):
             shapes = [(3, 64), (5, 33), (300,), (9000,), (2, 3, 32)]
@@ -69,13 +61,9 @@ def step(device: str, operators: Any) -> None:
             weights = [reference.pack_bits(torch.randn(s, device=device)) for s in shapes]
             weights[2] = torch.where(torch.rand(shapes[2], device=device) < 0.5, -1.0, 1.0)  # a dense weight
             hyper = torch.tensor([0.2, 0.1, 0.05 * second, 0.02], device=device)
-            seed, sides = torch.tensor([7, 9], device=device), []
-            for run in (operators.bop_step_, reference.bop_step_):
-                copies = [[t.clone() for t in column] for column in (weights, means, squares)]
-                counts = torch.empty(len(shapes), 2, dtype=torch.int64, device=device)
-                run(copies[0], grads, copies[1], copies[2], hyper, counts, seed=seed)
-                sides.append([*copies[0], *copies[1], *copies[2], counts])
-            _same(sides[0], sides[1], "bop_step_")
+            counts = torch.empty(len(shapes), 2, dtype=torch.int64, device=device)
+            seed = torch.tensor([7, 9], device=device)
+            yield "bop_step_", (weights, grads, means, squares, hyper, counts), {"seed": seed}
 
 
 def _epilogues(outputs: int, device: str) -> Iterator[dict[str, Any]]:
@@ -85,67 +73,68 @@ def _epilogues(outputs: int, device: str) -> Iterator[dict[str, Any]]:
     yield {"signs": True, "scale": torch.rand(outputs, device=device), "dtype": torch.float16}
 
 
-def products(device: str, operators: Any) -> None:
+def products(device: str) -> Calls:
     for rows, features, outputs in (*LINEAR, *(MANY_ROWS if device == "cuda" else ())):
         x, w = torch.randn(rows, features, device=device), _signs(device, outputs, features)
-        _same(operators.binary_linear(x, w, True), reference.binary_linear(x, w, True), "binary_linear")
-        words = reference.pack_bits(x)
+        yield "binary_linear", (x, w, True), {}
         for asked in _epilogues(outputs, device):
-            want = reference.binary_linear_packed(words, w, features, **asked)
-            _same(operators.binary_linear_packed(words, w, features, **asked), want, "binary_linear_packed")
-    for channels, outputs, height, width, kernel, stride, padding, dilation, groups in CONVOLUTIONS:
+            yield "binary_linear_packed", (reference.pack_bits(x), w, features), asked
+    for channels, outputs, height, width, kernel, *how, groups in CONVOLUTIONS:
         x = torch.randn(2, channels, height, width, device=device)
         w = _signs(device, outputs, *kernel, channels // groups)
         for padding_value in (0, -1):
-            where = ([*stride], [*padding], [*dilation], groups, padding_value)
-            expected = reference.binary_conv2d(x, w, *where, True)
-            _same(operators.binary_conv2d(x, w, *where, True), expected, "binary_conv2d")
+            where: tuple[Any, ...] = (*how, groups, padding_value)
+            operands = (x, w, *where, True)
+            yield "binary_conv2d", operands, {}
+            words = reference.binary_conv2d(*operands)[1]
             for asked in _epilogues(outputs, device):
-                packed = (expected[1], w, channels, *where)
-                got = operators.binary_conv2d_packed(*packed, **asked)
-                _same(got, reference.binary_conv2d_packed(*packed, **asked), "binary_conv2d_packed")
+                yield "binary_conv2d_packed", (words, w, channels, *where), asked
 
 
-def signed_products(device: str, operators: Any) -> None:
+def signed_products(device: str) -> Calls:
     """Whole numbers: every sum is exact, in whatever order."""
     for dtype in (*DTYPES, torch.int8, torch.uint8):
         real = dtype.is_floating_point
         low = -99 if real else 0
         for rows, features, outputs in LINEAR:
             x = torch.randint(low, 100, (rows, features), device=device).to(dtype)
-            given = (x, _signs(device, outputs, features), *(() if real else (2, 5)))
-            _same(operators.signed_linear(*given), reference.signed_linear(*given), "signed_linear")
+            yield "signed_linear", (x, _signs(device, outputs, features), *(() if real else (2, 5))), {}
         for channels, outputs, height, width, kernel, *how, groups in CONVOLUTIONS:
             x = torch.randint(low, 100, (2, channels, height, width), device=device).to(dtype)
-            given = (x, _signs(device, outputs, *kernel, channels // groups), *how, groups)
+            w = _signs(device, outputs, *kernel, channels // groups)
             for asked in _epilogues(outputs, device):
                 if not (real and "threshold" in asked):
-                    got = operators.signed_conv2d(*given, **asked)
-                    _same(got, reference.signed_conv2d(*given, **asked), "signed_conv2d")
+                    yield "signed_conv2d", (x, w, *how, groups), asked
     for dtype in DTYPES:
-        x = torch.randn(5, 1500, device=device).to(dtype)
-        _same(operators.quantize_rows(x), reference.quantize_rows(x), "quantize_rows")
+        yield "quantize_rows", (torch.randn(5, 1500, device=device).to(dtype),), {}
 
 
-def gradients(device: str, operators: Any) -> None:
+def gradients(device: str) -> Calls:
     """Gradients of -1, 0 and 1: every sum is exact, in whatever order."""
-    specified = backends._references
     for dtype in DTYPES:
         for rows, features, outputs in LINEAR[3:5]:
             gradient = torch.randint(-1, 2, (rows, outputs), device=device).to(dtype)
-            words = (_signs(device, rows, features), _signs(device, rows, features))
-            given = (gradient, *words, _signs(device, outputs, features), features, True, True)
-            want = specified["binary_linear_backward"](*given)
-            _same(operators.binary_linear_backward(*given), want, "binary_linear_backward")
-        for channels, outputs, height, width, kernel, stride, padding, dilation, groups in CONVOLUTIONS[::3]:
+            words = (_signs(device, n, features) for n in (rows, rows, outputs))
+            yield "binary_linear_backward", (gradient, *words, features, True, True), {}
+        for channels, outputs, height, width, kernel, *how, groups in CONVOLUTIONS[::3]:
             x = torch.randn(2, channels, height, width, device=device)
             w = _signs(device, outputs, *kernel, channels // groups)
-            where = ([*stride], [*padding], [*dilation], groups, -1)
-            out, signs, mask = reference.binary_conv2d(x, w, *where, True)
+            operands: tuple[Any, ...] = (x, w, *how, groups, -1, True)
+            out, signs, mask = reference.binary_conv2d(*operands)
             gradient = torch.randint(-1, 2, out.shape, device=device).to(dtype)
-            asked = (gradient, signs, mask, w, channels, *where, True, True)
-            want = specified["binary_conv2d_backward"](*asked)
-            _same(operators.binary_conv2d_backward(*asked), want, "binary_conv2d_backward")
+            yield "binary_conv2d_backward", (gradient, signs, mask, w, channels, *operands[2:], True), {}
+
+
+def compare(operators: Any, call: Call) -> None:
+    """Results, and operands afterwards (an operator may write them); raises GateError."""
+    op, operands, options = call
+    sides = []
+    for run in (getattr(operators, op), backends._references[op]):
+        given = tree_map_only(Tensor, torch.clone, operands)
+        results = run(*given, **options)
+        sides.append([t for t in tree_leaves((results, given)) if isinstance(t, Tensor)])
+    for got, want in zip(*sides, strict=True):
+        equal(got, want, op)
 
 
 def run_all_kernels(device: str) -> int:
@@ -162,7 +151,8 @@ def run_all_kernels(device: str) -> int:
         for part in (packing, step, products, *((gradients, signed_products) if more else ())):
             ran += 1
             try:
-                part(device, operators)
+                for call in part(device):
+                    compare(operators, call)
             except GateError as error:
                 failed += 1
                 print(f"{name} {part.__name__}: FAILED, {error}")

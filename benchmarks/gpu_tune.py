@@ -19,13 +19,22 @@ from typing import Any
 
 import torch
 
+from bop2nd_fast import reference
+from bop2nd_fast.kernels import bop_step, pack_bits, tuning
+from bop2nd_fast.kernels.binary_conv2d import binary_conv2d_packed
+from bop2nd_fast.kernels.binary_linear import binary_linear_packed
+from bop2nd_fast.kernels.conv_backward import binary_conv2d_backward
+from bop2nd_fast.kernels.linear_backward import binary_linear_backward
+from bop2nd_fast.kernels.tuning import Choice, GradientTile, MatmulTile
+from bop2nd_fast.ops.binary_conv2d import _backward as conv_in_torch
+from bop2nd_fast.ops.binary_linear import _backward as linear_in_torch
 from bop2nd_fast.stamp import stamp
 
 from .gates import close, context_lost, equal, failures
 from .gpu_operators import Setting
 from .registry import GateError
 from .steps import StepData
-from .suites.gpu import conv_operands, linear_operands
+from .suites.gpu import PADDED, conv_operands, linear_operands
 from .timing import QUICK, cuda_sampler, measure
 
 Run = Callable[[], object]
@@ -49,6 +58,9 @@ class Candidate:
     check: Check
 
 
+Candidates = Iterator[Candidate]
+
+
 def compared(want: Run, compare: Callable[..., object]) -> Check:
     """A check against what ``want`` returns, made once: ``compare`` is ``equal`` or ``close``."""
     made = functools.cache(want)
@@ -66,8 +78,6 @@ def compared(want: Run, compare: Callable[..., object]) -> Check:
 
 def matmul_tiles(chip: str) -> Iterator[Any]:
     """Tiles of every inner loop; on sm90 with the weights in shared memory, as wgmma wants them."""
-    from bop2nd_fast.kernels.tuning import MatmulTile
-
     for m, n, warps in ((128, 128, 8), (256, 128, 8), (128, 256, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4)):
         for words in (2, 4):
             yield MatmulTile("decode", m, n, words, warps, weights_in_shared=chip == "sm90")
@@ -79,35 +89,24 @@ def matmul_tiles(chip: str) -> Iterator[Any]:
         yield MatmulTile("rows", 1, n, words, warps)
 
 
-def _matmul_entry(chip: str, loop: str, outputs: int) -> str:
-    return f'DECODE["{chip}", "{"wide" if outputs > 64 else "narrow"}"]' if loop == "decode" else loop.upper()
-
-
-def step_candidates(s: Setting, chip: str, kind: str) -> Iterator[Candidate]:
+def step_candidates(s: Setting, chip: str, kind: str) -> Candidates:
     """The step of 64 M weights; the runs put their tile into the table, which ``tune`` restores."""
-    from bop2nd_fast.kernels import bop_step, tuning
-
     moment = BF16 if kind == "bf16" else F32
     shape = (s.size(8192, 8), s.size(8192, 64))
-    step = StepData([shape], s.normal).packed(bop_step.bop_step_, moment, moment)
-    assert step.run is not None
-    work = step.run
+    step: Any = StepData([shape], s.normal).packed(bop_step.bop_step_, moment, moment)
     for words, warps in ((16, 4), (32, 4), (32, 8), (64, 8)):
         for registers in (128, 144, 200) if kind == "bf16" else (64, 96, 128):
             tile = tuning.StepTile(words, warps, registers)
 
             def run(tile: Any = tile) -> None:
                 tuning.STEP_TILES[chip, kind] = tile
-                work()
+                step.run()
 
             yield Candidate(f'STEP_TILES["{chip}", "{kind}"]', tile, run, lambda _: step.check())
 
 
-def pack_candidates(s: Setting) -> Iterator[Candidate]:
+def pack_candidates(s: Setting) -> Candidates:
     """Rows and columns in turns, so that one tile serves both."""
-    from bop2nd_fast import reference
-    from bop2nd_fast.kernels import pack_bits, tuning
-
     x = s.normal(s.size(256, 1), s.size(64, 40), s.size(56, 6), s.size(56, 6), dtype=BF16)
     rows = x.contiguous(memory_format=torch.channels_last)
     check = compared(lambda: (*reference.pack_bits_ste(x, 1), *reference.pack_bits_ste(rows, 1)), equal)
@@ -122,74 +121,58 @@ def pack_candidates(s: Setting) -> Iterator[Candidate]:
             yield Candidate("PACK_TILE", tile, run, check)
 
 
-def linear_candidates(s: Setting, chip: str, rows: int, outputs: int, features: int) -> Iterator[Candidate]:
-    from bop2nd_fast.kernels.binary_linear import binary_linear_packed
-
-    x, w = linear_operands(s, rows, outputs, features)
-    check = compared(
-        partial(binary_linear_packed, x, w, features), equal
-    )  # exact integers, in the table's tile
-    for tile in matmul_tiles(chip):
-        if tile.loop != "rows" or rows <= 64:
-            run = partial(binary_linear_packed, x, w, features, tile=tile)
-            yield Candidate(_matmul_entry(chip, tile.loop, outputs), tile, run, check)
+def linear_candidates(s: Setting, chip: str, rows: int, outputs: int, features: int) -> Candidates:
+    run = partial(binary_linear_packed, *linear_operands(s, rows, outputs, features), features)
+    return _products(chip, run, outputs, lambda tile: tile.loop != "rows" or rows <= 64)
 
 
-def conv_candidates(s: Setting, chip: str, batch: int, channels: int, side: int) -> Iterator[Candidate]:
-    from bop2nd_fast.kernels.binary_conv2d import binary_conv2d_packed
+def conv_candidates(s: Setting, chip: str, batch: int, channels: int, side: int) -> Candidates:
+    def fits(tile: MatmulTile) -> bool:
+        inside = tile.block_words <= channels // 32 and tile.block_n <= max(64, channels)
+        return tile.loop == "popcount" or (tile.loop == "decode" and inside)
 
-    operands = conv_operands(s, batch, channels, side)
-    geometry: Any = ([1, 1], [1, 1], [1, 1], 1, 0)
-    check = compared(partial(binary_conv2d_packed, *operands, channels, *geometry), equal)
-    for tile in matmul_tiles(chip):
-        fits = tile.block_words <= channels // 32 and tile.block_n <= max(64, channels)
-        if tile.loop == "popcount" or (tile.loop == "decode" and fits):
-            run = partial(binary_conv2d_packed, *operands, channels, *geometry, tile=tile)
-            yield Candidate(_matmul_entry(chip, tile.loop, channels), tile, run, check)
+    run = partial(binary_conv2d_packed, *conv_operands(s, batch, channels, side), channels, *PADDED, 0)
+    return _products(chip, run, channels, fits)
+
+
+def _products(chip: str, run: Any, outputs: int, fits: Callable[[Any], bool]) -> Candidates:
+    check = compared(run, equal)  # exact integers, in the table's tile
+    for tile in filter(fits, matmul_tiles(chip)):
+        width = "wide" if outputs > 64 else "narrow"
+        entry = f'DECODE["{chip}", "{width}"]' if tile.loop == "decode" else tile.loop.upper()
+        yield Candidate(entry, tile, partial(run, tile=tile), check)
 
 
 def gradient_candidates(
     s: Setting, chip: str, dtype: Any, rows: int, outputs: int, features: int
-) -> Iterator[Candidate]:
+) -> Candidates:
     """Both gradients of a linear layer in Triton's tiles; the table's tile, and torch's library."""
-    from bop2nd_fast.kernels.linear_backward import binary_linear_backward
-    from bop2nd_fast.kernels.tuning import GradientTile
-    from bop2nd_fast.ops.binary_linear import _backward
-
     x, w = linear_operands(s, rows, outputs, features)
     arguments = (s.normal(rows, outputs, dtype=dtype), x, x, w, features, True, True)
-    check = compared(partial(_backward, *arguments), close)
+    check = compared(partial(linear_in_torch, *arguments), close)
     size = dtype.itemsize
     entry = f'GRADIENT_TILES["{chip}", {size}, "{"wide" if rows > 64 else "narrow"}"]'
     for block_rows, words, warps in ((128, 4, 8), (128, 8, 8), (64, 4, 4), (128, 2, 4)):
         for inner in (16, 32, 64):
             tile = GradientTile(block_rows, words, inner, warps)
             yield Candidate(entry, tile, partial(binary_linear_backward, *arguments, tile=tile), check)
-    for runs, way in (("triton", binary_linear_backward), ("torch", _backward)):
-        yield _backward_choice("binary_linear_backward", runs, partial(way, *arguments), check)
+    yield from _ways(binary_linear_backward, linear_in_torch, arguments, check)
 
 
-def conv_gradient_candidates(
-    s: Setting, chip: str, dtype: Any, batch: int, channels: int, side: int
-) -> Iterator[Candidate]:
+def conv_gradient_candidates(s: Setting, dtype: Any, batch: int, channels: int, side: int) -> Candidates:
     """Both gradients of a 3x3 convolution: the table's tile, and cuDNN on signs unpacked tile by tile."""
-    from bop2nd_fast.kernels.conv_backward import binary_conv2d_backward
-    from bop2nd_fast.ops.binary_conv2d import _backward
-
     x, w = conv_operands(s, batch, channels, side)
-    gradient = s.normal(batch, channels, side, side, dtype=dtype).contiguous(
-        memory_format=torch.channels_last
-    )
-    arguments = (gradient, x, x, w, channels, [1, 1], [1, 1], [1, 1], 1, 0, True, True)
-    check = compared(partial(_backward, *arguments), close)
-    for runs, way in (("triton", binary_conv2d_backward), ("torch", _backward)):
-        yield _backward_choice("binary_conv2d_backward", runs, partial(way, *arguments), check)
+    gradient = s.normal(batch, channels, side, side, dtype=dtype)
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    arguments = (gradient, x, x, w, channels, *PADDED, 0, True, True)
+    check = compared(partial(conv_in_torch, *arguments), close)
+    yield from _ways(binary_conv2d_backward, conv_in_torch, arguments, check)
 
 
-def _backward_choice(op: str, runs: str, run: Run, check: Check) -> Candidate:
-    from bop2nd_fast.kernels.tuning import Choice
-
-    return Candidate(f'BACKWARD["{op}"]', Choice(runs, "the faster of the two"), run, check)
+def _ways(triton: Any, torchs: Any, arguments: tuple[Any, ...], check: Check) -> Candidates:
+    for runs, way in (("triton", triton), ("torch", torchs)):
+        choice = Choice(runs, "the faster of the two")
+        yield Candidate(f'BACKWARD["{triton.__name__}"]', choice, partial(way, *arguments), check)
 
 
 def jobs(s: Setting, chip: str) -> dict[str, Iterator[Candidate]]:
@@ -204,7 +187,7 @@ def jobs(s: Setting, chip: str) -> dict[str, Iterator[Candidate]]:
         for shape in GRADIENT_SHAPES if not s.dry else ((3, 33, 64),):
             found[f"linear gradients {shape} {dtype}"] = gradient_candidates(s, chip, dtype, *shape)
         for shape in CONV_SHAPES if not s.dry else ((1, 64, 3),):
-            found[f"conv gradients {shape} {dtype}"] = conv_gradient_candidates(s, chip, dtype, *shape)
+            found[f"conv gradients {shape} {dtype}"] = conv_gradient_candidates(s, dtype, *shape)
     return found
 
 
@@ -213,8 +196,6 @@ def jobs(s: Setting, chip: str) -> dict[str, Iterator[Candidate]]:
 
 def tune(s: Setting, out: Path) -> int:
     """Time everything; returns the exit status. The tables are as before afterwards."""
-    from bop2nd_fast.kernels import pack_bits, tuning
-
     out.mkdir(parents=True, exist_ok=True)
     chip = "sm90" if s.dry else tuning.family(torch.device(s.device, 0))  # the interpreter runs sm90's tables
     mark = stamp()

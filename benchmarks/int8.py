@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gates import equal
+from .gates import equal, gated
 from .networks import ConvShape
-from .registry import GateError, Prepared, Unavailable, gated
+from .registry import GateError, Prepared, Unavailable
 
 Build = Callable[..., Prepared]
 ENGINES = ("x86", "fbgemm")
@@ -59,32 +59,27 @@ def onednn_linear(x: Tensor, weight: Tensor, expected: Tensor, zero_point: int =
     return gated(run, partial(equal, want=expected, what="output"))
 
 
-def quantized_conv(
-    shape: ConvShape, signs: Tensor, weight: Tensor, expected: Tensor, engine: str
-) -> Prepared:
+def quantized_conv(shape: ConvShape, x: Tensor, weight: Tensor, expected: Tensor, engine: str) -> Prepared:
     """Quantized tensors in and out, by one of torch's engines."""
-    x = signs.contiguous(memory_format=torch.channels_last)
-    op, prepack = torch.ops.quantized.conv2d, torch.ops.quantized.conv2d_prepack
-    return _quantized(engine, x, weight, lambda q: prepack(q, None, *shape.arguments[:4]), op, expected)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return _quantized("conv2d", engine, x, weight, expected, *shape.arguments[:4])
 
 
-def quantized_linear(signs: Tensor, weight: Tensor, expected: Tensor, engine: str) -> Prepared:
+def quantized_linear(x: Tensor, weight: Tensor, expected: Tensor, engine: str) -> Prepared:
     """Quantized tensors in and out, by one of torch's engines."""
-    op, prepack = torch.ops.quantized.linear, torch.ops.quantized.linear_prepack
-    return _quantized(engine, signs, weight, lambda q: prepack(q, None), op, expected)
+    return _quantized("linear", engine, x, weight, expected)
 
 
-def _quantized(
-    engine: str, x: Tensor, weight: Tensor, prepack: Callable[[Tensor], object], op: Any, expected: Tensor
-) -> Prepared:
+def _quantized(kind: str, engine: str, x: Tensor, weight: Tensor, expected: Tensor, *how: Any) -> Prepared:
     if engine not in torch.backends.quantized.supported_engines:
         raise Unavailable(f"this torch has no quantized engine {engine!r}")
-    _need("quantized", "conv2d", "linear")
+    _need("quantized", kind, f"{kind}_prepack")
+    op, prepack = (getattr(torch.ops.quantized, name) for name in (kind, f"{kind}_prepack"))
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine  # packed weights remember their engine
     try:
         qx = torch.quantize_per_tensor(x, 1.0, 1, torch.quint8)
-        packed = prepack(torch.quantize_per_tensor(weight, 1.0, 0, torch.qint8))
+        packed = prepack(torch.quantize_per_tensor(weight, 1.0, 0, torch.qint8), None, *how)
     finally:
         torch.backends.quantized.engine = before
 

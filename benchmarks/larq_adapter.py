@@ -11,6 +11,7 @@ input and times itself, so that the pipe between the processes is not measured.
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,6 @@ from .worker import Worker
 SCRIPT = Path(__file__).with_name("larq_worker.py")
 
 _interpreter: str = sys.executable
-_worker: Worker | None = None
 
 
 def use_interpreter(python: str) -> None:
@@ -61,35 +61,30 @@ def convolution(shape: ConvShape, x: Tensor, weight: Tensor, expected: Tensor) -
     def sample(n: int) -> float:
         return float(_ask(run=handle, n=n)["seconds"])
 
-    def drop() -> None:
-        _ask(drop=handle)
-
-    return Prepared(check, sample=sample, close=drop)
+    return Prepared(check, sample=sample, close=lambda: _ask(drop=handle))
 
 
-def _ask(**request: Any) -> dict[str, Any]:
+def _ask(**request: Any) -> Any:
     try:
         return _running().ask(**request)
     except RuntimeError as error:
+        stop()  # it has ended: the next request starts it anew
         raise Unavailable(f"larq_compute_engine: {error}") from None
 
 
+@functools.cache
 def _running() -> Worker:
     """The worker, started at the first request; raises :class:`Unavailable` without the engine."""
-    global _worker
-    if _worker is None or not _worker.is_alive():
-        try:
-            _worker = Worker([_interpreter, "-I", str(SCRIPT)], stderr=subprocess.DEVNULL)
-        except OSError as error:
-            raise Unavailable(f"cannot start {_interpreter}: {error.strerror}") from None
-        except RuntimeError as error:
-            raise Unavailable(f"{error} (see benchmarks/requirements-larq.txt)") from None
-    return _worker
+    try:
+        return Worker([_interpreter, "-I", str(SCRIPT)], stderr=subprocess.DEVNULL)
+    except OSError as error:
+        raise Unavailable(f"cannot start {_interpreter}: {error.strerror}") from None
+    except RuntimeError as error:
+        raise Unavailable(f"{error} (see benchmarks/requirements-larq.txt)") from None
 
 
 def stop() -> None:
     """End the worker, if there is one."""
-    global _worker
-    if _worker is not None:
-        _worker.close()
-        _worker = None
+    if _running.cache_info().currsize:
+        _running().close()
+        _running.cache_clear()

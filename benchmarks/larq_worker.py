@@ -5,6 +5,7 @@ Speaks JSON lines: requests on standard input, answers on standard output. Impor
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -38,17 +39,10 @@ def build(request: dict[str, Any]) -> tuple[object, object]:
     """An interpreter of a converted one-layer model, and its input; writes the output for the gate."""
     folder = Path(request["build"])
     x, w = np.load(folder / "x.npy"), np.load(folder / "w.npy")
-    layer = larq.layers.QuantConv2D(
-        w.shape[3],
-        w.shape[0],
-        strides=request["stride"],
-        padding="same" if request["same"] else "valid",
-        pad_values=1.0 if request["same"] else 0.0,
-        input_quantizer="ste_sign",
-        kernel_quantizer="ste_sign",
-        kernel_constraint="weight_clip",
-        use_bias=False,
-    )
+    padding = {"padding": "same", "pad_values": 1.0} if request["same"] else {"padding": "valid"}
+    quantizers = dict.fromkeys(("input_quantizer", "kernel_quantizer"), "ste_sign")
+    how = {"strides": request["stride"], "kernel_constraint": "weight_clip", "use_bias": False}
+    layer = larq.layers.QuantConv2D(w.shape[3], w.shape[0], **how, **padding, **quantizers)
     model = tf.keras.Sequential([tf.keras.layers.InputLayer(x.shape[1:], batch_size=x.shape[0]), layer])
     layer.set_weights([w])
     interpreter = Interpreter(larq_compute_engine.convert_keras_model(model), num_threads=1)
@@ -60,13 +54,12 @@ def build(request: dict[str, Any]) -> tuple[object, object]:
 def main() -> None:
     reply(ready=True)
     models: dict[int, tuple[Any, Any]] = {}
-    count = 0
+    numbers = itertools.count()
     for line in sys.stdin:
         request = json.loads(line)
         if "build" in request:
-            count += 1
-            models[count] = build(request)
-            reply(handle=count)
+            models[handle := next(numbers)] = build(request)
+            reply(handle=handle)
         elif "drop" in request:
             del models[request["drop"]]
             reply(dropped=True)

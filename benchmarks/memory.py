@@ -15,6 +15,7 @@ parameters left out.
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import re
 import subprocess
@@ -26,28 +27,22 @@ import torch
 from torch import Tensor, nn
 
 import bop2nd_fast as bf
-
-ROOT = Path(__file__).resolve().parent.parent
+from bop2nd_fast.stamp import ROOT
 
 
 def allocator_peak(work: Callable[[], object]) -> int:
     """Highest sum of live bytes that ``work`` had from torch's CPU allocator, over what was live before."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as prof:
-        kept = work()
-    del kept
+    on_cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=on_cpu, profile_memory=True) as prof:
+        work()
     assert prof.profiler is not None and prof.profiler.kineto_results is not None
     changes = [
         (event.start_ns(), event.nbytes())
         for event in prof.profiler.kineto_results.events()
         if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
     ]
-    live = peak = 0
-    for _, change in sorted(changes, key=lambda c: c[0]):
-        live += change
-        peak = max(peak, live)
-    return peak
+    in_time = sorted(changes, key=lambda change: change[0])
+    return max(itertools.accumulate((n for _, n in in_time), initial=0))
 
 
 def rss_growth(work: Callable[[], object]) -> int:
@@ -55,10 +50,8 @@ def rss_growth(work: Callable[[], object]) -> int:
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of the imports, starts anew
     before = _status_bytes("VmRSS")
-    kept = work()
-    peak = _status_bytes("VmHWM")
-    del kept
-    return peak - before
+    work()
+    return _status_bytes("VmHWM") - before
 
 
 def _status_bytes(name: str) -> int:
@@ -98,5 +91,4 @@ def in_own_process(module: str, *arguments: object) -> dict[str, int]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command[1:])} failed: {done.stderr.strip().splitlines()[-1]}")
-    result: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return json.loads(done.stdout.splitlines()[-1])

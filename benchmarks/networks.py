@@ -120,9 +120,7 @@ WeightShape = tuple[int, ...]
 BINARYNET_WEIGHTS: tuple[WeightShape, ...] = (
     (128, 3, 3, 3),
     *((s.outputs, 3, 3, s.channels) for s in CONVOLUTIONS[BINARYNET]),
-    (1024, 4608),
-    (1024, 1024),
-    (10, 1024),
+    *((1024, 4608), (1024, 1024), (10, 1024)),
 )
 
 

@@ -35,15 +35,10 @@ def draw_all(records: Records, directory: Path) -> list[Path]:
     for name in SUITES:
         declared = suite(name)
         for picture in declared.pictures:
+            draw = _training if picture.kind == "training" else _speedups
             chosen = [r for r in _of(records, name) if picture.chosen(r)]
-            figure = None
-            if picture.kind == "training":
-                first = [e for r in chosen[:1] for e in r["contenders"] if e["role"] == OURS]
-                figure = _training(picture.title, chosen[0]) if first and "seconds" in first[0] else None
-            elif any(best(r, names) for r in chosen for names in declared.families.values()):
-                figure = _speedups(picture.title, chosen)
-            if figure is not None:
-                written.append(_save(figure, directory / f"{picture.name}.png"))
+            if any(best(r, names) for r in chosen for names in declared.families.values()):
+                written.append(_save(draw(picture.title, chosen), directory / f"{picture.name}.png"))
     if any(contender(r, roofline.REGISTER) for r in records):
         written.append(_save(_roofline(records), directory / "roofline.png"))
     return written
@@ -53,11 +48,14 @@ def _of(records: Records, suite: str) -> list[dict[str, Any]]:
     return [r for r in records if r["suite"] == suite]
 
 
-def _caption(figure: Figure, records: Records, more: str = "") -> None:
+def _framed(figure: Figure, title: str, records: Records, more: str = "") -> Figure:
+    """The figure with its title, and below it where and with what the records were measured."""
+    figure.suptitle(title, fontsize=12.5, fontweight="bold")
     stamp = records[0]["stamp"]
     software = f"torch {stamp['torch']}, kernels {stamp['active_backend']}"
     text = f"{stamp['processor']}, {_threads(records)}, {software}. {more}"
     figure.supxlabel(text, fontsize=8.5, color=DARK)
+    return figure
 
 
 def _threads(records: Records) -> str:
@@ -71,9 +69,12 @@ def _plain(axes: Axes, grid: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _beside(
-    axes: Axes, text: str, at: tuple[float, float], by: tuple[float, float] = (4, 0), **more: Any
-) -> None:
+def _labels(axes: Axes, title: str, along_x: str) -> None:
+    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.set_xlabel(along_x, fontsize=9)
+
+
+def _beside(axes: Axes, text: str, at: tuple[float, float], by: Any = (4, 0), **more: Any) -> None:
     """A text so many points beside a place of the data."""
     looks: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9} | more
     axes.annotate(text, at, xytext=by, **looks)
@@ -86,8 +87,8 @@ def _speedups(title: str, records: Records) -> Figure:
     """Grouped horizontal bars, one group per case, one bar per class of baselines, logarithmic axis."""
     families = suite(records[0]["suite"]).families
     shown = [r for r in records if any(best(r, names) for names in families.values())]
-    groups = [[(i, best(r, names)) for i, names in enumerate(families.values())] for r in shown]
-    bars = [[(i, v) for i, v in group if v is not None] for group in groups]
+    classes = list(enumerate(families.values()))
+    bars = [[(i, v) for i, names in classes if (v := best(r, names)) is not None] for r in shown]
     height = 0.21 * sum(map(len, bars)) + 0.19 * len(bars) + 1.7
     figure = Figure(figsize=(9.5, height), layout="constrained")
     axes = figure.subplots()
@@ -95,33 +96,29 @@ def _speedups(title: str, records: Records) -> Figure:
     top, ticks, labels = 0.0, [], []
     for record, group in zip(shown, bars, strict=True):
         for k, (i, value) in enumerate(group):
-            axes.barh(
-                top + k, value - 1, left=1, height=0.84, color=FAMILY_COLOURS[i], label=list(families)[i]
-            )
+            looks: dict[str, Any] = {"color": FAMILY_COLOURS[i], "label": list(families)[i]}
+            axes.barh(top + k, value - 1, left=1, height=0.84, **looks)
             _beside(axes, f"{significant(value)}x", (max(value, 1), top + k), (5, 0), fontsize=8.5)
         ticks.append(top + (len(group) - 1) / 2)
         labels.append(_case_label(record))
         top += len(group) + 1.1
     axes.set_yticks(ticks, labels, fontsize=9)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(top - 0.9, -0.8)
-    axes.set_xscale("log")
     values = [v for group in bars for _, v in group]
-    axes.set_xlim(min(0.8, *(0.85 * v for v in values)), 1.7 * max(values))
+    left = min(0.8, *(0.85 * v for v in values))
+    axes.set(ylim=(top - 0.9, -0.8), xscale="log", xlim=(left, 1.7 * max(values)))
     if max(values) < 20:  # powers of ten would leave most of the axis without a number
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{significant(x)}x"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
     axes.axvline(1, color=DARK, linewidth=1.2)
     axes.set_xlabel("median of paired time ratios, logarithmic; right of 1: bop2nd is faster", fontsize=9)
-    figure.suptitle(title, fontsize=12.5, fontweight="bold")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     ordered = [f for f in families if f in handles]
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4}
     axes.legend([handles[f] for f in ordered], ordered, **place, frameon=False, fontsize=9)
     more = "Of each class the fastest variant." if any(len(n) > 1 for n in families.values()) else ""
-    _caption(figure, shown, more)
-    return figure
+    return _framed(figure, title, shown, more)
 
 
 def _case_label(record: dict[str, Any]) -> str:
@@ -135,8 +132,9 @@ def _case_label(record: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------------------- training
 
 
-def _training(title: str, record: dict[str, Any]) -> Figure:
+def _training(title: str, records: Records) -> Figure:
     """Time and three kinds of memory of one training step, ours beside the latent-weight networks."""
+    record = records[0]
     entries = [e for e in record["contenders"] if "seconds" in e]
     names = [str(e["name"]).replace(", ", "\n") for e in entries]
     colours = [{OURS: BLUE, VARIANT: SKY}.get(e["role"], ORANGE) for e in entries]
@@ -148,9 +146,8 @@ def _training(title: str, record: dict[str, Any]) -> Figure:
     ):
         if any(key in e.get("memory", {}) for e in entries):
             panels.append((what, "MiB", [e.get("memory", {}).get(key, 0) / 2**20 for e in entries]))
-    figure = Figure(
-        figsize=(max(9.5, 3.1 * len(panels) + 1.2), 0.62 * len(entries) + 1.9), layout="constrained"
-    )
+    size = (max(9.5, 3.1 * len(panels) + 1.2), 0.62 * len(entries) + 1.9)
+    figure = Figure(figsize=size, layout="constrained")
     for k, (what, unit, values) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), k + 1)
         _plain(axes, "x")
@@ -164,11 +161,8 @@ def _training(title: str, record: dict[str, Any]) -> Figure:
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.5 * max(values))
-        axes.set_title(what, fontsize=10.5, loc="left")
-        axes.set_xlabel(unit, fontsize=9)
-    figure.suptitle(f"{title}: {record['case']}", fontsize=12.5, fontweight="bold")
-    _caption(figure, [record])
-    return figure
+        _labels(axes, what, unit)
+    return _framed(figure, f"{title}: {record['case']}", [record])
 
 
 # --------------------------------------------------------------------------------------- roofline
@@ -178,29 +172,25 @@ def _roofline(records: Records) -> Figure:
     """Left: binary layers under the register loop and one thread's bandwidth. Right: the step's bandwidth."""
     with_step = bool(_of(records, "step"))
     figure = Figure(figsize=(12.5 if with_step else 8, 5.4), layout="constrained")
-    panels = figure.subplots(
-        1, 2 if with_step else 1, squeeze=False, width_ratios=(1.45, 1)[: 1 + with_step]
-    )[0]
+    widths = (1.45, 1)[: 1 + with_step]
+    panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _roofline_layers(panels[0], records)
     if with_step:
         _step_bandwidths(panels[1], records)
-    figure.suptitle(
-        "Roofline: how close the operators come to this machine's limits", fontsize=12.5, fontweight="bold"
-    )
-    _caption(figure, [r for r in records if r["suite"] in ("conv", "linear")] or records)
-    return figure
+    title = "Roofline: how close the operators come to this machine's limits"
+    return _framed(figure, title, [r for r in records if r["suite"] in ("conv", "linear")] or records)
+
+
+def _rates(records: Records, names: Sequence[str]) -> list[float]:
+    return [e["rate"] for r in records for name in names if (e := contender(r, name))]
 
 
 def _roofline_layers(axes: Axes, records: Records) -> None:
-    peaks = [e["rate"] for r in records if (e := contender(r, roofline.REGISTER))]
-    peak = float(max(peaks))
-    points = []
-    for record in records:
-        ours = contender(record, conv.PACKED)
-        if record["suite"] in ("conv", "linear") and ours:
-            points.append((record, ours["operations"] / ours["bytes"], ours["rate"]))
-    memory = (roofline.STREAM_ONE, roofline.COPY_ONE_THREAD)
-    copies = [e["rate"] for r in records for n in memory if (e := contender(r, n))]
+    peak = float(max(_rates(records, (roofline.REGISTER,))))
+    layers = [r for r in records if r["suite"] in ("conv", "linear")]
+    found = [(r["suite"], e) for r in layers if (e := contender(r, conv.PACKED))]
+    points = [(suite, e["operations"] / e["bytes"], e["rate"]) for suite, e in found]
+    copies = _rates(records, (roofline.STREAM_ONE, roofline.COPY_ONE_THREAD))
     low = min([x for _, x, _ in points], default=1) / 3
     high = max([x for _, x, _ in points], default=100) * 3
     if copies:
@@ -216,28 +206,23 @@ def _roofline_layers(axes: Axes, records: Records) -> None:
         axes.plot(grid, np.minimum(bandwidth * grid, peak), color=DARK, linewidth=1.2)
         text = f"memory, one thread: {significant(bandwidth)} GB/s"
         _beside(axes, text, (low, bandwidth * low), (8, 0), va="top")
-    for tag, marker, colour in (("conv", "o", BLUE), ("linear", "s", VERMILION)):
-        chosen = [(x, y) for r, x, y in points if r["suite"] == tag]
-        if chosen:
-            label = {"conv": "convolutions", "linear": "linear layers"}[tag]
+    looks = (("conv", "o", BLUE, "convolutions"), ("linear", "s", VERMILION, "linear layers"))
+    for name, marker, colour, label in looks:
+        if chosen := [(x, y) for suite, x, y in points if suite == name]:
             x, y = zip(*chosen, strict=True)
             axes.scatter(x, y, s=36, marker=marker, color=colour, label=label, zorder=3, alpha=0.85)
-    layers = [r for r in records if r["suite"] in ("conv", "linear")]
-    fp32 = [e["rate"] for r in layers for n in (*conv.FP32, linear.FP32) if (e := contender(r, n))]
-    if fp32:
+    if fp32 := _rates(layers, (*conv.FP32, linear.FP32)):
         best_fp32 = max(fp32)
         axes.axhline(best_fp32, color=ORANGE, linewidth=1.2, linestyle="--")
         _beside(axes, f"best fp32 layer: {significant(best_fp32)} GMAC/s", (high, best_fp32), **above)
     axes.fill_between(grid, roof, color="#F2F2F2", zorder=0)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(low, high)
+    axes.set(xscale="log", yscale="log", xlim=(low, high))
     axes.set_ylim(top=3 * peak)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: significant(x)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: significant(x)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda x, _: significant(x)))
     _plain(axes, "both")
-    axes.set_title("Binary layers, one thread, float in to float out", fontsize=10.5, loc="left")
-    axes.set_xlabel("multiply-accumulates per byte of input, weight and output", fontsize=9)
+    title = "Binary layers, one thread, float in to float out"
+    _labels(axes, title, "multiply-accumulates per byte of input, weight and output")
     axes.set_ylabel("GMAC/s", fontsize=9)
     axes.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
 
@@ -252,12 +237,8 @@ def _step_bandwidths(axes: Axes, records: Records) -> None:
         (step.ADAM, "Adam, fused", ORANGE),
         (step.CAREFUL, "careful eager", ORANGE),
     ]
-    record = next((r for r in records if r["suite"] == "step"), None)
-    found = (
-        []
-        if record is None
-        else [(label, e["rate"], c) for n, label, c in names if (e := contender(record, n))]
-    )
+    record = _of(records, "step")[0]
+    found = [(label, e["rate"], colour) for n, label, colour in names if (e := contender(record, n))]
     _plain(axes, "x")
     axes.barh([f[0] for f in found], [f[1] for f in found], color=[f[2] for f in found], height=0.7)
     for row, (_, rate, _) in enumerate(found):
@@ -266,9 +247,8 @@ def _step_bandwidths(axes: Axes, records: Records) -> None:
     axes.tick_params(axis="y", length=0, labelsize=9)
     if found:
         axes.set_xlim(0, 1.15 * max(f[1] for f in found))
-    case = "" if record is None else f": {record['case']}, {_threads([record])}"
-    axes.set_title(f"Step{case}", fontsize=10.5, loc="left")
-    axes.set_xlabel("GB/s, counting the bytes each must move at least", fontsize=9)
+    title = f"Step: {record['case']}, {_threads([record])}"
+    _labels(axes, title, "GB/s, counting the bytes each must move at least")
 
 
 def _save(figure: Figure, path: Path) -> Path:

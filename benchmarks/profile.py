@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-import bop2nd_fast as bf
-
 from . import memory
 from .networks import STAGES, ConvShape
-from .suites import train_step
+from .suites import conv, train_step
 from .tables import byte_count, duration
 from .timing import FULL, QUICK, Plan, cpu_sampler, measure
 
@@ -40,14 +39,7 @@ GROUPS = {
     "batch norm": ("batch_norm",),
     "pooling": ("max_pool",),
     "optimizer step": (
-        "bop_step_",
-        "Optimizer.step",
-        "adam",
-        "addc",
-        "lerp",
-        "sqrt",
-        "aten::div",
-        "aten::mul_",
+        *("bop_step_", "Optimizer.step", "adam", "addc", "lerp", "sqrt", "aten::div", "aten::mul_"),
     ),
     "sign with a straight-through estimator": ("sign", "aten::le", "aten::abs", "aten::mul"),
     "copies, sums, fills": ("copy_", "contiguous", "clone", "add_", "zero", "fill_", "cat", "empty"),
@@ -61,30 +53,17 @@ def convolution_parts(shape: ConvShape, plan: Plan) -> dict[str, float]:
 
     ``rest`` is what the parts leave of the whole; it is negative where a part is faster as part of the whole.
     """
-    x = torch.empty(shape.batch, shape.channels, shape.side, shape.side).normal_()
-    weight = torch.empty(shape.outputs, shape.channels // shape.groups, shape.kernel, shape.kernel).normal_()
-    words = bf.pack(weight, dim=1).words
-    geometry = ([shape.stride] * 2, [shape.padding] * 2, [shape.dilation] * 2, shape.groups, 0)
-    blocked = torch.ops.bop2nd.prepack_weight(words, shape.groups) if bf.backends.wants_blocked() else None
-    packed = torch.ops.bop2nd.pack_bits_ste(x, 1, shape.groups)[0]
+    it, op, how = conv.Operands(shape), torch.ops.bop2nd, shape.arguments
+    x, words, blocked = it.x.contiguous(), it.weight.words, it.blocked
+    from_bits = partial(op.binary_conv2d_packed, it.bits, words, shape.channels, *how, blocked=blocked)
     threshold = torch.zeros(shape.outputs, dtype=torch.int32)
-    op = torch.ops.bop2nd
-
-    def whole(images: torch.Tensor) -> Callable[[], object]:
-        return lambda: op.binary_conv2d(images, words, *geometry, False, blocked=blocked)
-
-    def from_bits(**outputs: object) -> Callable[[], object]:
-        return lambda: op.binary_conv2d_packed(
-            packed, words, shape.channels, *geometry, blocked=blocked, **outputs
-        )
-
-    runs = {
-        "whole": whole(x),
-        CALL: whole(x[:0]),
-        PACK: lambda: op.pack_bits(x, 1),
-        "no packing": lambda: op.pack_bits(x[:0], 1),
-        PRODUCT: from_bits(values=False, signs=True, threshold=threshold),
-        OUTPUT: from_bits(),
+    runs: dict[str, Callable[[], object]] = {
+        "whole": partial(op.binary_conv2d, x, words, *how, False, blocked=blocked),
+        CALL: partial(op.binary_conv2d, x[:0], words, *how, False, blocked=blocked),
+        PACK: partial(op.pack_bits, x, 1),
+        "no packing": partial(op.pack_bits, x[:0], 1),
+        PRODUCT: partial(from_bits, values=False, signs=True, threshold=threshold),
+        OUTPUT: from_bits,
     }
     with torch.inference_mode():
         series = measure({name: cpu_sampler(run) for name, run in runs.items()}, plan)
@@ -138,15 +117,12 @@ def comparison_table(
 ) -> Table:
     """Groups as rows, each column with its share of the column's sum."""
     table = Table("", *columns, title=title)
-    sums = {name: sum(values.values()) for name, values in columns.items()}
-    rows = sorted(
-        {g for c in columns.values() for g in c}, key=lambda g: -max(c.get(g, 0) for c in columns.values())
-    )
-    for row in rows:
-        cells = (f"{text(c.get(row, 0))} ({c.get(row, 0) / sums[n]:.0%})" for n, c in columns.items())
-        table.add_row(row, *cells)
+    sums = [sum(values.values()) for values in columns.values()]
+    rows = {group: [c.get(group, 0) for c in columns.values()] for c in columns.values() for group in c}
+    for group, values in sorted(rows.items(), key=lambda row: -max(row[1])):
+        table.add_row(group, *(f"{text(v)} ({v / s:.0%})" for v, s in zip(values, sums, strict=True)))
     table.add_section()
-    table.add_row("sum", *(text(s) for s in sums.values()))
+    table.add_row("sum", *map(text, sums))
     return table
 
 

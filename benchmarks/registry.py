@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from .goals import Goal
 
@@ -26,8 +26,6 @@ ALL_THREADS = 0
 
 # unit -> (which count of the contender it divides by time, scale)
 UNITS = {"GB/s": ("bytes", 1e9), "GMAC/s": ("operations", 1e9), "1/s": ("items", 1.0)}
-
-T = TypeVar("T")
 
 
 class Unavailable(RuntimeError):
@@ -58,11 +56,6 @@ class Prepared:
     rotate: Sequence[Callable[[], object]] = ()
     memory: Callable[[], dict[str, int]] | None = None
     close: Callable[[], None] | None = None
-
-
-def gated(run: Callable[[], T], compare: Callable[[T], str]) -> Prepared:
-    """The usual contender: its gate compares what one run returns."""
-    return Prepared(lambda: compare(run()), run)
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ class Case:
     contenders: Callable[[], Iterable[Contender]]
     threads: int | None = 1
     networks: tuple[str, ...] = ()
-    tags: tuple[str, ...] = field(default=())
+    tags: tuple[str, ...] = ()
     inference: bool = False
     device: str = "cpu"
 
@@ -163,8 +156,7 @@ def suite(name: str) -> Suite:
     """
     if name not in SUITES + GPU_SUITES:
         raise ValueError(f"unknown suite {name!r}; there are {', '.join(SUITES + GPU_SUITES)}")
-    found: Suite = importlib.import_module(f"benchmarks.suites.{name}").SUITE
-    return found
+    return importlib.import_module(f"benchmarks.suites.{name}").SUITE
 
 
 def cases(suites: Sequence[str] = SUITES, op: str | None = None, quick: bool = False) -> list[Case]:
@@ -177,12 +169,10 @@ def cases(suites: Sequence[str] = SUITES, op: str | None = None, quick: bool = F
     names = [(c.suite, c.name) for c in found]
     if len(set(names)) != len(names):
         raise ValueError(f"two cases of one name: {sorted({n for n in names if names.count(n) > 1})}")
-    if op is not None:
-        ops = sorted({c.op for c in found})
-        if op not in ops:
-            raise ValueError(f"no case of operator {op!r} in these suites; there are {', '.join(ops)}")
-        found = [c for c in found if c.op == op]
-    return found
+    ops = sorted({c.op for c in found})
+    if op is not None and op not in ops:
+        raise ValueError(f"no case of operator {op!r} in these suites; there are {', '.join(ops)}")
+    return [c for c in found if op in (None, c.op)]
 
 
 def all_goals(suites: Sequence[str] = SUITES) -> list[Goal]:

@@ -17,7 +17,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bop2nd_fast.atomic_write import atomic_write
@@ -30,7 +30,6 @@ from .registry import GPU_SUITES, SUITES
 DOCUMENTS = tuple(
     ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/gpu.md", "docs/performance.md")
 )
-BLOCKS = ("networks", "summary", "machine", "machines", "gpu-goals", "gpu-dispatch")
 PICTURE = ROOT / "docs" / "images" / "networks.svg"
 MARKER = re.compile(
     r"^<!-- benchmark:(?P<name>[a-z_-]+) -->\n(?P<body>.*?)^<!-- /benchmark -->$", re.MULTILINE | re.DOTALL
@@ -56,23 +55,24 @@ def default_machine(directory: Path) -> str:
         ReportError: there are none.
     """
     found = machines(directory)
-    return max(found, key=lambda name: max(r["stamp"]["date"] for r in found[name]))
+    return max(found, key=lambda name: str(results.newest(found[name])["date"]))
 
 
 def block(name: str, directory: Path, document: Path) -> str:
     """The text that belongs between the markers ``name``; raises :class:`ReportError` for an unknown one."""
-    if name == "gpu-goals":
-        return blocks.gpu_goals_block(directory)
-    if name == "gpu-dispatch":
-        return blocks.gpu_dispatch_block()
-    if name == "networks":
-        return front_page.networks_block(machines(directory), directory, document)
-    if name == "machines":
-        return blocks.machines_block(machines(directory), directory, document)
     if name not in BLOCKS:
         raise ReportError(f"{document.name}: unknown marker benchmark:{name}; there are {', '.join(BLOCKS)}")
-    records = machines(directory)[default_machine(directory)]
-    return blocks.summary_block(records) if name == "summary" else blocks.machine_block(records)
+    return BLOCKS[name](directory, document)
+
+
+BLOCKS: dict[str, Callable[[Path, Path], str]] = {
+    "networks": lambda folder, document: front_page.networks_block(machines(folder), folder, document),
+    "summary": lambda folder, _: blocks.summary_block(machines(folder)[default_machine(folder)]),
+    "machine": lambda folder, _: blocks.machine_block(machines(folder)[default_machine(folder)]),
+    "machines": lambda folder, document: blocks.machines_block(machines(folder), folder, document),
+    "gpu-goals": lambda folder, _: blocks.gpu_goals_block(folder),
+    "gpu-dispatch": lambda *_: blocks.gpu_dispatch_block(),
+}
 
 
 def updated(document: Path, directory: Path) -> str:
@@ -84,13 +84,11 @@ def updated(document: Path, directory: Path) -> str:
     text = document.read_text()
     found = len(MARKER.findall(text))
     if not found:
-        raise ReportError(
-            f"{document.name} has no '<!-- benchmark:NAME -->' marker: its tables cannot be generated"
-        )
+        why = "has no '<!-- benchmark:NAME -->' marker: its tables cannot be generated"
+        raise ReportError(f"{document.name} {why}")
     if found != text.count("<!-- benchmark:") or found != text.count("<!-- /benchmark -->"):
-        raise ReportError(
-            f"{document.name} has a benchmark marker without its '<!-- /benchmark -->', or the reverse"
-        )
+        why = "has a benchmark marker without its '<!-- /benchmark -->', or the reverse"
+        raise ReportError(f"{document.name} {why}")
 
     def replace(match: re.Match[str]) -> str:
         head = match[0].partition("\n")[0]
@@ -113,14 +111,14 @@ def machine_text(records: blocks.Records, directory: Path) -> str:
         "## Pictures",
         blocks.pictures_block(directory),
     ]
-    gpu = [s for s in GPU_SUITES if any(r["suite"] == s for r in records)]
-    for suite in (*SUITES, *gpu):
+    measured = {r["suite"] for r in records}
+    for suite in (*SUITES, *(s for s in GPU_SUITES if s in measured)):
         parts += [f"## {suite}", blocks.suite_block(records, suite)]
     return "\n\n".join(parts) + "\n"
 
 
-def texts(documents: Sequence[Path], directory: Path) -> dict[Path, str]:
-    """Every text that is generated or has a generated part, as it should be.
+def stale(documents: Sequence[Path], directory: Path) -> dict[Path, str]:
+    """Every text that is generated or has a generated part and is not what it should be: what it should be.
 
     Raises:
         ReportError: a document has no marker, an unclosed or an unknown one; there are no results.
@@ -128,32 +126,27 @@ def texts(documents: Sequence[Path], directory: Path) -> dict[Path, str]:
     wanted = {document: updated(document, directory) for document in documents}
     for name, records in machines(directory).items():
         wanted[directory / name / "README.md"] = machine_text(records, directory / name)
-    return wanted
+    return {path: text for path, text in wanted.items() if not path.exists() or text != path.read_text()}
 
 
 def write_documents(documents: Sequence[Path], directory: Path) -> list[Path]:
     """Bring the texts up to date; returns those that changed."""
-    changed = []
-    for path, text in texts(documents, directory).items():
-        if not path.exists() or text != path.read_text():
-            data = text.encode()
-            atomic_write(path, lambda file, data=data: file.write(data))  # type: ignore[misc]
-            changed.append(path)
-    return changed
+    changed = stale(documents, directory)
+    for path, text in changed.items():
+        data = text.encode()
+        atomic_write(path, lambda file, data=data: file.write(data))  # type: ignore[misc]
+    return list(changed)
 
 
 def differences(documents: Sequence[Path], directory: Path) -> list[str]:
     """One line for every text that is not what the results give."""
     lines = [f"{d.name} does not exist" for d in documents if not d.exists()]
     try:
-        wanted = texts([d for d in documents if d.exists()], directory)
+        wanted = stale([d for d in documents if d.exists()], directory)
     except ReportError as error:
         return [*lines, str(error)]
-    for path, text in wanted.items():
-        if not path.exists() or text != path.read_text():
-            name = f"{path.parent.name}/{path.name}"
-            lines.append(f"{name} does not match the results: run python -m benchmarks.report")
-    return lines
+    names = [f"{path.parent.name}/{path.name}" for path in wanted]
+    return lines + [f"{n} does not match the results: run python -m benchmarks.report" for n in names]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

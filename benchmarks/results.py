@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,12 @@ from .registry import GPU_SUITES, ROLES, SUITES, UNITS
 SCHEMA = 1
 RESULTS = Path(__file__).resolve().parent / "results"
 
-_RECORD = {
-    "schema": int,
-    "suite": str,
-    "op": str,
-    "case": str,
-    "shapes": dict,
-    "networks": list,
-    "tags": list,
-    "unit": str,
-    "threads": int,
-    "quick": bool,
-    "contenders": list,
-    "stamp": dict,
+_FIELDS = {
+    int: ("schema", "threads"),
+    str: ("suite", "op", "case", "unit"),
+    dict: ("shapes", "stamp"),
+    list: ("networks", "tags", "contenders"),
+    bool: ("quick",),
 }
 _STAMP = (
     *("processor", "cpu_flags", "active_backend"),
@@ -37,7 +31,7 @@ GATES = ("passed", "failed", "unavailable")
 def check(record: dict[str, Any]) -> None:
     """Raises ``ValueError`` unless a record has every field, and numbers only behind a passed gate."""
     where = f"record {record.get('suite')}/{record.get('case')}"
-    for name, kind in _RECORD.items():
+    for name, kind in ((name, kind) for kind, names in _FIELDS.items() for name in names):
         if not isinstance(record.get(name), kind):
             raise ValueError(f"{where}: {name} must be {kind.__name__}, got {record.get(name)!r}")
     if record["schema"] != SCHEMA:
@@ -68,6 +62,11 @@ def read_all(directory: Path) -> list[dict[str, Any]]:
     """The records of all suites in a machine's directory."""
     found = [record for suite in SUITES + GPU_SUITES for record in read(directory / f"{suite}.jsonl")]
     return [record for record in found if not record.get("untimed")]
+
+
+def newest(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The stamp of the record that was measured last."""
+    return max((r["stamp"] for r in records), key=lambda stamp: str(stamp["date"]))
 
 
 def put(directory: Path, record: dict[str, Any], order: list[str]) -> None:

@@ -20,17 +20,14 @@ from torch import Tensor
 
 from bop2nd_fast import backends
 
-from .registry import BOUND, Contender, GateError, Prepared, Unavailable, gated
+from .gates import gated
+from .registry import BOUND, Contender, GateError, Prepared, Unavailable
 
-REGISTER_LOOP, STREAM_LOOP, TRAFFIC_LOOP = (
-    "bop2nd_register_loop",
-    "bop2nd_bandwidth_loop",
-    "bop2nd_traffic_loop",
-)
 STREAM, STREAM_HALF = "read/write loop", "read/write loop, 2-byte elements"
 STREAM_MIXED, STREAM_ONE = "read/write loop, 2-byte gradients", "read/write loop, 1 thread"
 TRAFFIC, REGISTER = "read/write loop of as many bytes", "register loop"
 COPY, COPY_ONE_THREAD = "copy of as many bytes", "copy of as many bytes, 1 thread"  # of older results
+REGISTER_OPERATIONS = 1 << 30
 State: TypeAlias = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
@@ -39,10 +36,9 @@ def symbol(name: str, argument_types: list[Any]) -> Any:
     library = backends._extension.symbols
     if library is None:
         raise Unavailable(f"the C++ extension is not there ({backends._extension.missing})")
-    try:
-        function = getattr(library, name)
-    except AttributeError:
-        raise Unavailable(f"this build of the extension has no {name}") from None
+    function: Any = getattr(library, name, None)
+    if function is None:
+        raise Unavailable(f"this build of the extension has no {name}")
     function.restype, function.argtypes = ctypes.c_double, argument_types
     return function
 
@@ -52,7 +48,7 @@ def traffic_contender(n_read: int, n_written: int, threads: int | None = None) -
     n_read, n_written = n_read // 256 * 64, n_written // 256 * 64
 
     def make() -> Prepared:
-        loop = symbol(TRAFFIC_LOOP, [ctypes.c_void_p, ctypes.c_int64] * 2)
+        loop = symbol("bop2nd_traffic_loop", [ctypes.c_void_p, ctypes.c_int64] * 2)
         source, target = (torch.zeros(n, dtype=torch.int32) for n in (n_read, n_written))
         arguments = (source.data_ptr(), n_read, target.data_ptr(), n_written)
         return _moves(4 * (n_read + n_written), lambda: (loop(*arguments), source, target)[0])
@@ -61,11 +57,7 @@ def traffic_contender(n_read: int, n_written: int, threads: int | None = None) -
 
 
 def stream_contender(
-    name: str,
-    state: Callable[[], State],
-    weights: Sequence[int],
-    sizes: tuple[int, int],
-    threads: int | None = None,
+    name: str, state: Callable[[], State], weights: Sequence[int], sizes: tuple[int, int], threads: Any = None
 ) -> Contender:
     """The arrays of a packed step (words, gradients and both moments of every tensor), read and written back.
 
@@ -75,7 +67,7 @@ def stream_contender(
     expected = (sizes[0] + 4 * sizes[1]) * sum(whole) + sum(whole) // 4
 
     def make() -> Prepared:
-        loop = symbol(STREAM_LOOP, [ctypes.c_int64] + [ctypes.c_void_p] * 5 + [ctypes.c_int] * 2)
+        loop = symbol("bop2nd_bandwidth_loop", [ctypes.c_int64] + [ctypes.c_void_p] * 5 + [ctypes.c_int] * 2)
         words, grads, m, v = state()
         pointers = ctypes.c_void_p * len(whole)
         columns = [pointers(*(t.data_ptr() for t in column)) for column in (grads, m, v, words)]
@@ -95,17 +87,15 @@ def _moves(expected: int, loop: Callable[[], float]) -> Prepared:
     return gated(loop, compare)
 
 
-def register_contender(instruction_set: str | None = None) -> Contender:
-    """The binary inner loop without memory, one thread, for the active (or a named) instruction set."""
+def register_contender() -> Contender:
+    """The binary inner loop without memory, one thread, for the active instruction set."""
 
     def make() -> Prepared:
-        loop = symbol(REGISTER_LOOP, [ctypes.c_int, ctypes.c_int64])
-        active = instruction_set or backends.active("cpu")
+        loop = symbol("bop2nd_register_loop", [ctypes.c_int, ctypes.c_int64])
+        active = backends.active("cpu")
         if active not in backends.INSTRUCTION_SETS:
             raise Unavailable(f"the active backend is {active}, which has no inner loop of its own")
         isa = backends.INSTRUCTION_SETS.index(active)
-        if not backends._extension.supports(active):
-            raise Unavailable(backends.why_not(active) or "not supported")
         macs = loop(isa, 1)
 
         def check() -> str:
@@ -122,6 +112,3 @@ def register_contender(instruction_set: str | None = None) -> Contender:
         return Prepared(check, sample=sample)
 
     return Contender(REGISTER, BOUND, make, operations=REGISTER_OPERATIONS, threads=1)
-
-
-REGISTER_OPERATIONS = 1 << 30

@@ -25,7 +25,7 @@ from bop2nd_fast.stamp import ROOT, machine_name, stamp
 
 from . import blocks, larq_adapter, registry, results, timing
 from .compare import compare
-from .gates import context_lost, failures
+from .gates import context_lost, failing, failures
 from .registry import GPU_SUITES, OURS, SUITES, Case, Contender, GateError, Prepared, Unavailable, cases
 from .timing import Plan, Sampler, Series
 
@@ -61,7 +61,7 @@ def run(
     resume: bool = False,
     dry: bool = False,
     minutes: float | None = None,
-    say: Say | None = None,
+    say: Say = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Measure all cases of ``suites`` and return their records (also written to ``out/<suite>.jsonl``).
 
@@ -94,16 +94,14 @@ def run(
         if why := "out of time" if late else next((r["lost"] for r in records if "lost" in r), None):
             records.append(_record(case, [], 0, quick, mark) | {"skipped": why})
             continue
-        if say:
-            say(f"{case.suite}: {case.name}")
+        say(f"{case.suite}: {case.name}")
         record = _finished(directory, case, quick, mark) if resume else None
         if record is None:
             plan = timing.QUICK if quick else timing.GPU if case.device == "cuda" else timing.FULL
             record = measure_case(case, plan, threads, all_threads, quick, mark, say, dry)
             results.put(directory, record, order[case.suite])
         records.append(record)
-        if say:
-            say("")
+        say("")
     torch.set_num_threads(all_threads)
     larq_adapter.stop()
     return records
@@ -126,7 +124,7 @@ def measure_case(
     all_threads: int,
     quick: bool,
     mark: dict[str, Any],
-    say: Say | None = None,
+    say: Say = lambda text: None,
     dry: bool = False,
 ) -> dict[str, Any]:
     """Gate and time all contenders of one case (``dry``: only gate them); returns its record."""
@@ -135,14 +133,12 @@ def measure_case(
     entrants: list[_Entrant] = []
     with torch.no_grad():
         for contender in _contenders(case):
-            if say:
-                say(f"{case.suite}: {case.name}: {contender.name}")
+            say(f"{case.suite}: {case.name}: {contender.name}")
             own = threads or (all_threads if contender.threads == registry.ALL_THREADS else contender.threads)
             entrants.append(admit(contender, own or case_threads, quick, case.device))
         lost = context_lost(case.device)
         if not dry and lost is None:
-            if say:
-                say(f"{case.suite}: {case.name}: timing in turns")
+            say(f"{case.suite}: {case.name}: timing in turns")
             with torch.inference_mode(case.inference):
                 _time(case, entrants, plan)
         torch.set_num_threads(case_threads)
@@ -158,27 +154,11 @@ def measure_case(
 
 
 def _contenders(case: Case) -> Iterator[Contender]:
-    """A case's contenders; where making them raises, one of that name that fails."""
-    made: Iterator[Contender] = iter(())
+    """A case's contenders; where making them raises, one of that name that fails, and no more."""
     try:
-        made = iter(case.contenders())
+        yield from case.contenders()
     except failures() as error:
-        yield _failing(error)
-    while True:
-        try:
-            contender = next(made)
-        except StopIteration:
-            return
-        except failures() as error:
-            contender = _failing(error)
-        yield contender
-
-
-def _failing(error: Exception) -> Contender:
-    def make() -> Prepared:
-        raise error
-
-    return Contender("the operands", registry.VARIANT, make)
+        yield failing("the operands", error)
 
 
 def admit(contender: Contender, threads: int, quick: bool, device: str = "cpu") -> _Entrant:
@@ -226,14 +206,11 @@ def _time(case: Case, entrants: Sequence[_Entrant], plan: Plan) -> None:
 def _sampler(entrant: _Entrant, device: str) -> Sampler:
     prepared = entrant.prepared
     assert prepared is not None
-    if prepared.sample is not None:
-        timed = prepared.sample
-    elif device == "cuda":
+    timed = prepared.sample
+    if timed is None:
         assert prepared.run is not None
-        timed = timing.cuda_sampler([prepared.run, *prepared.rotate])
-    else:
-        assert prepared.run is not None
-        timed = timing.cpu_sampler(prepared.run, entrant.threads)
+        runs, on_gpu = [prepared.run, *prepared.rotate], device == "cuda"
+        timed = timing.cuda_sampler(runs) if on_gpu else timing.cpu_sampler(runs[0], entrant.threads)
 
     def sample(n: int) -> float:
         try:
@@ -250,21 +227,11 @@ def _record(
 ) -> dict[str, Any]:
     ours = next((e for e in entrants if e.contender.role == OURS and e.series), None)
     bounds = {e.contender.name: e for e in entrants if e.contender.role == registry.BOUND and e.series}
-    return {
-        "schema": results.SCHEMA,
-        "suite": case.suite,
-        "op": case.op,
-        "case": case.name,
-        "shapes": case.shapes,
-        "networks": list(case.networks),
-        "tags": list(case.tags),
-        "unit": case.unit,
-        "device": case.device,
-        "threads": threads,
-        "quick": quick,
-        "contenders": [_row(case, e, ours, bounds.get(e.contender.bounded_by or "")) for e in entrants],
-        "stamp": mark,
-    }
+    rows = [_row(case, e, ours, bounds.get(e.contender.bounded_by or "")) for e in entrants]
+    what = {"suite": case.suite, "op": case.op, "case": case.name, "shapes": case.shapes}
+    what |= {"networks": list(case.networks), "tags": list(case.tags), "unit": case.unit}
+    how = {"device": case.device, "threads": threads, "quick": quick}
+    return {"schema": results.SCHEMA, **what, **how, "contenders": rows, "stamp": mark}
 
 
 def _row(case: Case, entrant: _Entrant, ours: _Entrant | None, bound: _Entrant | None) -> dict[str, Any]:
@@ -302,53 +269,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 1 if a contender failed its gate."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n")[0])
     names = SUITES + GPU_SUITES
-    parser.add_argument(
-        "--suite", action="append", choices=names, help="may be repeated; default: CPU suites"
-    )
+    parser.add_argument("--suite", action="append", choices=names, help="repeatable; default: CPU suites")
     parser.add_argument("--op", help="only cases of this operator")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that everything runs")
     parser.add_argument("--threads", type=int, help="instead of each case's own number of threads")
     parser.add_argument("--out", type=Path, help="directory of the result files")
     parser.add_argument("--resume", action="store_true", help="keep results that are from this commit")
-    parser.add_argument(
-        "--larq-python", help="an interpreter that has larq_compute_engine (see larq_adapter.py)"
-    )
+    parser.add_argument("--larq-python", help="an interpreter with larq_compute_engine (larq_adapter.py)")
     parser.add_argument("--compare", metavar="BASE", help="time this commit against this tree, in turns")
     parser.add_argument("--rounds", type=int, default=21, help="of --compare, at least 6")
     parser.add_argument("--base-python", default=sys.executable, help="an interpreter of BASE's own")
     chosen = parser.parse_args(arguments)
-    suites = chosen.suite or list(SUITES)
+    suites = chosen.suite or SUITES
     if chosen.larq_python:
         larq_adapter.use_interpreter(chosen.larq_python)
-    if chosen.compare:
-        asked = {"op": chosen.op, "quick": chosen.quick, "rounds": chosen.rounds, "out": chosen.out}
-        try:
-            return compare(chosen.compare, suites, _console(), python=chosen.base_python, **asked)
-        except ValueError as error:
-            print(f"benchmarks.run: {error}", file=sys.stderr)
-            return 2
-    more = {"op": chosen.op, "only": chosen.only, "resume": chosen.resume}
-    return measured(suites, chosen.quick, chosen.threads, chosen.out, **more)
-
-
-def measured(suites: Sequence[str], *arguments: Any, **more: Any) -> int:
-    """:func:`run` with progress and tables on the terminal; returns the exit status."""
-    console = _console()
-    quick = bool(arguments and arguments[0])
+    asked = {"op": chosen.op, "quick": chosen.quick, "out": chosen.out}
     try:
-        total = len([c for c in cases(suites, more.get("op"), quick) if more.get("only", "") in c.name])
-        columns = (BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task("", total=total)
-
-            def say(text: str) -> None:
-                progress.update(task, description=text) if text else progress.advance(task)
-
-            records = run(suites, *arguments, **more, say=say)
+        if chosen.compare:
+            more = {"rounds": chosen.rounds, "python": chosen.base_python}
+            return compare(chosen.compare, suites, _console(), **asked, **more)
+        more = {"only": chosen.only, "resume": chosen.resume, "threads": chosen.threads}
+        return measured(suites, **asked, **more)
     except ValueError as error:
         print(f"benchmarks.run: {error}", file=sys.stderr)
         return 2
+
+
+def measured(suites: Sequence[str], quick: bool = False, **more: Any) -> int:
+    """:func:`run` with progress and tables on the terminal; returns the exit status."""
+    console = _console()
+    total = len([c for c in cases(suites, more.get("op"), quick) if more.get("only", "") in c.name])
+    columns = (BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+
+        def say(text: str) -> None:
+            progress.update(task, description=text) if text else progress.advance(task)
+
+        records = run(suites, quick, **more, say=say)
     return told(records, console, quick)
 
 
@@ -360,17 +319,16 @@ def told(records: Sequence[dict[str, Any]], console: Console, quick: bool) -> in
     """Print the records; returns the exit status: 1 where a gate failed or nothing ran."""
     for suite in dict.fromkeys(r["suite"] for r in records):
         console.print(blocks.terminal_table([r for r in records if r["suite"] == suite]))
-    failed = [
-        f"{r['suite']}/{r['case']}: {c['name']}: {c['gate_detail']}"
-        for r in records
-        for c in r["contenders"]
-        if c["gate"] == "failed"
-    ]
-    for line in failed:
-        console.print(f"[bold red]gate failed[/] {line}", highlight=False)
+    failed = False
     for record in records:
+        case = f"{record['suite']}/{record['case']}"
+        for c in record["contenders"]:
+            if c["gate"] == "failed":
+                failed = True
+                line = f"{case}: {c['name']}: {c['gate_detail']}"
+                console.print(f"[bold red]gate failed[/] {line}", highlight=False)
         if why := record.get("skipped"):
-            console.print(f"[bold]skipped[/] {record['suite']}/{record['case']}: {why}", highlight=False)
+            console.print(f"[bold]skipped[/] {case}: {why}", highlight=False)
     if any("lost" in record for record in records):
         console.print("The GPU's context is lost: run the other cases by --only.")
     if quick:

@@ -8,7 +8,6 @@ that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,18 +24,10 @@ WINDOW_ROWS = 8  # of a tensor too large to check as a whole
 WHOLE_BELOW = 1 << 22  # weights, on a CPU
 
 
-@dataclass
-class DenseState:
-    """Weights, gradients and moments of all tensors, as dense fp32."""
-
-    weights: list[Tensor]
-    grads: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
-
-    def first_rows(self) -> DenseState:
-        """Copies of the first rows of every tensor, which a step treats as it does all others."""
-        return DenseState(*([t[:WINDOW_ROWS].clone() for t in column] for column in vars(self).values()))
+def first_rows(state: State) -> State:
+    """Copies of the first rows of every tensor, which a step treats as it does all others."""
+    weights, grads, m, v = ([t[:WINDOW_ROWS].clone() for t in column] for column in state)
+    return weights, grads, m, v
 
 
 class StepData:
@@ -108,23 +99,22 @@ class StepData:
         reference.bop_step_(w, g, m, v, self.hyper, counts, seed=seed)
         return counts[index]
 
-    def eager(self, step: Callable[[DenseState], None], what: str) -> Prepared:
+    def eager(self, step: Callable[[State], None], what: str) -> Prepared:
         """A step on dense weights; its gate compares the first rows of every tensor with the reference's."""
         weights = [self.normal(*s).sign_().add_(0.5).sign_() for s in self.shapes]
-        state = DenseState(weights, list(self.grads), *self._moments())
+        state = (weights, list(self.grads), *self._moments())
 
         def check() -> str:
-            want = state.first_rows()
+            want = first_rows(state)
             counts = torch.zeros(len(weights), 2, dtype=torch.int64, device=self.device)
-            w, g, m, v = vars(want).values()
-            reference.bop_step_(w, g, m, v, self.hyper, counts)
+            reference.bop_step_(*want, self.hyper, counts)
             try:
                 step(state)
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 raise Unavailable(f"torch.compile failed: {str(error).splitlines()[0]}") from None
-            if sum(w.numel() for w in want.weights) > 1 << 15 and not counts[:, 1].any():
+            if sum(w.numel() for w in want[0]) > 1 << 15 and not counts[:, 1].any():
                 raise GateError("the test data flips no weight: the comparison would show nothing")
-            return check_against(state.first_rows(), want, what)
+            return check_against(first_rows(state), want, what)
 
         return Prepared(check, lambda: step(state))
 
@@ -149,12 +139,12 @@ class StepData:
         return Prepared(check, optimizer.step)
 
 
-def careful(state: DenseState) -> None:
+def careful(state: State) -> None:
     """In place, two temporaries per tensor, no branch on values.
 
     For w = +-1 and a bound >= 0: sign(m) == w and |m| > bound  <=>  m * w > bound.
     """
-    for w, g, m, v in zip(state.weights, state.grads, state.exp_avgs, state.exp_avg_sqs, strict=True):
+    for w, g, m, v in zip(*state, strict=True):
         m.lerp_(g, GAMMA)
         v.mul_(1 - SIGMA).addcmul_(g, g, value=SIGMA)
         bound = v.sqrt().mul_(TAU).add_(TAU * EPS)
@@ -162,29 +152,29 @@ def careful(state: DenseState) -> None:
         w.addcmul_(w, flip, value=-2)
 
 
-def as_published(state: DenseState) -> None:
+def as_published(state: State) -> None:
     """The update as optimizer scripts on the web have it: a new tensor for every operation."""
-    for i, (w, g) in enumerate(zip(state.weights, state.grads, strict=True)):
-        m = (1 - GAMMA) * state.exp_avgs[i] + GAMMA * g
-        v = (1 - SIGMA) * state.exp_avg_sqs[i] + SIGMA * torch.pow(g, 2)
+    weights, grads, exp_avgs, exp_avg_sqs = state
+    for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
+        m = (1 - GAMMA) * exp_avgs[i] + GAMMA * g
+        v = (1 - SIGMA) * exp_avg_sqs[i] + SIGMA * torch.pow(g, 2)
         x = m / (torch.sqrt(v) + EPS)
         mask = (torch.abs(x) > TAU) & (torch.sign(x) == torch.sign(w))
-        state.weights[i] = torch.where(mask, -w, w)
-        state.exp_avgs[i], state.exp_avg_sqs[i] = m, v
+        weights[i], exp_avgs[i], exp_avg_sqs[i] = torch.where(mask, -w, w), m, v
 
 
-def check_against(got: DenseState, want: DenseState, what: str) -> str:
+def check_against(got: State, want: State, what: str) -> str:
     """Compare an eager step with the specification: moments to 1e-5, weights but for ties in rounding.
 
     Raises:
         GateError: with what differs and by how much.
     """
-    for name in ("exp_avgs", "exp_avg_sqs"):
-        for i, (a, b) in enumerate(zip(getattr(got, name), getattr(want, name), strict=True)):
+    for name, ours, theirs in zip(("exp_avgs", "exp_avg_sqs"), got[2:], want[2:], strict=True):
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             if not torch.allclose(a, b, rtol=1e-5, atol=1e-9):
                 raise GateError(f"{what}: {name}[{i}] is off by {(a - b).abs().max().item():.3g}")
-    differ = sum(int((a != b).sum()) for a, b in zip(got.weights, want.weights, strict=True))
-    total = sum(w.numel() for w in want.weights)
+    differ = sum(int((a != b).sum()) for a, b in zip(got[0], want[0], strict=True))
+    total = sum(w.numel() for w in want[0])
     if differ > 1e-5 * total:
         raise GateError(f"{what}: {differ} of {total} weights differ from the specification")
     return f"moments within 1e-5, {differ} of {total} weights differ (ties in rounding)"

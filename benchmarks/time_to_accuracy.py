@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,57 +24,6 @@ GOAL = 0.919  # what the paper reports for this run
 
 def main(arguments: list[str] | None = None) -> int:
     """Train; returns 0 if the goal was reached in time."""
-    options = _parse(arguments)
-    recipe = recipes.get("cifar10_biased").replace(
-        epochs=options.epochs, width=options.width, batch_size=options.batch_size
-    )
-    results = options.out / "time_to_accuracy.jsonl"
-    if results.exists():
-        raise SystemExit(f"{results} exists; choose another --out")
-    options.out.mkdir(parents=True, exist_ok=True)
-    on_gpu = options.device.startswith("cuda")
-    trainer = Trainer(
-        recipe,
-        data.get("cifar10", options.data_dir),
-        seed=options.seed,
-        device=options.device,
-        amp=options.amp,
-        graph=on_gpu,
-        report_every=100,
-    )
-    mark = stamp() | {"device": torch.cuda.get_device_name() if on_gpu else "cpu"}
-    for record in trainer.records():
-        if not isinstance(record, Epoch):
-            continue
-        spent = sum(epoch.seconds + epoch.test_seconds for epoch in trainer.history)
-        line = _line(trainer, record, spent)
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "stamp": mark}) + "\n")
-        print(
-            f"epoch {record.epoch:3d}  {spent:6.1f} s  loss {record.loss:.3f}  "
-            f"test {record.test_accuracy:.2%}  {record.steps_per_second:.0f} steps/s",
-            flush=True,
-        )
-        if record.test_accuracy >= options.goal:
-            print(f"{options.goal:.1%} after {spent:.1f} s")
-            return 0
-        if spent >= 60 * options.minutes:
-            break
-    print(f"{options.goal:.1%} was not reached")
-    return 1
-
-
-def _line(trainer: Trainer, epoch: Epoch, spent: float) -> dict[str, Any]:
-    return {
-        "recipe": json.loads(trainer.recipe.to_json()),
-        "seed": trainer.seed,
-        "amp": trainer.amp,
-        "seconds_in_all": spent,
-        **epoch.to_dict(),
-    }
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of CIFAR-10")
@@ -87,7 +35,36 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--amp", choices=["bf16"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    asked = {"epochs": options.epochs, "width": options.width, "batch_size": options.batch_size}
+    recipe = recipes.get("cifar10_biased").replace(**asked)
+    results = options.out / "time_to_accuracy.jsonl"
+    if results.exists():
+        raise SystemExit(f"{results} exists; choose another --out")
+    options.out.mkdir(parents=True, exist_ok=True)
+    on_gpu = options.device.startswith("cuda")
+    how = {"seed": options.seed, "device": options.device, "amp": options.amp, "graph": on_gpu}
+    trainer = Trainer(recipe, data.get("cifar10", options.data_dir), report_every=100, **how)
+    mark = stamp() | {"device": torch.cuda.get_device_name() if on_gpu else "cpu"}
+    in_all = {"recipe": json.loads(recipe.to_json()), "seed": trainer.seed, "amp": trainer.amp}
+    spent = 0.0
+    for record in trainer.records():
+        if not isinstance(record, Epoch):
+            continue
+        spent += record.seconds + record.test_seconds
+        line = {**in_all, "seconds_in_all": spent, **record.to_dict(), "stamp": mark}
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        told = f"epoch {record.epoch:3d}  {spent:6.1f} s  loss {record.loss:.3f}  test "
+        told += f"{record.test_accuracy:.2%}  {record.steps_per_second:.0f} steps/s"
+        print(told, flush=True)
+        if record.test_accuracy >= options.goal:
+            print(f"{options.goal:.1%} after {spent:.1f} s")
+            return 0
+        if spent >= 60 * options.minutes:
+            break
+    print(f"{options.goal:.1%} was not reached")
+    return 1
 
 
 if __name__ == "__main__":

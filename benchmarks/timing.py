@@ -8,17 +8,20 @@ quantiles. Ratios are formed inside a round, between neighbours in time, before 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import torch
+
+from .registry import Unavailable
 
 T = TypeVar("T")
 Sampler = Callable[[int], float]
-Clock = Callable[[], float]
 
 SETTLE_BELOW_S = 0.05  # shorter calls are repeated once, untimed, before a sample: warm caches and threads
 
@@ -64,15 +67,11 @@ class Quantiles:
 
 def quantile(samples: Sequence[float], q: float) -> float:
     """The ``q`` quantile by linear interpolation between order statistics."""
-    ordered = sorted(samples)
-    position = q * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+    return float(np.quantile(samples, q))
 
 
 def cpu_sampler(
-    run: Callable[[], object], threads: int | None = None, clock: Clock = time.perf_counter
+    run: Callable[[], object], threads: int | None = None, clock: Callable[[], float] = time.perf_counter
 ) -> Sampler:
     """A sampler by the wall clock; sets torch's threads first, which is not timed."""
 
@@ -95,24 +94,28 @@ def cuda_sampler(runs: Sequence[Callable[[], object]]) -> Sampler:
     """
     if not runs:
         raise ValueError("cuda_sampler needs at least one callable")
-    position = 0
+    turns = itertools.cycle(runs)
 
     def sample(n: int) -> float:
-        nonlocal position
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        for i in range(n):
-            runs[(position + i) % len(runs)]()
+        for run in itertools.islice(turns, n):
+            run()
         end.record()
         end.synchronize()
-        position += n
         return start.elapsed_time(end) * 1e-3
 
     return sample
 
 
 def captured(run: Callable[[], T], warm_up: int = 3) -> Callable[[], T]:
-    """``run`` as a CUDA graph: replays the launches of one call and returns what that call returned."""
+    """``run`` as a CUDA graph: replays the launches of one call and returns what that call returned.
+
+    Raises:
+        Unavailable: there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise Unavailable("an interpreter has no CUDA graphs")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -193,14 +196,11 @@ def measure_singles(
 ) -> dict[str, Series]:
     """Time single calls in turns, ``other`` work before each; slow ones as often as half of what a contender
     may cost allows, by their times in ``warm`` loops."""
-    rounds, series = plan.singles, {name: Series(1) for name in samplers}
-    shares = {
-        name: min(rounds, max(plan.min_samples, int(plan.max_contender_s / 2 / warm[name].seconds().median)))
-        for name in samplers
-    }
-    for r in range(rounds):
+    series = {name: Series(1) for name in samplers}
+    for r in range(plan.singles):
         for name in rotated(samplers, r):
-            if takes_part(r, shares[name], rounds):
+            affordable = int(plan.max_contender_s / 2 / warm[name].seconds().median)
+            if takes_part(r, min(plan.singles, max(plan.min_samples, affordable)), plan.singles):
                 other()
                 series[name].by_round[r] = samplers[name](1)
     return series

@@ -19,19 +19,17 @@ class Worker:
 
     def __init__(self, command: Sequence[str], **more: Any) -> None:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen(command, **pipes, **more)
+        self._process: Any = subprocess.Popen(command, **pipes, **more)
         self._command = command
         self._answer()
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and return its answer; raises RuntimeError as above."""
-        assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         answer: dict[str, Any] = json.loads(line or "{}")
         if not line or "error" in answer:
@@ -39,11 +37,7 @@ class Worker:
             raise RuntimeError(answer.get("error", f"{script} ended before it answered"))
         return answer
 
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
     def close(self) -> None:
         """End the process, if it has not ended."""
-        assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()

@@ -71,8 +71,8 @@ def test_a_wrong_kernel_fails_the_run_for_the_sanitizer(
             pass
 
     monkeypatch.setattr(gpu_sanitize, "OPERATORS", {"cuda": Wrong})
-    monkeypatch.setattr(gpu_sanitize, "step", lambda *_: None)
-    monkeypatch.setattr(gpu_sanitize, "products", lambda *_: None)
+    monkeypatch.setattr(gpu_sanitize, "step", lambda _: ())
+    monkeypatch.setattr(gpu_sanitize, "products", lambda _: ())
     assert gpu_sanitize.run_all_kernels("cpu") == 1
     assert "FAILED, apply_mask_" in capsys.readouterr().out
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from bop2nd_fast import reference
 from bop2nd_fast.ops.binary_conv2d import _backward as unpacked_tiles
 
+from ..gates import gated
 from ..networks import BINARYNET, CONVOLUTIONS, STAGES, ConvShape, networks_with
-from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Picture, Prepared, Suite, gated
+from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Picture, Prepared, Suite
 
 PACKED, ONE_THREAD = "bop2nd", "bop2nd, 1 thread"
 INPUT, WEIGHT, BF16 = "bop2nd, of the input alone", "bop2nd, of the weight alone", "bop2nd, bf16 gradient"
@@ -43,10 +44,7 @@ class _Data:
 
     def __init__(self, shape: ConvShape) -> None:
         generator = torch.Generator().manual_seed(2005)
-
-        def normal(*size: int) -> Tensor:
-            return torch.empty(size).normal_(generator=generator)
-
+        normal = lambda *size: torch.empty(size).normal_(generator=generator)  # noqa: E731
         self.shape, channels, side = shape, shape.channels, shape.geometry.out[0]
         self._how = (*shape.arguments[:3], False, [0, 0], 1, [True, True, False])
         self.signs, self.mask = reference.pack_bits_ste(normal(*shape.input_size), 1)

@@ -19,10 +19,10 @@ import bop2nd_fast as bf
 from bop2nd_fast import reference
 
 from .. import int8, larq_adapter, roofline
-from ..gates import equal, rounded
-from ..goals import Goal, faster, mean, over
+from ..gates import equal, gated, rounded
+from ..goals import Goal, faster, goal, over
 from ..networks import CONVOLUTIONS, OTHERS, STAGES, ConvShape, networks_with
-from ..registry import ALL_THREADS, BASELINE, OURS, VARIANT, Case, Contender, Picture, Prepared, Suite, gated
+from ..registry import ALL_THREADS, BASELINE, OURS, VARIANT, Case, Contender, Picture, Prepared, Suite
 
 GOAL, LARGE_BATCH, INNER = "stage", "stage, batch 64", "inner loop"
 STAGE_GOALS = "3x3 convolution, 4 stages, batch 1"
@@ -40,29 +40,23 @@ LARQ_WORDS = 1 << 17  # its converter takes most of a minute for the largest lay
 
 
 def cases(quick: bool) -> list[Case]:
-    chosen: list[tuple[ConvShape, str]]
+    chosen: list[tuple[ConvShape, tuple[str, ...]]]
     if quick:
         chosen = [
-            (ConvShape(1, 64, 8, 64, 3, padding=1), GOAL),
-            (ConvShape(3, 33, 7, 40, 3, stride=2, padding=1), ""),
-            (ConvShape(1, 64, 6, 32, 3, padding=2, dilation=2, groups=2), ""),
+            (ConvShape(1, 64, 8, 64, 3, padding=1), (GOAL,)),
+            (ConvShape(3, 33, 7, 40, 3, stride=2, padding=1), ()),
+            (ConvShape(1, 64, 6, 32, 3, padding=2, dilation=2, groups=2), ()),
         ]
     else:
-        chosen = [(s, GOAL) for s in STAGES]
-        chosen += [(s.with_batch(64), LARGE_BATCH) for s in STAGES]
-        chosen.append((ConvShape(1, 512, 14, 512, 3, padding=1), INNER))
+        chosen = [(s, (GOAL,)) for s in STAGES]
+        chosen += [(s.with_batch(64), (LARGE_BATCH,)) for s in STAGES]
+        chosen.append((ConvShape(1, 512, 14, 512, 3, padding=1), (INNER,)))
         rest = [s for shapes in CONVOLUTIONS.values() for s in shapes if s not in STAGES]
-        chosen += [(s, "") for s in [*rest, *OTHERS]]
+        chosen += [(s, ()) for s in [*rest, *OTHERS]]
     case = partial(Case, "conv", "binary_conv2d", unit="GMAC/s", inference=True)
     return [
-        case(
-            shape.name,
-            asdict(shape),
-            contenders=partial(_contenders, shape),
-            networks=networks_with(shape),
-            tags=(tag,) if tag else (),
-        )
-        for shape, tag in chosen
+        case(s.name, asdict(s), contenders=partial(_contenders, s), networks=networks_with(s), tags=tags)
+        for s, tags in chosen
     ]
 
 
@@ -112,8 +106,7 @@ class Operands:
 
     def module(self) -> Prepared:
         s = self.shape
-        how = (s.stride, s.padding, s.dilation, s.groups)
-        module = bf.nn.BinaryConv2d(s.channels, s.outputs, s.kernel, *how)
+        module = bf.nn.BinaryConv2d(s.channels, s.outputs, s.kernel, *s.arguments[:4])
         module.weight.copy_(self.weight)
         return gated(lambda: module(self.x), self.compare)
 
@@ -185,7 +178,7 @@ def _is_stage(record: Mapping[str, Any]) -> bool:
 
 def _goal(what: str, aim: float, *theirs: str) -> Goal:
     name = f"{STAGE_GOALS}, 1 thread: against {what}"
-    return Goal(name, aim, mean("conv", over(*theirs), tag=GOAL))
+    return goal("conv", name, aim, over(*theirs), tag=GOAL)
 
 
 SUITE = Suite(
@@ -196,7 +189,7 @@ SUITE = Suite(
         _goal("bf16", 9, *BF16),
         _goal("int8", 4.5, *INT8),
         _goal("Larq Compute Engine 0.16", 60, LARQ),
-        Goal(f"{STAGE_GOALS}: 2 threads against 1", 1.8, mean("conv", faster(BOTH_THREADS), tag=GOAL)),
+        goal("conv", f"{STAGE_GOALS}: 2 threads against 1", 1.8, faster(BOTH_THREADS), tag=GOAL),
     ),
     pictures=(
         Picture("conv", "3x3 convolutions of a ResNet-18's stages: time of others over bop2nd's", _is_stage),

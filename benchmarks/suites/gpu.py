@@ -17,25 +17,14 @@ from torch import Tensor
 
 from bop2nd_fast import backends, reference
 
-from .. import gpu_training
-from ..gates import close, equal
-from ..goals import Figure, Goal, mean, memory_over, over, rate, share
+from ..gates import close, equal, failing, gated
+from ..goals import Formula, Goal, Record, contender, goal, memory_over, over, rate, share
 from ..gpu_operators import Setting, on_each_backend
 from ..networks import STAGES, WeightShape, resnet18_weights
-from ..registry import (
-    BASELINE,
-    BOUND,
-    VARIANT,
-    Case,
-    Contender,
-    GateError,
-    Prepared,
-    Suite,
-    Unavailable,
-    gated,
-)
+from ..registry import BASELINE, BOUND, VARIANT, Case, Contender, GateError, Prepared, Suite, Unavailable
 from ..steps import StepData, careful
 from ..timing import captured
+from . import train_step
 
 PEAK, COPY, COMPILED, ADAM = "tensor cores from registers", "copy", "torch.compile", "Adam fused"
 CAREFUL, CUBLAS, CUDNN = "careful eager", "cuBLAS bf16", "cuDNN bf16"
@@ -48,14 +37,9 @@ Compare = Callable[[Any], str]
 Entries = Iterator[Contender]
 
 
-def in_graph(s: Setting, name: str, run: Callable[[], Any], compare: Compare, products: int) -> Contender:
+def in_graph(name: str, run: Callable[[], Any], compare: Compare, products: int) -> Contender:
     """The same call replayed from a CUDA graph: without what the host does for a launch."""
-
-    def make() -> Prepared:
-        if s.device != "cuda":
-            raise Unavailable("an interpreter has no CUDA graphs")
-        return gated(captured(run), compare)
-
+    make = lambda: gated(captured(run), compare)  # noqa: E731
     return Contender(f"{name}, CUDA graph", VARIANT, make, operations=products)
 
 
@@ -92,9 +76,7 @@ def pack_case(s: Setting, shape: tuple[int, ...], dim: int, dtype: Any, last: bo
     packed = reference.pack_bits_ste(x, dim)
 
     def ours(name: str, role: str, operators: Any) -> Entries:
-        def same(got: Any) -> str:
-            return [equal(g, w, f"{name}: pack") for g, w in zip(got, packed, strict=True)][-1]
-
+        same = lambda got: [equal(g, w, name) for g, w in zip(got, packed, strict=True)][-1]  # noqa: E731
         pack = partial(gated, lambda: operators.pack_bits_ste(x, dim), same)
         yield Contender(f"{name} pack signs and mask", role, pack, n_bytes)
         unpack = lambda: operators.unpack_bits(words, shape[dim], dim, dtype=dtype)  # noqa: E731
@@ -153,7 +135,7 @@ def linear_case(s: Setting, rows: int, outputs: int, features: int, square: bool
             popcount = partial(call, tile=tuning.POPCOUNT)
             yield rotating("triton popcount", VARIANT, popcount, w_words, same)
         if not square:
-            yield in_graph(s, name, partial(call, w_words), same, products)
+            yield in_graph(name, partial(call, w_words), same, products)
 
     yield from on_each_backend(ours)
     if square:
@@ -167,19 +149,16 @@ def tensor_core_peak(s: Setting) -> Contender:
     n_iterations = 4096  # about a millisecond if a multiprocessor does 16384 products a clock
     reason = "an emulated chip has no peak" if s.device != "cuda" else backends.why_not("cuda")
 
-    def make() -> Prepared:
-        if reason is not None:
-            raise Unavailable(reason)
+    if reason is not None:
+        return failing(PEAK, Unavailable(reason), BOUND)
+    peak = partial(backends._cuda.mma_peak, n_iterations)
 
-        def check() -> str:
-            if backends._cuda.mma_peak(1) <= 0:
-                raise GateError("the peak kernel stands for no work")
-            return "stands for work"
+    def compare(products: float) -> str:
+        if products <= 0:
+            raise GateError("the peak kernel stands for no work")
+        return "stands for work"
 
-        return Prepared(check, lambda: backends._cuda.mma_peak(n_iterations))
-
-    products = None if reason else int(backends._cuda.mma_peak(n_iterations))
-    return Contender(PEAK, BOUND, make, operations=products)
+    return Contender(PEAK, BOUND, partial(gated, peak, compare), operations=int(peak()))
 
 
 def conv_case(s: Setting, batch: int, channels: int, side: int) -> Entries:
@@ -198,7 +177,7 @@ def conv_case(s: Setting, batch: int, channels: int, side: int) -> Entries:
         packed = partial(operators.binary_conv2d_packed, signs, words, channels, *PADDED, 0, **asked)
         same = lambda got: equal(got[1], bits, f"{name}: bits")  # noqa: E731
         yield Contender(f"{name} bits to bits", VARIANT, partial(gated, packed, same), operations=products)
-        yield in_graph(s, f"{name} bits to bits", packed, same, products)
+        yield in_graph(f"{name} bits to bits", packed, same, products)
 
     yield from on_each_backend(ours)
     cudnn = partial(gated, lambda: F.conv2d(x, w, padding=1), partial(close, want=want, what="cuDNN"))
@@ -275,21 +254,19 @@ def cases_of(s: Setting) -> list[Case]:
         channels, side = s.size(shape.channels, 40), s.size(shape.side, 5)
         make = partial(conv_case, s, s.size(256, 1), channels, side)
         rows.append(("binary_conv2d", "GMAC/s", f"conv 3x3 {channels}ch {side}x{side}", make))
-    rows.append(("train_step", "1/s", TRAINING, partial(gpu_training.contenders, s)))
+    rows.append(("train_step", "1/s", TRAINING, partial(train_step.gpu_contenders, s)))
     return [Case("gpu", op, name, {}, unit, make, device="cuda") for op, unit, name, make in rows]
 
 
 # ------------------------------------------------------------------------------------------------ goals
 
 
-def _goal(
-    case: str, what: str, aim: float | None, formula: Any, unit: str = "x", scale: float = 1.0, **more: Any
-) -> Goal:
-    return Goal(f"{case}: {what}", aim, mean("gpu", formula, start=case, scale=scale), unit, **more)
+def _goal(case: str, what: str, aim: float | None, formula: Formula, unit: str = "x", **more: Any) -> Goal:
+    return goal("gpu", f"{case}: {what}", aim, formula, unit, start=case, **more)
 
 
 def _of_copy(case: str, ours: str, aim: float) -> Goal:
-    return _goal(case, "of copy bandwidth", aim, share(ours, COPY), "%", 100)
+    return _goal(case, "of copy bandwidth", aim, share(ours, COPY), "%")
 
 
 def _conv_goals(shape: str) -> tuple[Goal, ...]:
@@ -301,22 +278,20 @@ def _conv_goals(shape: str) -> tuple[Goal, ...]:
     )
 
 
-def _host_us(records: Any) -> float | None:
-    rows = [e for r in records if r["case"] == RESNET for e in r["contenders"] if e["name"] == "triton"]
-    return next((1e6 * e["host_seconds"] for e in rows if "host_seconds" in e), None)
+def _host_us(record: Record) -> float | None:
+    seconds = (contender(record, "triton") or {}).get("host_seconds")
+    return None if seconds is None else 1e6 * seconds
 
 
 PACK = "triton pack signs and mask"
-MEMORY: Figure = mean(
-    "gpu", memory_over(gpu_training.OURS, gpu_training.FAKE, "peak"), start=TRAINING, scale=100
-)
+_MEMORY = memory_over(train_step.GPU_OURS, train_step.GPU_FAKE, "peak")
 SUITE = Suite(
     cases,
     families={
         "careful eager": (CAREFUL,),
         "compiled, cuBLAS, cuDNN": (COMPILED, CUBLAS, CUDNN),
         "Adam, fused": (ADAM,),
-        "fake-quantized": (gpu_training.FAKE,),
+        "fake-quantized": (train_step.GPU_FAKE,),
     },
     goals=(
         _of_copy(LARGE, "triton", 90),
@@ -325,11 +300,11 @@ SUITE = Suite(
         _goal(LARGE, "over careful eager", 8, over(CAREFUL, ours="triton")),
         _goal(LARGE, "CUDA C++, time over Triton's", 1.03, over("cuda", ours="triton"), at_most=True),
         _of_copy(RESNET, "triton", 70),
-        Goal(f"{RESNET}: host time of a call", 25, _host_us, "µs", at_most=True),
+        _goal(RESNET, "host time of a call", 25, _host_us, "µs", at_most=True),
         *(_of_copy(f"pack {what}", PACK, 85) for what in ("rows fp32", "NCHW bf16", "channels-last bf16")),
         _goal("linear 8192^3", "over cuBLAS bf16", 1.4, over(CUBLAS, ours="triton")),
-        _goal("linear 8192^3", "tensor cores' peak from registers", None, rate(PEAK), "PMAC/s", 1e-6),
-        _goal("linear 8192^3", "CUDA C++, of the tensor cores' peak", 70, share("cuda", PEAK), "%", 100),
+        _goal("linear 8192^3", "tensor cores' peak from registers", None, rate(PEAK), "PMAC/s", scale=1e-6),
+        _goal("linear 8192^3", "CUDA C++, of the tensor cores' peak", 70, share("cuda", PEAK), "%"),
         _goal("linear 8192^3", "CUDA C++, over cuBLAS bf16", 3, over(CUBLAS, ours="cuda")),
         _goal("linear batch 1, 4096^2", "over cuBLAS bf16", 8, over(CUBLAS, ours="triton")),
         _goal(SIGNED, "int8 over cuBLAS bf16", None, over(CUBLAS, ours="triton int8")),
@@ -337,8 +312,8 @@ SUITE = Suite(
         _goal(SIGNED_ONE, "int8 over cuBLAS bf16", 8, over(CUBLAS, ours="triton int8")),
         _goal(FIRST, "over cuDNN bf16", None, over(CUDNN, ours="triton")),
         *(goal for c in STAGES for goal in _conv_goals(f"{c.channels}ch {c.side}x{c.side}")),
-        _goal(TRAINING, "graph over fake-quantized", 2, over(gpu_training.FAKE, ours=gpu_training.GRAPH)),
-        Goal(f"{TRAINING}: peak memory, of fake-quantized", 50, MEMORY, "%", at_most=True),
+        _goal(TRAINING, "graph over fake-quantized", 2, over(train_step.GPU_FAKE, ours=train_step.GPU_GRAPH)),
+        _goal(TRAINING, "peak memory, of fake-quantized", 50, _MEMORY, "%", at_most=True),
     ),
     summary=lambda record: True,
 )

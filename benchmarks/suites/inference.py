@@ -17,18 +17,7 @@ import bop2nd_fast as bf
 from .. import gates
 from ..float_network import Sign, floating
 from ..networks import BINARYNET, BIREALNET
-from ..registry import (
-    ALL_THREADS,
-    BASELINE,
-    OURS,
-    VARIANT,
-    Case,
-    Contender,
-    GateError,
-    Picture,
-    Prepared,
-    Suite,
-)
+from ..registry import ALL_THREADS, BASELINE, OURS, VARIANT, Case, Contender, Picture, Prepared, Suite
 
 PACKED, BOTH_THREADS = "bf.inference.convert", "bf.inference.convert, all threads"
 ROUNDED, EVAL = "bf.inference.convert(exact=False)", "bop2nd, model.eval()"
@@ -87,7 +76,7 @@ def _make_packed(model: nn.Module, x: Tensor, exact: bool = True) -> Prepared:
         if not exact:
             return close(packed(x), model(x))
         if not torch.equal(packed(x), model(x)):
-            raise GateError("the packed model's output differs from the trained model's")
+            raise gates.GateError("the packed model's output differs from the trained model's")
         return "equal to the trained model's output"
 
     def weights() -> dict[str, int]:
@@ -123,7 +112,7 @@ def make_float(
     def check() -> str:
         if dtype != torch.float32:
             if not bool(net(data[:2]).isfinite().all()):
-                raise GateError("its output is not finite")
+                raise gates.GateError("its output is not finite")
             return "finite (bf16 rounds away the small sums whose sign decides)"
         try:
             Sign.zeros_positive = True  # as the bits of ours have it, for the comparison

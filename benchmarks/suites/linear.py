@@ -13,21 +13,18 @@ import bop2nd_fast as bf
 from bop2nd_fast import reference
 
 from .. import int8, roofline
-from ..gates import equal, rounded
-from ..goals import Goal, Record, contender, mean, of_bound, over
+from ..gates import equal, gated, rounded
+from ..goals import Formula, Goal, Record, contender, goal, of_bound, over
 from ..networks import BINARYNET
-from ..registry import ALL_THREADS, BASELINE, OURS, VARIANT, Case, Contender, Picture, Prepared, Suite, gated
+from ..registry import ALL_THREADS, BASELINE, OURS, VARIANT, Case, Contender, Picture, Prepared, Suite
 
 GOAL, MEMORY_BOUND, INNER = "1024x1024", "4096x4096", "inner loop"
 
+IN_LOOP = "inner loop (bits in, dots out): share of the register loop's rate"
 PACKED, BOTH_THREADS, MODULE, BITS = "bop2nd", "bop2nd, all threads", "bf.nn.BinaryLinear", "bop2nd, bits in"
 FP32, BF16 = "F.linear fp32", "F.linear bf16"
-INT8 = (
-    "int8 onednn::qlinear",
-    "int8 quantized::linear (x86)",
-    "int8 quantized::linear (fbgemm)",
-    "int8 torch._int_mm",
-)
+QLINEAR = ("int8 onednn::qlinear", "int8 quantized::linear (x86)", "int8 quantized::linear (fbgemm)")
+INT_MM = "int8 torch._int_mm"
 
 
 def cases(quick: bool) -> list[Case]:
@@ -108,8 +105,8 @@ def _contenders(batch: int, inputs: int, outputs: int) -> list[Contender]:
     baselines: list[tuple[str, Callable[[], Prepared], int]] = [
         (FP32, partial(it.floats, torch.float32), 4),
         (BF16, partial(it.floats, torch.bfloat16), 2),
-        *((name, partial(it.int8, build), 1) for name, build in zip(INT8, int8.LINEARS, strict=False)),
-        (INT8[3], it.int_mm, 1),
+        *((name, partial(it.int8, build), 1) for name, build in zip(QLINEAR, int8.LINEARS, strict=True)),
+        (INT_MM, it.int_mm, 1),
     ]
     return [
         ours(PACKED, OURS, it.ours),
@@ -130,25 +127,17 @@ def _weight_bytes(record: Record) -> float | None:
     return float((dense["bytes"] - activations) / (ours["bytes"] - activations))
 
 
+def _goal(what: str, aim: float, formula: Formula, start: str = "") -> Goal:
+    return goal("linear", f"linear 1024x1024{what}", aim, formula, tag=GOAL, start=start)
+
+
 SUITE = Suite(
     cases,
-    families={"fp32": (FP32,), "bf16": (BF16,), "int8": INT8},
+    families={"fp32": (FP32,), "bf16": (BF16,), "int8": (*QLINEAR, INT_MM)},
     goals=(
-        Goal(
-            "inner loop (bits in, dots out): share of the register loop's rate",
-            90,
-            mean("linear", of_bound(BITS, roofline.REGISTER), tag=INNER, scale=100),
-            "%",
-        ),
-        *(
-            Goal(
-                f"linear 1024x1024, batch {n}: against fp32",
-                20,
-                mean("linear", over(FP32), start=f"1024-1024 batch {n}", tag=GOAL),
-            )
-            for n in (1, 256)
-        ),
-        Goal("linear 1024x1024: weight bytes, fp32 over packed", 32, mean("linear", _weight_bytes, tag=GOAL)),
+        goal("linear", IN_LOOP, 90, of_bound(BITS, roofline.REGISTER), "%", tag=INNER),
+        *(_goal(f", batch {n}: against fp32", 20, over(FP32), f"1024-1024 batch {n}") for n in (1, 256)),
+        _goal(": weight bytes, fp32 over packed", 32, _weight_bytes),
     ),
     pictures=(Picture("linear", "Linear layers: time of others over bop2nd's"),),
     summary=lambda record: GOAL in record["tags"],

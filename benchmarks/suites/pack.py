@@ -14,8 +14,8 @@ from torch import Tensor
 from bop2nd_fast import reference
 
 from .. import roofline
-from ..gates import equal
-from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Picture, Suite, gated
+from ..gates import equal, gated
+from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Picture, Suite
 
 PACK, PACK_LAST, PACK_BF16 = "bop2nd::pack_bits_ste", "channels-last input", "bf16 input"
 SIGNS_ONLY, ONE_THREAD = "signs only", "1 thread"

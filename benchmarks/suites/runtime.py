@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from bop2nd_fast.inference import PackedModel
 from bop2nd_fast.stamp import ROOT
 
 from ..float_network import floating
-from ..goals import Figure, Goal, contender, mean, over, share
+from ..goals import Formula, Goal, Record, contender, goal, over, share
 from ..networks import BINARYNET, BIREALNET
 from ..registry import (
     BASELINE,
@@ -40,7 +40,7 @@ from ..registry import (
     Prepared,
     Suite,
     Unavailable,
-)  # fmt: skip
+)
 from . import inference
 
 PARTS, STEPS = "torch, parts (run_packed)", "torch, step by step"
@@ -331,17 +331,17 @@ def _resident(command: list[str]) -> int:
 # ------------------------------------------------------------------------------------------------------ goals
 
 
-def _memory(network: str, key: str) -> Figure:
-    """MB of the C program's ``key``, for a network."""
+def _memory(key: str) -> Formula:
+    """MB of the C program's ``key``."""
 
-    def formula(record: Mapping[str, Any]) -> float | None:
+    def formula(record: Record) -> float | None:
         held = ((contender(record, PROGRAM) or {}).get("memory") or {}).get(key)
         return None if held is None else held / 1e6
 
-    return mean("runtime", formula, start=f"{PROCESS}, {network}")
+    return formula
 
 
-def _milliseconds(record: Mapping[str, Any]) -> float | None:
+def _milliseconds(record: Record) -> float | None:
     entry = contender(record, PROGRAM)
     return None if entry is None else 1e3 * entry["seconds"]["median"]
 
@@ -351,26 +351,27 @@ def _goals() -> tuple[Goal, ...]:
     large, process = f"{BIREALNET}, 224x224, batch 1", f"{PROCESS}, {BINARYNET}"
     fp32 = (FP32, FP32_LAST)
 
-    def goal(case: str, what: str, aim: float, formula: Any, unit: str = "x", scale: float = 1.0) -> Goal:
-        return Goal(f"{case}: {what}", aim, mean("runtime", formula, start=case, scale=scale), unit)
+    def at_least(case: str, what: str, aim: float, formula: Formula, unit: str = "x") -> Goal:
+        return goal("runtime", f"{case}: {what}", aim, formula, unit, start=case)
 
-    def most(what: str, aim: float, figure: Figure, unit: str = "MB") -> Goal:
-        return Goal(what, aim, figure, unit, at_most=True)
+    def most(what: str, aim: float, network: str, formula: Formula, unit: str = "MB") -> Goal:
+        start = f"{PROCESS}, {network}"
+        return goal("runtime", what, aim, formula, unit, start=start, at_most=True)
 
     return (
-        goal(one, "runtime against single steps in torch", 3, over(STEPS, ours=RUNTIME)),
-        goal(one, "runtime against fp32", 20, over(*fp32, ours=RUNTIME)),
-        goal(one, "run_packed against single steps", 2.5, over(STEPS)),
-        goal(one, "runtime, share of the products' own rate", 60, share(RUNTIME, PRODUCTS), "%", 100),
-        goal(many, "runtime against single steps in torch", 1.2, over(STEPS, ours=RUNTIME)),
-        goal(large, "runtime against single steps in torch", 1.6, over(STEPS, ours=RUNTIME)),
-        goal(large, "runtime against fp32, channels-last", 8, over(FP32_LAST, ours=RUNTIME)),
-        goal(large, "runtime against onnxruntime fp32", 5, over(ONNX, ours=RUNTIME)),
-        most(f"{process}: C program", 50, mean("runtime", _milliseconds, start=process), "ms"),
-        goal(process, "C program against torch", 30, over(IN_TORCH)),
-        most(f"{BIREALNET}: peak resident memory", 60, _memory(BIREALNET, "peak_resident")),
-        most("shared library without symbols", 1, _memory(BINARYNET, "library")),
-        most("wheel of bop2nd_runtime", 1.5, _memory(BINARYNET, "wheel")),
+        at_least(one, "runtime against single steps in torch", 3, over(STEPS, ours=RUNTIME)),
+        at_least(one, "runtime against fp32", 20, over(*fp32, ours=RUNTIME)),
+        at_least(one, "run_packed against single steps", 2.5, over(STEPS)),
+        at_least(one, "runtime, share of the products' own rate", 60, share(RUNTIME, PRODUCTS), "%"),
+        at_least(many, "runtime against single steps in torch", 1.2, over(STEPS, ours=RUNTIME)),
+        at_least(large, "runtime against single steps in torch", 1.6, over(STEPS, ours=RUNTIME)),
+        at_least(large, "runtime against fp32, channels-last", 8, over(FP32_LAST, ours=RUNTIME)),
+        at_least(large, "runtime against onnxruntime fp32", 5, over(ONNX, ours=RUNTIME)),
+        most(f"{process}: C program", 50, BINARYNET, _milliseconds, "ms"),
+        at_least(process, "C program against torch", 30, over(IN_TORCH)),
+        most(f"{BIREALNET}: peak resident memory", 60, BIREALNET, _memory("peak_resident")),
+        most("shared library without symbols", 1, BINARYNET, _memory("library")),
+        most("wheel of bop2nd_runtime", 1.5, BINARYNET, _memory("wheel")),
     )
 
 

@@ -12,19 +12,9 @@ import bop2nd_fast as bf
 from bop2nd_fast import reference
 
 from .. import ggml_adapter, int8, roofline
-from ..goals import Goal, mean, over
-from ..registry import (
-    ALL_THREADS,
-    BASELINE,
-    OURS,
-    VARIANT,
-    Case,
-    Contender,
-    GateError,
-    Prepared,
-    Suite,
-    gated,
-)
+from ..gates import gated
+from ..goals import Goal, goal, over
+from ..registry import ALL_THREADS, BASELINE, OURS, VARIANT, Case, Contender, GateError, Prepared, Suite
 
 REAL, EIGHT = "bop2nd, fp32 in", "bop2nd, int8 in"
 BOTH_THREADS, QUANTIZED = "bop2nd, fp32 in, all threads", "bop2nd, fp32 in, quantized to int8"
@@ -108,7 +98,7 @@ def _contenders(rows: int, inputs: int, outputs: int) -> list[Contender]:
 
 
 def _goal(what: str, aim: float, tag: str, ours: str, *theirs: str) -> Goal:
-    return Goal(what, aim, mean("signed_linear", over(*theirs, ours=ours), tag=tag))
+    return goal("signed_linear", what, aim, over(*theirs, ours=ours), tag=tag)
 
 
 SUITE = Suite(

@@ -7,9 +7,11 @@ its own: ``python -m benchmarks.suites.train_step NAME WIDTH BATCH IMAGE_SIZE TH
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,39 +24,35 @@ import bop2nd_fast as bf
 
 from .. import memory
 from ..float_network import torch_pools
-from ..goals import Formula, Goal, mean, memory_over, over
+from ..goals import Formula, Goal, goal, memory_over, over
+from ..gpu_operators import Setting
 from ..networks import BINARYNET
 from ..registry import BASELINE, OURS, VARIANT, Case, Contender, GateError, Picture, Prepared, Suite
+from ..timing import captured
 
 PACKED, PACKED_BF16 = "bop2nd", "bop2nd, bf16 moments"
 PACKED_LEAN = "bop2nd, bf16 moments, step in backward"
 ALL_PACKED = (PACKED, PACKED_BF16, PACKED_LEAN)
 LATENT, LATENT_FUSED = "latent weights, Adam", "latent weights, Adam(fused=True)"
 LATENT_COMPILED = "latent weights, torch.compile, Adam(fused=True)"
+GPU_OURS, GPU_FAKE, GPU_GRAPH = "ours, eager", "fake-quantized, eager", "ours, CUDA graph"
 SEED = 11
 
 
 def cases(quick: bool) -> list[Case]:
     width, batch, image = sizes = (16, 4, 16) if quick else (128, 50, 32)
     shapes = {"width": width, "batch": batch, "image_size": image}
-    name, make = (
-        f"BinaryNet width {width}, batch {batch}, {image}x{image}",
-        partial(_contenders, *sizes, quick),
-    )
+    name = f"BinaryNet width {width}, batch {batch}, {image}x{image}"
+    make = partial(_contenders, *sizes, quick)
     return [Case("train_step", "train_step", name, shapes, "1/s", make, threads=None, networks=(BINARYNET,))]
 
 
 def _contenders(width: int, batch: int, image: int, quick: bool) -> list[Contender]:
-    def entry(name: str, role: str, slow: bool = False) -> Contender:
-        make = partial(_make, name, width, batch, image, quick)
-        return Contender(name, role, make, items=batch, slow=slow)
-
-    return [
-        entry(PACKED, OURS),
-        *(entry(name, VARIANT) for name in (PACKED_BF16, PACKED_LEAN)),
-        *(entry(name, BASELINE) for name in (LATENT, LATENT_FUSED)),
-        entry(LATENT_COMPILED, BASELINE, slow=True),
-    ]
+    baselines = (LATENT, LATENT_FUSED, LATENT_COMPILED)
+    roles = {PACKED: OURS, PACKED_BF16: VARIANT, PACKED_LEAN: VARIANT} | dict.fromkeys(baselines, BASELINE)
+    make = partial(_make, width=width, batch=batch, image=image, quick=quick)
+    entry = partial(Contender, items=batch)
+    return [entry(n, role, partial(make, n), slow=n == LATENT_COMPILED) for n, role in roles.items()]
 
 
 # ------------------------------------------------------------------------------------ a training loop
@@ -82,17 +80,19 @@ class Training:
                 optimizer.step()
         return loss.detach()
 
+    def packed(self) -> list[bf.BinaryTensor]:
+        return [p for p in self.model.parameters() if isinstance(p, bf.BinaryTensor)]
+
 
 def training(
-    name: str, width: int, batch: int, image_size: int, device: str = "cpu", amp: bool = False
+    name: str, width: int, batch: int, image: int, device: str = "cpu", amp: bool = False
 ) -> Training:
     """Contender ``name``, from one seed: all start from the same signs and see the same batch."""
     torch.manual_seed(SEED)
-    model: nn.Module = bf.models.BinaryNet(width=width, image_size=image_size, weights="latent")
-    x = torch.randn(batch, 3, image_size, image_size).to(device)
+    model: nn.Module = bf.models.BinaryNet(width=width, image_size=image, weights="latent")
+    x = torch.randn(batch, 3, image, image).to(device)
     labels = torch.randint(0, 10, (batch,)).to(device)
     graphs = device == "cuda"  # a step may be captured
-    optimizers: list[torch.optim.Optimizer]
     if name in ALL_PACKED:
         model = bf.nn.binarized(model).to(device)
         binary, real = bf.optim.split_parameters(model)
@@ -101,7 +101,7 @@ def training(
         adam = torch.optim.Adam(real, lr=0.01, fused=True, capturable=graphs)
         if name == PACKED_LEAN:
             bf.optim.step_in_backward(model, bop)
-        optimizers = [adam] if name == PACKED_LEAN else [bop, adam]
+        optimizers: list[torch.optim.Optimizer] = [adam] if name == PACKED_LEAN else [bop, adam]
     else:
         model = torch_pools(model).to(device)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -146,8 +146,7 @@ def _check_packed(name: str) -> str:
         with bf.backends.use(backend):
             it = training(name, 16, 6, 16)
             loss = it.step().item()
-            packed = [p for p in it.model.parameters() if isinstance(p, bf.BinaryTensor)]
-            results.append((loss, torch.cat([p.unpack().detach().flatten() for p in packed])))
+            results.append((loss, torch.cat([p.unpack().detach().flatten() for p in it.packed()])))
     (loss, signs), (want_loss, want_signs) = results
     total, differ = signs.numel(), int((signs != want_signs).sum())
     if abs(loss - want_loss) > 1e-3 or differ > 0.01 * total:
@@ -170,8 +169,72 @@ def _check_latent(name: str) -> str:
     return f"same loss and weight gradients as ours (within {worst:.1e} of their norm)"
 
 
+# ------------------------------------------------------------------------------------------ on a GPU
+
+
+def gpu_contenders(s: Setting) -> Iterator[Contender]:
+    """BinaryNet in bf16 autocast with Bop2ndOrder, eager and as a CUDA graph, and with latent weights."""
+    width, batch, image = s.size(128, 4), s.size(50, 2), s.size(32, 10)
+
+    def build(name: str) -> Training:
+        return training(name, width, batch, image, s.device, amp=True)
+
+    def eager(name: str, check: Callable[[Training], str]) -> Prepared:
+        it = build(name)
+        memory = (lambda: {"peak": _peak_bytes(lambda: build(name))}) if s.device == "cuda" else None
+        return Prepared(lambda: check(it), it.step, memory=memory)
+
+    def like_reference(_: Training) -> str:
+        losses = {}
+        for backend in (bf.backends.active("cuda") if s.device == "cuda" else "triton", "reference"):
+            with bf.backends.use(backend):
+                it = build(PACKED)
+                losses[backend] = [float(it.step()) for _ in range(s.size(2, 1))]
+        if not all(abs(a - b) < 0.05 for a, b in zip(*losses.values(), strict=True)):
+            raise GateError(f"losses {losses}")
+        return f"losses {losses}"
+
+    def finite(it: Training) -> str:
+        if not math.isfinite(float(it.step())):
+            raise GateError("the loss is not finite")
+        return "a finite loss"
+
+    yield Contender(GPU_OURS, OURS, partial(eager, PACKED, like_reference), items=batch)
+    yield Contender(GPU_FAKE, BASELINE, partial(eager, LATENT_FUSED, finite), items=batch)
+    yield Contender(GPU_GRAPH, VARIANT, lambda: _replayed(build(PACKED), build(PACKED)), items=batch)
+
+
+def _replayed(replayed: Training, eager: Training) -> Prepared:
+    """One of two equal trainings as a CUDA graph, compared with the other."""
+    replay = captured(replayed.step)
+
+    def check() -> str:
+        for _ in range(3):
+            eager.step()
+        for _ in range(2):
+            losses = (float(replay()), float(eager.step()))
+        words = [[p.words for p in it.packed()] for it in (replayed, eager)]
+        differ = sum(int((a != b).sum()) for a, b in zip(*words, strict=True))
+        if differ > 0.02 * sum(w.numel() for w in words[0]) or abs(losses[0] - losses[1]) > 0.1:
+            raise GateError(f"{differ} words, losses {losses} differ")
+        return f"the eager loss; {differ} words differ"
+
+    return Prepared(check, replay)
+
+
+def _peak_bytes(build: Callable[[], Training]) -> int:
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    it = build()
+    it.step()
+    torch.cuda.reset_peak_memory_stats()
+    it.step()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def _goal(what: str, aim: float, formula: Formula) -> Goal:
-    return Goal(f"BinaryNet training step: {what}", aim, mean("train_step", formula))
+    return goal("train_step", f"BinaryNet training step: {what}", aim, formula)
 
 
 _memory = partial(memory_over, LATENT, PACKED)
