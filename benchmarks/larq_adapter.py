@@ -66,9 +66,10 @@ def convolution(shape: ConvShape, x: Tensor, weight: Tensor, expected: Tensor) -
 
 def _ask(**request: Any) -> Any:
     try:
+        if not _running().is_alive():
+            stop()  # and start anew
         return _running().ask(**request)
     except RuntimeError as error:
-        stop()  # it has ended: the next request starts it anew
         raise Unavailable(f"larq_compute_engine: {error}") from None
 
 

@@ -37,6 +37,9 @@ class Worker:
             raise RuntimeError(answer.get("error", f"{script} ended before it answered"))
         return answer
 
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def close(self) -> None:
         """End the process, if it has not ended."""
         self._process.stdin.close()
