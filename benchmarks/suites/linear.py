@@ -12,7 +12,7 @@ from torch import Tensor
 import bop2nd_fast as bf
 from bop2nd_fast import reference
 
-from .. import int8, roofline
+from .. import bnn_lab_adapter, int8, roofline
 from ..gates import equal, gated, rounded
 from ..goals import Formula, Goal, Record, contender, goal, of_bound, over
 from ..networks import BINARYNET
@@ -24,7 +24,7 @@ IN_LOOP = "inner loop (bits in, dots out): share of the register loop's rate"
 PACKED, BOTH_THREADS, MODULE, BITS = "bop2nd", "bop2nd, all threads", "bf.nn.BinaryLinear", "bop2nd, bits in"
 FP32, BF16 = "F.linear fp32", "F.linear bf16"
 QLINEAR = ("int8 onednn::qlinear", "int8 quantized::linear (x86)", "int8 quantized::linear (fbgemm)")
-INT_MM = "int8 torch._int_mm"
+INT_MM, BNN_LAB = "int8 torch._int_mm", "bnn-lab, bits in"
 
 
 def cases(quick: bool) -> list[Case]:
@@ -95,6 +95,9 @@ class _Operands:
     def int_mm(self) -> Prepared:
         return int8.int_mm(self.signs, self.dense.T, self.expected)
 
+    def bnn_lab(self) -> Prepared:
+        return bnn_lab_adapter.linear(self.signs, self.dense, self.compare)
+
 
 def _contenders(batch: int, inputs: int, outputs: int) -> list[Contender]:
     it = _Operands(batch, inputs, outputs)
@@ -114,6 +117,7 @@ def _contenders(batch: int, inputs: int, outputs: int) -> list[Contender]:
         ours(MODULE, VARIANT, it.module),
         ours(BITS, VARIANT, it.from_bits),
         *(entry(name, BASELINE, make, activations + size * dense) for name, make, size in baselines),
+        entry(BNN_LAB, BASELINE, it.bnn_lab, packed),
         roofline.register_contender(),
     ]
 
