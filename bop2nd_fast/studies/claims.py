@@ -53,9 +53,11 @@ def _seeds(groups: Sequence[Group]) -> str:
     return f"{'–'.join(map(str, counts))} seed{'s' if counts != [1] else ''}"
 
 
-def _each(groups: Sequence[Group], figure: dict[str, tuple[float, float] | None]) -> str:
-    """``name 50.0 ± 1.0``, best first; what has no figure is left out."""
-    several = {group.arm: len(group.complete) > 1 for group in groups}
+def _each(groups: Sequence[Group], figure: dict[str, tuple[float, float] | None], timed: bool = False) -> str:
+    """``name 50.0 ± 1.0``, best first; what has no figure is left out. ``timed``: of runs whose time is
+    known."""
+    counts = {group.arm: sum(run.timed or not timed for run in group.complete) for group in groups}
+    several = {name: count > 1 for name, count in counts.items()}
     found = {name: value for name, value in figure.items() if value is not None}
     order = sorted(found, key=lambda name: -found[name][0])
     return "; ".join(f"{name} {percent(found[name], several[name])}" for name in order)
@@ -68,7 +70,9 @@ def _faster(groups: Sequence[Group]) -> str:
     fair = fair_seconds(groups) or 0.0
     text = f"Accuracy after the first epoch [%], {_seeds(groups)}: {_each(groups, first)}."
     timed = {group.arm: group.over_time(lambda run: run.accuracy_at(fair)) for group in groups}
-    return f"{text} After the same {fair:.0f} s of training: {_each(groups, timed)}."
+    if sum(value is not None for value in timed.values()) < 2:
+        return text
+    return f"{text} After the same {fair:.0f} s of training: {_each(groups, timed, timed=True)}."
 
 
 def _better(groups: Sequence[Group]) -> str:

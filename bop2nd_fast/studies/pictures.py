@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
 
 def _figure(title: str, width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.suptitle(textwrap.fill(title, round(8 * width)), fontsize=13, fontweight="bold")
     return figure
 
 
@@ -62,7 +63,7 @@ def _looks() -> itertools.cycle[tuple[str, str]]:
 
 def _percent(axes: Axes, lines: Sequence[Line]) -> None:
     plain(axes)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_ylabel(f"{lines[0]['split']} accuracy")
 
 

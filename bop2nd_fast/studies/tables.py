@@ -30,7 +30,7 @@ def _setting(lines: Sequence[Line]) -> str:
     images = held_out if first["split"] == "validation" else "test images"
     data = f"{name_of(first)} (SHA-256 {first['dataset']['sha256'][:12]})"
     budget = f"{first['epochs']} epochs, batches of {recipe['batch_size']}"
-    if first["clock"] == "processor":
+    if any(line["clock"] == "processor" and line["seconds"] is not None for line in lines):
         budget += "; seconds are a processor's" + _untimed(runs_of(lines))
     where = f"{'; '.join(machines)}; {', '.join(versions)}; commit {', '.join(commits)}; {', '.join(dates)}"
     return f"{network}; {data}; {budget}; accuracy on {images}. {where}."
