@@ -203,14 +203,27 @@ except br.PackedFileError as error:
 """
 
 
-@pytest.mark.parametrize("image_bytes", [False, True])
-def test_inputs_of_8_bits_are_refused(python: Path, tmp_path: Path, image_bytes: bool) -> None:
-    layer = bf.nn.BinaryConv2d(1, 8, 3, input_quantizer=None if image_bytes else "int8")
-    image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8 if image_bytes else torch.float32)
-    model = nn.Sequential(layer, nn.BatchNorm2d(8), bf.nn.BinaryConv2d(8, 8, 3))
-    packed = bf.inference.convert(model, image, image_bytes=image_bytes)
-    packed.save(tmp_path / "model.safetensors")
-    assert "no inputs of 8 bits" in in_environment(python, REFUSED, tmp_path / "model.safetensors")
+NOT_FINITE = """
+import sys, numpy as np
+import bop2nd_runtime as br
+net = br.load(sys.argv[1])
+x = np.ones((2, 1, 8, 8), np.float32)
+wanted = net(x)
+x[1, 0, 3, 3] = np.nan
+try:
+    net(x)
+except ValueError as error:
+    print(error)
+assert np.array_equal(net(np.ones_like(x)), wanted)
+"""
+
+
+def test_rows_of_8_bits_are_finite(python: Path, tmp_path: Path) -> None:
+    layer = bf.nn.BinaryConv2d(1, 8, 3, input_quantizer="int8")
+    model = nn.Sequential(layer, nn.BatchNorm2d(8), bf.nn.BinaryConv2d(8, 8, 3)).eval()
+    bf.inference.convert(model, torch.randn(2, 1, 8, 8)).save(tmp_path / "model.safetensors")
+    said = in_environment(python, NOT_FINITE, tmp_path / "model.safetensors")
+    assert "1 of 2 rows hold infinite or NaN elements" in said
 
 
 def test_an_empty_shape_with_huge_axes_is_refused(python: Path, tmp_path: Path) -> None:
