@@ -41,8 +41,8 @@ def linear(x: Tensor, weight: Tensor) -> Prepared:
 def _prepared(ggml: Any, x: Tensor, weight: Tensor) -> Prepared:
     (rows, features), outputs = x.shape, weight.shape[0]
     ggml.ggml_cpu_init()
-    # weights, inputs twice, results, and room for what ggml keeps beside them
-    size = weight.numel() // 4 + 8 * x.numel() + 4 * rows * outputs + (16 << 20)
+    # weights, inputs, results, and room for what ggml keeps beside them
+    size = weight.numel() // 4 + 4 * x.numel() + 4 * rows * outputs + (16 << 20)
     context = ggml.ggml_init(ggml.ggml_init_params(mem_size=size, mem_buffer=None, no_alloc=False))
     packed = ggml.ggml_new_tensor_2d(context, ggml.GGML_TYPE_Q1_0, features, outputs)
     numbers = ggml.ggml_new_tensor_2d(context, ggml.GGML_TYPE_F32, features, rows)
@@ -55,8 +55,13 @@ def _prepared(ggml: Any, x: Tensor, weight: Tensor) -> Prepared:
     ggml.ggml_quantize_chunk(ggml.GGML_TYPE_Q1_0, source, to, 0, outputs, features, None)
     ctypes.memmove(ggml.ggml_get_data(numbers), x.data_ptr(), x.nbytes)
 
+    # Its own plan: `ggml_graph_compute_with_ctx` takes more of the context's memory in every call.
+    plan = ggml.ggml_graph_plan(graph, 1, None)
+    work = (ctypes.c_uint8 * max(1, plan.work_size))()
+    plan.work_data = ctypes.cast(work, type(plan.work_data))
+
     def run() -> None:
-        ggml.ggml_graph_compute_with_ctx(context, graph, 1)
+        ggml.ggml_graph_compute(graph, ctypes.byref(plan))
 
     def check() -> str:
         run()
