@@ -24,7 +24,19 @@ ROUNDED, EVAL = "bf.inference.convert(exact=False)", "bop2nd, model.eval()"
 FP32, FP32_LAST, BF16 = "fp32", "fp32, channels-last", "bf16, channels-last"
 COMPILED = "fp32, torch.compile"
 # Sums run in another order: a sign that hangs on the last bit may turn, and then others behind it.
-close = partial(gates.close, what="output", tolerance=0.05)
+TOLERANCE, SHARE = 0.05, 0.95
+
+
+def close(got: Tensor, want: Tensor) -> str:
+    """Raises GateError unless nearly all images have the reference's result, but for ``TOLERANCE`` of its norm.
+
+    A sum of the first, real layer that is rounded to the other side of zero changes all of an image's result.
+    """
+    errors = (got - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
+    n = int((errors < TOLERANCE).sum())
+    if n < SHARE * len(errors):
+        raise gates.GateError(f"only {n} of {len(errors)} images within {TOLERANCE:.0%} of the reference")
+    return f"{n} of {len(errors)} images within {TOLERANCE:.0%} of the reference (norm)"
 
 
 def cases(quick: bool) -> list[Case]:
