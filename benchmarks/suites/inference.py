@@ -28,7 +28,7 @@ TOLERANCE, SHARE = 0.05, 0.95
 
 
 def close(got: Tensor, want: Tensor) -> str:
-    """Raises GateError unless nearly all images have the reference's result, but for ``TOLERANCE`` of its norm.
+    """Raises GateError unless nearly all images are within ``TOLERANCE`` of the reference.
 
     A sum of the first, real layer that is rounded to the other side of zero changes all of an image's result.
     """
