@@ -402,6 +402,15 @@ def test_files_that_contradict_themselves_are_refused(path: Path, change: Any, m
     refused(path, f"the graph does not describe a model: (?s:.*){message}")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_only_real_inputs_and_bytes_are_of_profile_bits(dtype: torch.dtype) -> None:
+    size = Step("n", "operator", "aten.sym_size.int", (Ref("x"), 0))
+    steps = [Step("x", "input"), size, Step("output", "output", "", (Ref("n"),))]
+    profile = PackedModel(steps, {}, [InputSpec((2,), dtype)]).profile
+    other = dtype in (torch.int64, torch.bool)
+    assert profile.name == ("torch" if other else "bits") and len(profile.because) == other
+
+
 def test_a_file_of_another_profile_than_it_says_is_refused(path: Path) -> None:
     rewritten(path, _another_profile, seal=True)
     refused(path, "it says profile 'torch', but is 'bits'")

@@ -40,7 +40,7 @@ class PackedGraph:
         """Which profile of the file format it is of, and if it is ``torch``, because of what."""
         because = []
         for name, spec in zip(self.input_names, self.inputs, strict=True):
-            if spec.dtype.is_floating_point and spec.dtype != torch.float32:
+            if spec.dtype not in (torch.float32, torch.int8, torch.uint8):
                 because.append(f"input {name!r} is {dtype_name(spec.dtype)}")
         for name, constant in self.constants.items():
             if constant.is_floating_point() and constant.dtype != torch.float32:
