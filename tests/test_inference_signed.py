@@ -61,6 +61,70 @@ def test_real_inputs_stay_packed(tmp_path: Path) -> None:
     assert kept is None or kept[1].dtype == torch.int32, "no unpacked weight is kept"
 
 
+class Chain(nn.Module):
+    """Sums of one number (it or its negative), functions of them, and their signs, channel by channel."""
+
+    def __init__(self, *functions: Any) -> None:
+        super().__init__()
+        self.first = bf.nn.BinaryConv2d(1, 64, 1, input_quantizer=None)
+        self.functions = functions
+        self.norm = nn.BatchNorm2d(64)
+        self.second = bf.nn.BinaryConv2d(64, 64, 1, groups=64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for function in self.functions:
+            x = function(self, x)
+        return self.second(x)
+
+
+def norm(model: Any, x: Tensor) -> Tensor:
+    return model.norm(x)
+
+
+CHAINS: dict[str, tuple[Any, ...]] = {
+    "norm": (norm,),
+    "scaled": (lambda m, x: 0.25 - x * -1.7, norm, lambda m, x: x.clamp(-0.4, 3) + 0.4),
+    "limited": (norm, lambda m, x: nn.functional.hardtanh(x), lambda m, x: x - 0.999),
+    "never": (norm, lambda m, x: nn.functional.relu(x), lambda m, x: x / 3),
+    "always": (lambda m, x: torch.minimum(x, m.norm.bias[:, None, None]) - m.norm.bias[:, None, None] - 0.5,),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_signs_of_real_sums_are_a_threshold(tmp_path: Path, name: str) -> None:
+    model = settled(Chain(*CHAINS[name]))
+    with torch.no_grad():
+        model.norm.weight[:4] = torch.tensor([0.0, 0.0, -1e-30, 1e30])
+    packed = convert(model, torch.randn(2, 1, 8, 8))
+    assert kinds(packed)[:3] == ["signed_conv2d", "regroup", "packed_conv2d"]
+    shift = packed.layers[packed.steps[1].target].sign_shift
+    places = torch.cat([shift, -shift, torch.randn(500), torch.logspace(-44, 38, 100), torch.zeros(1)])
+    places = places[places.isfinite()]
+    up, down = (torch.nextafter(places, torch.tensor(s * torch.inf)) for s in (1, -1))
+    x = torch.cat([places, up, down, up.neg(), down.neg()])[:, None, None, None]
+    for reader in (packed, again(packed, tmp_path / "model.bop2nd")):
+        for inputs in (x, x[:, :, 0, 0].T.reshape(1, 1, 5, -1)):
+            assert torch.equal(reader(inputs), model(inputs))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.norm(x).abs() - 1,
+        lambda m, x: 1 / m.norm(x),
+        lambda m, x: nn.functional.max_pool2d(x, 2),
+        lambda m, x: torch.tanh(x),
+        lambda m, x: m.norm(x) + x,
+    ],
+)
+def test_what_real_sums_keep(function: Any) -> None:
+    """Not monotone, of several numbers, rounded who knows how, or read twice: real numbers, to the bit."""
+    model, x = settled(Chain(function)), torch.randn(2, 1, 8, 8)
+    packed = convert(model, x)
+    assert "pack" in kinds(packed) and torch.equal(packed(x), model(x))
+
+
 def test_8_bit_inputs(tmp_path: Path) -> None:
     model, x = network(quantizer="int8"), torch.randn(4, 3, 8, 8)
     packed = convert(model, x)

@@ -333,6 +333,13 @@ def test_the_wheel_is_small(wheel: Path) -> None:
     assert wheel.stat().st_size <= 1.5 * 2**20
 
 
+def test_the_library_is_small(tmp_path: Path) -> None:
+    """It lacks what only training needs."""
+    library = next(build("bop2nd_runtime").glob("libbop2nd_runtime.so.*.*.*"))
+    run("strip", "-o", tmp_path / "stripped", library)
+    assert (tmp_path / "stripped").stat().st_size <= 2**20
+
+
 # --------------------------------------------------------------------------- the program without Python
 
 

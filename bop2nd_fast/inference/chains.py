@@ -14,9 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from .fold import Folded, Stage, fold
+from .fold import Folded, Stage, fold, fold_reals
 from .image_bytes import Normalisation
-from .signed_nodes import signed_image
+from .signed_nodes import signed_image, signed_rows
 from .trace import Traced
 
 _aten = torch.ops.aten
@@ -68,6 +68,16 @@ _ELEMENTWISE = {
         ]
     )
 }
+# Of these and batch norm each result is monotone in the first operand, rounding included (a sum and a product
+# in both).
+MONOTONE = {
+    overload
+    for name in ("add", "clamp", "clamp_max", "clamp_min", "div", "hardtanh", "maximum", "minimum", "mul")
+    + ("neg", "relu", "relu6", "rsub", "sub")
+    for overload in _ELEMENTWISE
+    if overload._opname == name
+}
+_COMMUTE = {_aten.add.Tensor, _aten.mul.Tensor, _aten.maximum.default, _aten.minimum.default}
 _UNIT_AXES = (_aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.select.int)
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
@@ -123,9 +133,12 @@ def find_chain(traced: Traced, source: fx.Node, bytes: Normalisation | None = No
     """Thresholds for a product, or None where its result is needed as real values.
 
     ``bytes``: what the bytes stand for that a product of signs and images reads; the thresholds are then of
-    its sums of integers.
+    its sums of integers. Without, those of a product of signs and real numbers are fp32.
     """
     info = traced.info[source]
+    real = source.target in (signed_image, signed_rows) and bytes is None
+    if real and info.dtype != torch.float32:
+        return None
     chain = Epilogue(source, values=False, signs=True)
     before: list[Stage] = []
     after: list[Stage] = []
@@ -142,20 +155,25 @@ def find_chain(traced: Traced, source: fx.Node, bytes: Normalisation | None = No
         elif source.target in IMAGES and _is_unit_axis(traced, node):
             pass
         elif (pool := max_pool(node)) is not None:
-            if chain.pool is not None or rank != 4 or source.target not in IMAGES:
+            if chain.pool is not None or rank != 4 or source.target not in IMAGES or real:
                 return None
             chain.pool = pool
+        elif real and not (_is_monotone(node, value) and traced.info[node].dtype == torch.float32):
+            return None
         elif (stage := stage_of(traced, node, value, source)) is not None:
             (before if chain.pool is None else after).append(stage)
         else:
             return None
         chain.nodes.append(node)
+    channels = channels_of(traced, source)
+    if real:
+        chain.folded = fold_reals(channels, info.device, before)
+        return None if chain.folded is None else chain
     pooled = chain.pool is not None
     reach = reach_of(traced, source)
     if bytes is not None:
         reach *= bytes.largest
         before.insert(0, Stage(bytes.real, "rows"))
-    channels = channels_of(traced, source)
     chain.folded = fold(channels, reach, info.dtype, info.device, before, after, pooled)
     return None if chain.folded is None else chain
 
@@ -214,6 +232,12 @@ def stage_of(traced: Traced, node: fx.Node, value: fx.Node, source: fx.Node) -> 
 def is_elementwise(node: fx.Node) -> bool:
     """Whether an operator makes the same bits of an element wherever it lies."""
     return node.target in _ELEMENTWISE and not _rounds_otherwise(node)
+
+
+def _is_monotone(node: fx.Node, value: fx.Node) -> bool:
+    if node.target is _aten.batch_norm.default:
+        return True
+    return node.target in MONOTONE and (node.args[0] is value or node.target in _COMMUTE)
 
 
 def _rounds_otherwise(node: fx.Node) -> bool:

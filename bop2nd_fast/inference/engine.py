@@ -18,7 +18,7 @@ import json
 import math
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -194,11 +194,18 @@ class _Seen(NamedTuple):
         groups = module.config.get("groups", 1) if isinstance(module, PackedLayer) else 1
         return [cls(o, n, t, groups, _state(t, groups)) for o in owners for n, t in o.items()]
 
-    def same(self) -> bool:
-        if self.owner.get(self.name) is not self.tensor:
+
+def _same(seen: Iterable[_Seen]) -> bool:
+    """Whether all of them would be found again as they were. In one loop: every call of a model asks."""
+    for owner, name, tensor, groups, state in seen:
+        if owner.get(name) is not tensor:
             return False
-        state = _state(self.tensor, self.groups)
-        return state is self.state if isinstance(self.tensor, BinaryTensor) else state == self.state
+        if tensor is None:
+            continue
+        now = _state(tensor, groups)
+        if now is not state and (isinstance(tensor, BinaryTensor) or now != state):
+            return False
+    return True
 
 
 def _state(t: Tensor | None, groups: int) -> Any:
@@ -393,7 +400,7 @@ class Parted(NamedTuple):
         return cls(program, run, tuple(parts), tuple(steps), True)
 
     def fresh(self) -> bool:
-        return self.private and all(seen.same() for part in self.parts for seen in part.seen)
+        return self.private and all(_same(part.seen) for part in self.parts)
 
 
 def why_single_steps(model: PackedModel, inputs: Sequence[Tensor]) -> str | None:

@@ -11,6 +11,10 @@ inputs of any size, and other bits for inputs of other strides (another formula;
 The table therefore has the memory format the value has in the model, and odd strides are not folded.
 
 Cost: (2K + 1) * C values in slices of 16 MiB; 4.7 million for a 3x3 convolution of 512 to 512 channels.
+
+A sum of real numbers times signs has too many values to try them all. Where every function behind it is
+monotone whatever it rounds (``chains.MONOTONE``), the same place is found by bisection over all fp32 numbers
+(:func:`fold_reals`).
 """
 
 from __future__ import annotations
@@ -64,7 +68,8 @@ class Stage:
 class Folded:
     """The rule ``bit = dot < threshold`` for each channel.
 
-    threshold: int32 ``[C]``, in ``[-K, K + 1]`` (the ends for channels that never change sign).
+    threshold: int32 ``[C]``, in ``[-K, K + 1]`` (the ends for channels that never change sign). Of real sums
+        fp32, with infinities as the ends.
     flip: bool ``[C]``, channels whose weight bits must be inverted because the function decreases.
     pool_any: bool ``[C]``, channels whose max-pool is an OR of bits (else AND).
     """
@@ -113,9 +118,48 @@ def fold(
     if bool((changes > 1).any()) or (pooled and bool((up & down).any())):
         return None
     falling = ~first & last_negative[0]
-    # Rising: negative below t = count - reach. Falling: negative from t = reach + 1 - count on, so
+    # Rising: negative below the number at `high`. Falling: negative from there on, or -sum < -that at `low`.
     # -dot < 1 - t = count - reach: the same number once the weights are flipped.
     return Folded((count - reach).to(torch.int32), falling, falling ^ down)
+
+
+@torch.no_grad()
+def fold_reals(channels: int, device: torch.device, stages: Sequence[Stage]) -> Folded | None:
+    """Thresholds of ``stages(sum) < 0`` over all finite fp32 sums; every stage is monotone in each channel.
+
+    None where the rule does not say the same at 4096 numbers of all magnitudes and next to the thresholds.
+    """
+    low = torch.full((channels,), -_LARGEST, dtype=torch.int64, device=device)
+    high = -low
+
+    def negative(place: Tensor) -> Tensor:
+        return _run(stages, _number_at(place)) < 0
+
+    first, last = negative(low[None])[0], negative(high[None])[0]
+    while bool((high - low > 1).any()):
+        middle = (low + high).div(2, rounding_mode="floor")
+        below = negative(middle[None])[0] == first
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    # Rising: negative below the number at `high`. Falling: negative from there on, or -sum < -that at `low`.
+    falling = ~first & last
+    threshold = torch.where(falling, -_number_at(low), _number_at(high))
+    threshold[first & last], threshold[~first & ~last] = torch.inf, -torch.inf
+    places = torch.linspace(-_LARGEST, _LARGEST, 4096, dtype=torch.float64, device=device).long()
+    places = torch.cat([places[:, None].expand(-1, channels), torch.stack([low - 1, low, high, high + 1])])
+    numbers = _number_at(places.clamp(-_LARGEST, _LARGEST))
+    rule = torch.where(falling, -numbers, numbers) < threshold
+    if not torch.equal(_run(stages, numbers) < 0, rule):
+        return None
+    return Folded(threshold, falling, torch.zeros_like(falling))
+
+
+_LARGEST = 0x7F7FFFFF  # the place of the largest finite number
+
+
+def _number_at(place: Tensor) -> Tensor:
+    """fp32 numbers in their order, the smallest positive one at place 1; 0 at 0."""
+    number = place.abs().to(torch.int32).view(torch.float32)
+    return torch.where(place < 0, -number, number)
 
 
 def _run(stages: Sequence[Stage], table: Tensor) -> Tensor:

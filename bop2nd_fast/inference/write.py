@@ -208,19 +208,19 @@ class Writer:
         self._emit(node, self._layer(name, layer, self._image(node)))
 
     def _signed_product(self, node: fx.Node) -> None:
-        """Signs times real numbers or 8-bit integers; of the images that are to be bytes, with thresholds."""
+        """Signs times real numbers or 8-bit integers, with thresholds where only signs are read."""
         given = arguments_of(node)
         words, value = self.traced.tensor(given["weight"]), self.traced.info[given["input"]]
         if words is None or plain_but(given):
             raise ConversionError(f"{node.format_node()} cannot be packed{line_of(node)}")
-        image, made = node.target is signed_image, None
-        if self.bytes is not None and self._is_input(given["input"]):
-            made = find_chain(self.traced, node, self.bytes)
-            if made is None:
-                raise ConversionError(
-                    "image_bytes: the values of the first layer are read as real numbers, or change their "
-                    f"sign more than once; only what ends in signs can be folded{line_of(node)}"
-                )
+        image = node.target is signed_image
+        bytes = self.bytes if self._is_input(given["input"]) else None
+        made = find_chain(self.traced, node, bytes)
+        if bytes is not None and made is None:
+            raise ConversionError(
+                "image_bytes: the values of the first layer are read as real numbers, or change their "
+                f"sign more than once; only what ends in signs can be folded{line_of(node)}"
+            )
         channels = value.shape[1] // given["groups"] if image else value.shape[-1]
         shape = (words.shape[0], channels, *words.shape[1:-1])
         weight = BinaryTensor(words.clone(), Layout(shape, 1, given["dtype"]))
@@ -229,11 +229,14 @@ class Writer:
             "input": "real" if value.dtype.is_floating_point else dtype_name(value.dtype),
             "multiplier": given["multiplier"],
             "zero_point": given["zero_point"],
-            "fp32_bytes": 4 * weight.numel(),
+            "fp32_bytes": self._bytes_fp32(weight.numel(), [] if made is None else made.nodes),
         }
-        if made is not None and made.folded is not None and self.bytes is not None:
-            weight = _flip(weight, made.folded.flip)
-            config |= {"threshold": made.folded.threshold, **self.bytes.attributes}
+        if made is not None and made.folded is not None:
+            weight, threshold = _flip(weight, made.folded.flip), made.folded.threshold
+            if bytes is not None:
+                config |= {"threshold": threshold, **bytes.attributes}
+            else:  # a difference of two floats has the sign of their comparison
+                config |= {"emits": "signs", "sign_shift": -threshold}
             self.decisions[node] = made
             self._inside.update(made.nodes)
         if image:
@@ -384,18 +387,21 @@ class Writer:
         self, made: Epilogue, weight: BinaryTensor, padding_bits: int, **rest: Any
     ) -> PackedConv2d | PackedLinear:
         source = made.source
-        replaced = {a for node in made.nodes for a in node.all_input_nodes}
-        tensors = [t for t in map(self.traced.tensor, replaced) if t is not None and t.is_floating_point()]
-        n_weights = self._layout(source).numel
         rest |= {
             "dtype": dtype_name(self.traced.info[source].dtype),
-            "fp32_bytes": 4 * (n_weights + sum(t.numel() for t in tensors)),
+            "fp32_bytes": self._bytes_fp32(self._layout(source).numel, made.nodes),
         }
         if source.target is not CONVOLUTION:
             return PackedLinear(weight, padding_bits=padding_bits, **rest)
         stride, padding, dilation, groups, padding_value = source.args[2:7]
         sizes = {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation)}
         return PackedConv2d(weight, **sizes, groups=groups, padding_value=padding_value, **rest)
+
+    def _bytes_fp32(self, n_weights: int, replaced: list[fx.Node]) -> int:
+        """Bytes in fp32 of a layer's weights and of the tensors that the nodes it stands for read."""
+        read = {a for node in replaced for a in node.all_input_nodes}
+        tensors = [t for t in map(self.traced.tensor, read) if t is not None and t.is_floating_point()]
+        return 4 * (n_weights + sum(t.numel() for t in tensors))
 
     def _layout(self, source: fx.Node) -> Any:
         """Shape of a product's weight, from its words and its input."""

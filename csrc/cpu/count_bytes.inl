@@ -11,6 +11,7 @@
 constexpr int kSliceVectors = 4;    // a slice is 64 bytes
 constexpr int64_t kBytePairs = 31;  // 8 * 31 <= 255
 
+// kIndexed: the words of w do not lie side by side, and are found by their offsets.
 template <class C, int L, int P, bool kIndexed>
 struct ByteCount {
   using I = typename C::I;

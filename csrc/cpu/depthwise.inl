@@ -141,6 +141,10 @@ constexpr SumTable kSumTable = {.lanes = kSumVectors * V::kLanes,
                                 .transpose_bits = transpose_bits<V>,
                                 .transpose = transpose<V>,
                                 .load_reals = load_reals<V>,
-                                .store_reals = store_reals<V>,
-                                .depthwise_weights = depthwise_weights<V>,
-                                .depthwise_inputs = depthwise_inputs<V>};
+                                .store_reals = store_reals<V>};
+
+template <class V>
+constexpr TrainingTable kTrainingTable = {.step = step<V>,
+                                          .apply_mask = apply_mask<V>,
+                                          .depthwise_weights = depthwise_weights<V>,
+                                          .depthwise_inputs = depthwise_inputs<V>};

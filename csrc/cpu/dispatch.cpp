@@ -90,22 +90,11 @@ uint32_t detect() {
 uint32_t detect() { return 0; }
 #endif
 
-#if BOP2ND_X86
-#define BOP2ND_IF_X86(make) make
-#else
-#define BOP2ND_IF_X86(make) nullptr
-#endif
-#if BOP2ND_NEON
-#define BOP2ND_IF_NEON(make) make
-#else
-#define BOP2ND_IF_NEON(make) nullptr
-#endif
-
 struct Isa {
   const char* name;
   const char* requires_text;
   uint32_t needs;
-  InstructionSet (*make)();  // null where this build has no such code
+  KernelTable (*make)();  // null where this build has no such code
 };
 
 // From the plainest to the best; the best supported one is the default. The one list of names: Python and the
@@ -123,7 +112,8 @@ const Isa kIsas[] = {
     {"neon_dot", "64-bit ARM with NEON and UDOT (dot product of ARMv8.2)", kNeon | kDotProduct,
      BOP2ND_IF_NEON(neon_dot)},
 };
-constexpr int kCount = static_cast<int>(sizeof(kIsas) / sizeof(kIsas[0]));
+constexpr int kCount = kIsaCount;
+static_assert(sizeof(kIsas) / sizeof(kIsas[0]) == kCount, "all lists of makers are as long");
 
 std::atomic<int> forced{-1};
 std::atomic<const KernelTable*> overriding{nullptr};
@@ -149,21 +139,16 @@ int active() {
 
 }  // namespace
 
-const InstructionSet* instruction_set(int id) {
+const KernelTable* table_of(int id) {
   if (!supported(id)) return nullptr;
-  static const std::array<InstructionSet, kCount> sets = [] {
-    std::array<InstructionSet, kCount> made;
+  static const std::array<KernelTable, kCount> tables = [] {
+    std::array<KernelTable, kCount> made{};
     for (int i = 0; i < kCount; ++i) {
       if (supported(i)) made[i] = kIsas[i].make();
     }
     return made;
   }();
-  return &sets[id];
-}
-
-const KernelTable* table_of(int id) {
-  const InstructionSet* set = instruction_set(id);
-  return set ? &set->kernels : nullptr;
+  return &tables[id];
 }
 
 int id_of(const char* name) {

@@ -10,12 +10,15 @@ namespace bop2nd {
 
 // The table in use; counts one operator call for it.
 const KernelTable& active_table();
+// What training needs besides; counts as active_table().
+const TrainingTable& active_training();
 // One entry, or null where this machine or build cannot run it.
-const InstructionSet* instruction_set(int id);
 const KernelTable* table_of(int id);
+const TrainingTable* training_of(int id);
 // The entry of that name, or -1.
 int id_of(const char* name);
-// Serves the operators with a table from outside (the tests' emulated instruction set); null ends that.
+// Serves the operators with a table from outside (the tests' emulated instruction set), training excepted;
+// null ends that.
 void override_table(const KernelTable* table);
 
 }  // namespace bop2nd

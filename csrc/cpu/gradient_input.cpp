@@ -247,19 +247,20 @@ std::vector<Image> images_of(const ConvShape& s) {
   return images;
 }
 
-void depthwise_input_gradient(const SumTable& table, const ConvShape& s, Dtype dtype, const void* grad,
-                              const uint32_t* w, const uint32_t* mask, void* to) {
+void depthwise_input_gradient(const ConvShape& s, Dtype dtype, const void* grad, const uint32_t* w,
+                              const uint32_t* mask, void* to) {
+  const TrainingTable& training = *training_of(bop2nd_isa_active());
   std::vector<uint32_t> signs(static_cast<size_t>(s.taps() * s.channels));
   for (int64_t c = 0; c < s.channels; ++c) {
     for (int64_t tap = 0; tap < s.taps(); ++tap)
       signs[static_cast<size_t>(tap * s.channels + c)] = w[c * s.taps() + tap];
   }
   int64_t line_products = std::max<int64_t>(1, s.products() / (s.batch * s.height));
-  parallel_ranges(s.batch * s.height, ceil_div(kSerialProducts, line_products),
-                  [&](int64_t begin, int64_t end) {
-                    std::vector<int64_t> seen(static_cast<size_t>(2 * s.taps()));
-                    table.depthwise_inputs(s, dtype, grad, signs.data(), mask, to, seen.data(), begin, end);
-                  });
+  parallel_ranges(
+      s.batch * s.height, ceil_div(kSerialProducts, line_products), [&](int64_t begin, int64_t end) {
+        std::vector<int64_t> seen(static_cast<size_t>(2 * s.taps()));
+        training.depthwise_inputs(s, dtype, grad, signs.data(), mask, to, seen.data(), begin, end);
+      });
 }
 
 }  // namespace
@@ -272,7 +273,7 @@ void conv_input_gradient(const ConvShape& s, Dtype dtype, const void* grad, cons
     std::memset(to, 0, static_cast<size_t>(s.batch * s.height * s.width * s.channels * size_of(dtype)));
     return;
   }
-  if (s.depthwise()) return depthwise_input_gradient(table, s, dtype, grad, w, mask, to);
+  if (s.depthwise()) return depthwise_input_gradient(s, dtype, grad, w, mask, to);
   std::vector<Image> images = images_of(s);
   ConvShape planned = s;
   if (s.pointwise()) planned.height = 1, planned.width = images[0].width;

@@ -139,12 +139,13 @@ void run_weight_task(const SumTable& table, const ConvShape& s, const WeightTask
 
 void depthwise_weight_gradient(const SumTable& table, const ConvShape& s, Dtype dtype, const void* grad,
                                const uint32_t* x, float* to) {
+  const TrainingTable& training = *training_of(bop2nd_isa_active());
   int64_t width = table.lanes;
   parallel_tasks(ceil_div(s.channels, width), wanted_tasks(s) == 1, [&](int64_t i) {
     int64_t first = i * width, n = std::min(width, s.channels - first);
     Arena arena{s.taps() * width};
     float* sums = arena.take(s.taps() * width);
-    table.depthwise_weights(s, dtype, grad, x, first, static_cast<int>(n), sums);
+    training.depthwise_weights(s, dtype, grad, x, first, static_cast<int>(n), sums);
     table.transpose(sums, width, s.taps(), n, to + first * s.taps(), s.taps());
   });
 }

@@ -37,23 +37,24 @@ template struct LanesComplete<Avx2Lanes>;
 template struct CountComplete<Avx2Count>;
 template struct BytesComplete<Avx2Bytes>;
 
-InstructionSet avx2() {
-  InstructionSet set;
-  KernelTable& t = set.kernels;
-  t.step = step<Avx2Lanes>;
+KernelTable avx2() {
+  KernelTable t{};
   t.pack_rows = pack_rows<Avx2Lanes>;
   t.pack_columns = pack_columns<Avx2Lanes>;
   t.unpack_rows = unpack_rows<Avx2Lanes>;
-  t.apply_mask = apply_mask<Avx2Lanes>;
   t.pack_pixels = pack_pixels_for_lookup<Avx2Lookup>;
   t.multiply = multiply_by_lookup<Avx2Lookup>;
   t.sums = &kSumTable<Avx2Lanes>;
   t.signed_products = &kSignedTable<Avx2Count, Avx2Bytes>;
   t.reals = &kRealTable<Avx2Lanes>;
-  set.yardsticks.stream = stream<Avx2Lanes>;
-  set.yardsticks.traffic = traffic<Avx2Lanes>;
-  set.yardsticks.register_loop = lookup_loop<Avx2Lookup>;
-  return set;
+  return t;
+}
+
+TrainingTable avx2_training() { return kTrainingTable<Avx2Lanes>; }
+
+YardstickTable avx2_yardsticks() {
+  return {
+      .stream = stream<Avx2Lanes>, .traffic = traffic<Avx2Lanes>, .register_loop = lookup_loop<Avx2Lookup>};
 }
 
 }  // namespace bop2nd

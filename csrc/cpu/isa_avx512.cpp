@@ -36,23 +36,25 @@ template struct LanesComplete<Avx512Lanes>;
 template struct CountComplete<Avx512Count>;
 template struct BytesComplete<Avx512Bytes>;
 
-InstructionSet avx512() {
-  InstructionSet set;
-  KernelTable& t = set.kernels;
-  t.step = step<Avx512Lanes>;
+KernelTable avx512() {
+  KernelTable t{};
   t.pack_rows = pack_rows<Avx512Lanes>;
   t.pack_columns = pack_columns<Avx512Lanes>;
   t.unpack_rows = unpack_rows<Avx512Lanes>;
-  t.apply_mask = apply_mask<Avx512Lanes>;
   t.pack_pixels = pack_pixels<Avx512Count>;
   t.multiply = multiply<Avx512Count>;
   t.sums = &kSumTable<Avx512Lanes>;
   t.signed_products = &kSignedTable<Avx512Count, Avx512Bytes>;
   t.reals = &kRealTable<Avx512Lanes>;
-  set.yardsticks.stream = stream<Avx512Lanes>;
-  set.yardsticks.traffic = traffic<Avx512Lanes>;
-  set.yardsticks.register_loop = register_loop<Avx512Count>;
-  return set;
+  return t;
+}
+
+TrainingTable avx512_training() { return kTrainingTable<Avx512Lanes>; }
+
+YardstickTable avx512_yardsticks() {
+  return {.stream = stream<Avx512Lanes>,
+          .traffic = traffic<Avx512Lanes>,
+          .register_loop = register_loop<Avx512Count>};
 }
 
 }  // namespace bop2nd

@@ -26,11 +26,16 @@ const TileTable kAmxTiles = {.pixels = tile_pixels<AmxTiles>,
 
 }  // namespace
 
-InstructionSet avx512_amx() {
-  InstructionSet set = avx512_bitalg();
-  set.kernels.tiles = &kAmxTiles;
-  set.yardsticks.register_loop = tile_register_loop<AmxTiles>;
-  return set;
+KernelTable avx512_amx() {
+  KernelTable t = avx512_bitalg();
+  t.tiles = &kAmxTiles;
+  return t;
+}
+
+YardstickTable avx512_amx_yardsticks() {
+  YardstickTable t = avx512_bitalg_yardsticks();
+  t.register_loop = tile_register_loop<AmxTiles>;
+  return t;
 }
 
 }  // namespace bop2nd

@@ -21,7 +21,6 @@ namespace {
 #include "yardsticks.inl"
 #include "signed_lookup.inl"
 #include "signed_bytes.inl"
-#include "signed_emit.inl"
 
 struct BitalgCount : Avx512Count {
   template <int kPlane>
@@ -39,13 +38,23 @@ struct VnniBytes : Avx512Bytes {
 
 }  // namespace
 
-InstructionSet avx512_bitalg() {
-  InstructionSet set = avx512();
-  set.kernels.pack_pixels = pack_pixels<BitalgCount>;
-  set.kernels.multiply = multiply<BitalgCount>;
-  set.kernels.signed_products = &kSignedTable<Avx512Count, VnniBytes>;
-  set.yardsticks.register_loop = register_loop<BitalgCount>;
-  return set;
+KernelTable avx512_bitalg() {
+  KernelTable t = avx512();
+  t.pack_pixels = pack_pixels<BitalgCount>;
+  t.multiply = multiply<BitalgCount>;
+  static const SignedTable products = [&t] {
+    SignedTable with_vnni = *t.signed_products;
+    with_vnni.multiply_bytes = multiply_bytes<VnniBytes>;
+    return with_vnni;
+  }();
+  t.signed_products = &products;
+  return t;
+}
+
+YardstickTable avx512_bitalg_yardsticks() {
+  YardstickTable t = avx512_yardsticks();
+  t.register_loop = register_loop<BitalgCount>;
+  return t;
 }
 
 }  // namespace bop2nd

@@ -36,23 +36,24 @@ template struct LanesComplete<NeonLanes>;
 template struct CountComplete<NeonCount>;
 template struct BytesComplete<NeonBytes>;
 
-InstructionSet neon() {
-  InstructionSet set;
-  KernelTable& t = set.kernels;
-  t.step = step<NeonLanes>;
+KernelTable neon() {
+  KernelTable t{};
   t.pack_rows = pack_rows<NeonLanes>;
   t.pack_columns = pack_columns<NeonLanes>;
   t.unpack_rows = unpack_rows<NeonLanes>;
-  t.apply_mask = apply_mask<NeonLanes>;
   t.pack_pixels = pack_pixels<NeonCount>;
   t.multiply = multiply<NeonCount>;
   t.sums = &kSumTable<NeonLanes>;
   t.reals = &kRealTable<NeonLanes>;
   t.signed_products = &kSignedTable<NeonCount, NeonBytes>;
-  set.yardsticks.stream = stream<NeonLanes>;
-  set.yardsticks.traffic = traffic<NeonLanes>;
-  set.yardsticks.register_loop = register_loop<NeonCount>;
-  return set;
+  return t;
+}
+
+TrainingTable neon_training() { return kTrainingTable<NeonLanes>; }
+
+YardstickTable neon_yardsticks() {
+  return {
+      .stream = stream<NeonLanes>, .traffic = traffic<NeonLanes>, .register_loop = register_loop<NeonCount>};
 }
 
 }  // namespace bop2nd

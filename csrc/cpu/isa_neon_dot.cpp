@@ -23,12 +23,17 @@ namespace {
 
 }  // namespace
 
-InstructionSet neon_dot() {
-  InstructionSet set = neon();
-  set.kernels.pack_pixels = pack_pixels_for_bytes<NeonDotCount>;
-  set.kernels.multiply = multiply_by_bytes<NeonDotCount>;
-  set.yardsticks.register_loop = byte_lookup_loop<NeonDotCount>;
-  return set;
+KernelTable neon_dot() {
+  KernelTable t = neon();
+  t.pack_pixels = pack_pixels_for_bytes<NeonDotCount>;
+  t.multiply = multiply_by_bytes<NeonDotCount>;
+  return t;
+}
+
+YardstickTable neon_dot_yardsticks() {
+  YardstickTable t = neon_yardsticks();
+  t.register_loop = byte_lookup_loop<NeonDotCount>;
+  return t;
 }
 
 }  // namespace bop2nd

@@ -31,23 +31,25 @@ template struct LanesComplete<ScalarLanes>;
 template struct CountComplete<ScalarCount>;
 template struct BytesComplete<ScalarBytes>;
 
-InstructionSet scalar() {
-  InstructionSet set;
-  KernelTable& t = set.kernels;
-  t.step = step<ScalarLanes>;
+KernelTable scalar() {
+  KernelTable t{};
   t.pack_rows = pack_rows<ScalarLanes>;
   t.pack_columns = pack_columns<ScalarLanes>;
   t.unpack_rows = unpack_rows<ScalarLanes>;
-  t.apply_mask = apply_mask<ScalarLanes>;
   t.pack_pixels = pack_pixels<ScalarCount>;
   t.multiply = multiply<ScalarCount>;
   t.sums = &kSumTable<ScalarLanes>;
   t.signed_products = &kSignedTable<ScalarCount, ScalarBytes>;
   t.reals = &kRealTable<ScalarLanes>;
-  set.yardsticks.stream = stream<ScalarLanes>;
-  set.yardsticks.traffic = traffic<ScalarLanes>;
-  set.yardsticks.register_loop = register_loop<ScalarCount>;
-  return set;
+  return t;
+}
+
+TrainingTable scalar_training() { return kTrainingTable<ScalarLanes>; }
+
+YardstickTable scalar_yardsticks() {
+  return {.stream = stream<ScalarLanes>,
+          .traffic = traffic<ScalarLanes>,
+          .register_loop = register_loop<ScalarCount>};
 }
 
 }  // namespace bop2nd

@@ -148,8 +148,6 @@ struct SignedSums {
   int64_t last_rows = 32;
 };
 
-struct ConvShape;
-
 struct SumTable {
   int lanes;
   void (*signed_sums)(const SignedSums&);
@@ -163,13 +161,6 @@ struct SumTable {
   void (*load_reals)(Dtype dtype, const void* from, int64_t n, float* to);
   // With a mask, those whose bit is 0 become 0.
   void (*store_reals)(const float* from, int64_t n, const uint32_t* mask, Dtype dtype, void* to);
-  // Convolutions whose groups have one channel and one output. Gradients of the weights of n <= lanes
-  // channels from `first` on, sums[tap][lanes]; of lines [begin, end) of batch * height of the input, from
-  // signs[tap][channel], with `seen` as memory for 2 taps.
-  void (*depthwise_weights)(const ConvShape&, Dtype, const void* grad, const uint32_t* x, int64_t first,
-                            int n, float* sums);
-  void (*depthwise_inputs)(const ConvShape&, Dtype, const void* grad, const uint32_t* signs,
-                           const uint32_t* mask, void* to, int64_t* seen, int64_t begin, int64_t end);
 };
 
 // ---- Real numbers, for the runtime (real.inl): fp32, fused multiply-adds where the processor has them.
@@ -266,8 +257,6 @@ struct SignedTable {
 };
 
 struct KernelTable {
-  // Words [first_word, first_word + n_words) of one tensor (dense: blocks of 32 elements); adds to `counts`.
-  void (*step)(const StepTensor&, const StepHyper&, int64_t first_word, int64_t n_words, StepCounts* counts);
   // `length_stride == 1`: rows [begin, end) of n_outer * n_inner. `mask` may be null.
   void (*pack_rows)(const PackShape&, const void* x, uint32_t* signs, uint32_t* mask, int64_t begin,
                     int64_t end);
@@ -277,9 +266,6 @@ struct KernelTable {
   // Rows [begin, end) of `length` elements each.
   void (*unpack_rows)(const uint32_t* words, int64_t length, Dtype dtype, void* out, int64_t begin,
                       int64_t end);
-  // Clears the elements of those rows of `grad` whose mask bit is 0.
-  void (*apply_mask)(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin,
-                     int64_t end);
   void (*pack_pixels)(const PixelTile&);
   // Counts a tile and does with the counts, which it need not leave in memory, what the epilogue says.
   void (*multiply)(const CountTile&, const MatmulTile&, const Epilogue&);
@@ -287,6 +273,24 @@ struct KernelTable {
   const TileTable* tiles;  // null where the processor has none
   const RealTable* reals;
   const SignedTable* signed_products;
+};
+
+struct ConvShape;
+
+// What only training needs; a library for inference is linked without it.
+struct TrainingTable {
+  // Words [first_word, first_word + n_words) of one tensor (dense: blocks of 32 elements); adds to `counts`.
+  void (*step)(const StepTensor&, const StepHyper&, int64_t first_word, int64_t n_words, StepCounts* counts);
+  // Clears the elements of rows [begin, end) of `grad` whose mask bit is 0.
+  void (*apply_mask)(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin,
+                     int64_t end);
+  // Convolutions whose groups have one channel and one output. Gradients of the weights of n <= lanes
+  // channels from `first` on, sums[tap][lanes]; of lines [begin, end) of batch * height of the input, from
+  // signs[tap][channel], with `seen` as memory for 2 taps.
+  void (*depthwise_weights)(const ConvShape&, Dtype, const void* grad, const uint32_t* x, int64_t first,
+                            int n, float* sums);
+  void (*depthwise_inputs)(const ConvShape&, Dtype, const void* grad, const uint32_t* signs,
+                           const uint32_t* mask, void* to, int64_t* seen, int64_t begin, int64_t end);
 };
 
 // What the loops are measured against; never part of an operator.
@@ -300,12 +304,6 @@ struct YardstickTable {
   // The instructions that `multiply` counts with, without memory accesses; returns the multiply-accumulates
   // it stands for.
   double (*register_loop)(int64_t iterations);
-};
-
-// All that an instruction set is: see csrc/README.md for how to add one.
-struct InstructionSet {
-  KernelTable kernels{};
-  YardstickTable yardsticks{};
 };
 
 }  // namespace bop2nd

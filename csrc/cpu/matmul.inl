@@ -19,13 +19,15 @@
 
 struct Weights {
   const uint32_t* slices;
-  const int32_t* offset;  // of the next word from `slices`, in words; where words do not lie side by side
+  const int32_t* offset;  // of the next words from `slices`, in words
 };
 
 #include "count_bytes.inl"
 
-// L: bits of a lane; P: pixels at a time; kIndexed: the words of w are found by their offsets.
-template <class C, int L, int P, bool kIndexed>
+// L: bits of a lane; P: pixels at a time. Words side by side are found by their offsets as well: that is
+// hidden behind the counting (as fast or faster, timed with AVX-512), and code of its own would be a tenth of
+// a library.
+template <class C, int L, int P>
 struct CarrySaveCount {
   using I = typename C::I;
   static constexpr int kSlicesPerWord = 32 / L;
@@ -41,13 +43,9 @@ struct CarrySaveCount {
 
     BOP2ND_INLINE void advance(int64_t n_slices) {
       for (int p = 0; p < P; ++p) x[p] += n_slices;
-      if constexpr (kIndexed)
-        w.offset += n_slices / kSlicesPerWord;
-      else
-        w.slices += 16 * n_slices;
+      w.offset += n_slices / kSlicesPerWord;
     }
     BOP2ND_INLINE I weight(int64_t slice) const {
-      if constexpr (!kIndexed) return C::load(w.slices + 16 * slice);
       int64_t first = static_cast<int64_t>(w.offset[slice / kSlicesPerWord]) * kSlicesPerWord;
       return C::load(w.slices + 16 * (first + slice % kSlicesPerWord));
     }
@@ -124,17 +122,15 @@ struct CarrySaveCount {
 constexpr int64_t kMaxRounds = 5;
 
 // One stretch of words of all pixels, P at a time from pixel `first` on. Returns the first pixel left over.
-template <class C, int L, int P, bool kIndexed>
+template <class C, int L, int P>
 int64_t count_pixels_in_planes(const CountTile& t, int64_t first, int64_t word, int64_t n_words) {
-  using Counter = CarrySaveCount<C, L, P, kIndexed>;
+  using Counter = CarrySaveCount<C, L, P>;
   constexpr int kVectors = 32 / L;
-  const uint32_t* w = kIndexed ? t.w : t.w + word * 16 * kVectors;
-  const int32_t* offset = t.w_offset + word;
   for (; first + P <= t.n_pixels; first += P) {
     for (int lane = 0; lane < 16; lane += C::kLanes) {
       typename Counter::Source s;
       for (int p = 0; p < P; ++p) s.x[p] = t.x + ((first + p) * t.x_words + word) * kVectors;
-      s.w = {w + lane, offset};
+      s.w = {t.w + lane, t.w_offset + word};
       typename C::I counts[P][kVectors];
       Counter::count(s, n_words * kVectors, counts);
       for (int v = 0; v < kVectors; ++v) {
@@ -149,31 +145,27 @@ int64_t count_pixels_in_planes(const CountTile& t, int64_t first, int64_t word, 
   return first;
 }
 
-template <class C, int L, int P, bool kIndexed>
+template <class C, int L, int P>
 int64_t count_pixels(const CountTile& t, int64_t first, int64_t word, int64_t n_words) {
   if constexpr (C::kCountsBytes) {
-    return count_pixels_in_bytes<C, L, P, kIndexed>(t, first, word, n_words);
+    return t.w_contiguous ? count_pixels_in_bytes<C, L, P, false>(t, first, word, n_words)
+                          : count_pixels_in_bytes<C, L, P, true>(t, first, word, n_words);
   } else {
-    return count_pixels_in_planes<C, L, P, kIndexed>(t, first, word, n_words);
+    return count_pixels_in_planes<C, L, P>(t, first, word, n_words);
   }
 }
 
-template <class C, int L, bool kIndexed>
-void count_tile(const CountTile& t) {
+template <class C, int L>
+void count_lanes(const CountTile& t) {
   constexpr int64_t kRoundWords = 64 * L / 32;
   int64_t rounds = std::max<int64_t>(1, (t.n_words + kRoundWords - 1) / kRoundWords);
   int64_t n_stretches = (rounds + kMaxRounds - 1) / kMaxRounds;
   int64_t stretch = (rounds + n_stretches - 1) / n_stretches * kRoundWords;
   for (int64_t word = 0; word == 0 || word < t.n_words; word += stretch) {
     int64_t n = std::min(stretch, t.n_words - word);
-    int64_t first = count_pixels<C, L, C::kPixels, kIndexed>(t, 0, word, n);
-    count_pixels<C, L, 1, kIndexed>(t, first, word, n);
+    int64_t first = count_pixels<C, L, C::kPixels>(t, 0, word, n);
+    count_pixels<C, L, 1>(t, first, word, n);
   }
-}
-
-template <class C, int L>
-void count_lanes(const CountTile& t) {
-  t.w_contiguous ? count_tile<C, L, false>(t) : count_tile<C, L, true>(t);
 }
 
 template <class C>

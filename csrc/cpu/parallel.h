@@ -61,4 +61,12 @@ void parallel_tasks(int64_t n, bool serial, const Body& body) {
   });
 }
 
+// Loops over words (of 32 elements) take at least this many per thread: below, waking one costs more than it
+// saves. And rows of so many words each.
+constexpr int64_t kWordGrain = 1024;
+inline int64_t row_grain(int64_t words_per_row) {
+  int64_t rows = kWordGrain / (words_per_row > 1 ? words_per_row : 1);
+  return rows > 1 ? rows : 1;
+}
+
 }  // namespace bop2nd

@@ -4,10 +4,29 @@
 #include <atomic>
 #include <vector>
 
-#include "dispatch.h"
+#include "isa_tables.h"
 #include "parallel.h"
 
 #define BOP2ND_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+using bop2nd::YardstickTable;
+
+constexpr bop2nd::Makers<YardstickTable> kMakers = {bop2nd::scalar_yardsticks,
+                                                    BOP2ND_IF_X86(bop2nd::avx2_yardsticks),
+                                                    BOP2ND_IF_X86(bop2nd::avx512_yardsticks),
+                                                    BOP2ND_IF_X86(bop2nd::avx512_bitalg_yardsticks),
+                                                    BOP2ND_IF_X86(bop2nd::avx512_amx_yardsticks),
+                                                    BOP2ND_IF_NEON(bop2nd::neon_yardsticks),
+                                                    BOP2ND_IF_NEON(bop2nd::neon_dot_yardsticks)};
+
+const YardstickTable& yardsticks_of(int id) {
+  static const auto tables = bop2nd::make_all<YardstickTable>(kMakers);
+  return tables[static_cast<size_t>(id)];
+}
+
+}  // namespace
 
 // 1 if a parallel loop is shared by as many threads as the pool has (so always with one thread): the threads
 // of a probe wait for each other for up to about 0.1 s.
@@ -28,8 +47,7 @@ BOP2ND_EXPORT int bop2nd_openmp(void) {
 // Runs the counting of instruction set `id` on register operands, on the calling thread. Returns the number
 // of binary multiply-accumulates done, 0 if this CPU cannot run it.
 BOP2ND_EXPORT double bop2nd_register_loop(int id, int64_t iterations) {
-  const bop2nd::InstructionSet* set = bop2nd::instruction_set(id);
-  return set ? set->yardsticks.register_loop(iterations) : 0.0;
+  return bop2nd_isa_supported(id) ? yardsticks_of(id).register_loop(iterations) : 0.0;
 }
 
 // Reads grads, ms, vs [n_weights[i]] of `grad_bytes` and `state_bytes` an element (4 and 4, 2 and 4, 2 and 2)
@@ -40,7 +58,7 @@ BOP2ND_EXPORT double bop2nd_bandwidth_loop(int64_t n_tensors, const void* const*
                                            int grad_bytes, int state_bytes) {
   bool known = state_bytes == 4 ? grad_bytes == 4 || grad_bytes == 2 : state_bytes == 2 && grad_bytes == 2;
   if (!known) return 0.0;
-  const bop2nd::YardstickTable& yardsticks = bop2nd::instruction_set(bop2nd_isa_active())->yardsticks;
+  const YardstickTable& yardsticks = yardsticks_of(bop2nd_isa_active());
   std::vector<int64_t> first(static_cast<size_t>(n_tensors) + 1, 0);
   for (size_t i = 0; i + 1 < first.size(); ++i) first[i + 1] = first[i] + n_weights[i] / 32;
   bop2nd::parallel_ranges(first.back(), 1024, [&](int64_t begin, int64_t end) {
@@ -59,7 +77,7 @@ BOP2ND_EXPORT double bop2nd_bandwidth_loop(int64_t n_tensors, const void* const*
 // whole vectors.
 BOP2ND_EXPORT double bop2nd_traffic_loop(const int32_t* read, int64_t n_read, int32_t* write,
                                          int64_t n_written) {
-  const bop2nd::YardstickTable& yardsticks = bop2nd::instruction_set(bop2nd_isa_active())->yardsticks;
+  const YardstickTable& yardsticks = yardsticks_of(bop2nd_isa_active());
   constexpr int64_t kPart = 1 << 14;  // of the longer array
   int64_t n_parts = (std::max(n_read, n_written) + kPart - 1) / kPart;
   auto at = [&](int64_t n, int64_t part) { return std::min(n, n * part / n_parts / 64 * 64); };

@@ -2,15 +2,18 @@
 // The list of instruction sets: order, complete tables, forcing, refusing.
 #include "check.h"
 
-void check_complete(const bop2nd::InstructionSet& set, const char* name) {
-  const bop2nd::KernelTable& t = set.kernels;
-  bool loops =
-      t.step && t.pack_rows && t.pack_columns && t.unpack_rows && t.apply_mask && t.pack_pixels && t.multiply;
-  CHECK(loops, "a loop of %s is missing", name);
+extern "C" double bop2nd_register_loop(int id, int64_t iterations);
+
+void check_complete(int id, const char* name) {
+  const bop2nd::KernelTable& t = *bop2nd::table_of(id);
+  CHECK(t.pack_rows && t.pack_columns && t.unpack_rows && t.pack_pixels && t.multiply,
+        "a loop of %s is missing", name);
+  const bop2nd::TrainingTable& training = *bop2nd::training_of(id);
+  CHECK(training.step && training.apply_mask && training.depthwise_weights && training.depthwise_inputs,
+        "a loop of the training of %s is missing", name);
   CHECK(t.sums && t.sums->lanes > 0, "%s has no sums", name);
   const bop2nd::SumTable& s = *t.sums;
-  bool sums = s.signed_sums && s.add_sums && s.transpose_bits && s.transpose && s.load_reals &&
-              s.store_reals && s.depthwise_weights && s.depthwise_inputs;
+  bool sums = s.signed_sums && s.add_sums && s.transpose_bits && s.transpose && s.load_reals && s.store_reals;
   CHECK(sums, "a loop of the sums of %s is missing", name);
   const bop2nd::SignedTable* products = t.signed_products;
   CHECK(products && products->look_up_reals && products->look_up_integers && products->multiply_bytes &&
@@ -21,7 +24,7 @@ void check_complete(const bop2nd::InstructionSet& set, const char* name) {
             reals->window_products && reals->binary && reals->affine && reals->clamp,
         "a loop of the real numbers of %s is missing", name);
   CHECK(!t.tiles || (t.tiles->pixels && t.tiles->multiply), "a loop of the tiles of %s is missing", name);
-  CHECK(set.yardsticks.stream && set.yardsticks.register_loop(2) > 0, "a yardstick of %s is missing", name);
+  CHECK(bop2nd_register_loop(id, 2) > 0, "a yardstick of %s is missing", name);
 }
 
 int main() {
@@ -36,19 +39,18 @@ int main() {
       CHECK(std::string(bop2nd_isa_name(other)) != name, "%s stands twice", name);
     CHECK(bop2nd_isa_requires(id) && *bop2nd_isa_requires(id), "%s needs nothing", name);
     bool supported = bop2nd_isa_supported(id) == 1;
-    const bop2nd::InstructionSet* set = bop2nd::instruction_set(id);
-    CHECK(supported == (set != nullptr), "%s", name);
-    CHECK(bop2nd::table_of(id) == (set ? &set->kernels : nullptr), "%s", name);
+    CHECK(supported == (bop2nd::table_of(id) != nullptr), "%s", name);
+    CHECK(supported == (bop2nd::training_of(id) != nullptr), "%s", name);
     CHECK((bop2nd_isa_force(id) == 0) == supported, "%s", name);
     CHECK(!supported || bop2nd_isa_active() == id, "%s", name);
     if (!supported) continue;
     best = id;
-    check_complete(*set, name);
+    check_complete(id, name);
   }
   for (int id : {-2, count, 99}) {
     CHECK(bop2nd_isa_force(id) == -1, "%d", id);
     CHECK(!bop2nd_isa_name(id) && !bop2nd_isa_supported(id) && bop2nd_isa_calls(id) == 0, "%d", id);
-    CHECK(!bop2nd::instruction_set(id), "%d", id);
+    CHECK(!bop2nd::table_of(id) && !bop2nd::training_of(id), "%d", id);
   }
   CHECK(bop2nd_isa_force(-1) == 0 && bop2nd_isa_active() == best, "best is %d", best);
 }

@@ -273,7 +273,7 @@ void check_index_seam(const char* isa) {
                  .length = length,
                  .key = 12345};
     StepCounts counts{0, 0};
-    table_of(id)->step(t, kHyper, first_word, n_words, &counts);
+    training_of(id)->step(t, kHyper, first_word, n_words, &counts);
     int64_t n = length == (int64_t{1} << 33) ? kSize : length - start + kWordBits;
     for (int64_t e = 0; e < n; ++e) {
       float m_want = 0, v_want = 0;
