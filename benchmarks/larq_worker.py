@@ -1,4 +1,4 @@
-"""Runs in an environment with larq_compute_engine: builds, runs and times one-layer models on request.
+"""Runs in an environment with larq_compute_engine: builds, runs and times models on request.
 
 Speaks JSON lines: requests on standard input, answers on standard output. Imports nothing of this project.
 """
@@ -35,16 +35,58 @@ except ImportError as missing:
     sys.exit(1)
 
 
-def build(request: dict[str, Any]) -> tuple[object, object]:
-    """An interpreter of a converted one-layer model, and its input; writes the output for the gate."""
-    folder = Path(request["build"])
-    x, w = np.load(folder / "x.npy"), np.load(folder / "w.npy")
-    padding = {"padding": "same", "pad_values": 1.0} if request["same"] else {"padding": "valid"}
+def binary(x: Any, w: Any, stride: int, same: bool) -> Any:
+    """Signs of ``x`` by the signs ``w`` ``[kH, kW, I, O]``; with ``same`` padded with +1."""
+    padding = {"padding": "same", "pad_values": 1.0} if same else {"padding": "valid"}
     quantizers = dict.fromkeys(("input_quantizer", "kernel_quantizer"), "ste_sign")
-    how = {"strides": request["stride"], "kernel_constraint": "weight_clip", "use_bias": False}
+    how = {"strides": stride, "kernel_constraint": "weight_clip", "use_bias": False}
     layer = larq.layers.QuantConv2D(w.shape[3], w.shape[0], **how, **padding, **quantizers)
-    model = tf.keras.Sequential([tf.keras.layers.InputLayer(x.shape[1:], batch_size=x.shape[0]), layer])
-    layer.set_weights([w])
+    return with_weights(layer, x, w)
+
+
+def with_weights(layer: Any, x: Any, *weights: Any) -> Any:
+    y = layer(x)
+    layer.set_weights(weights)
+    return y
+
+
+def padded(x: Any, n: int, value: float) -> Any:
+    return tf.pad(x, [[0, 0], [n, n], [n, n], [0, 0]], constant_values=value)
+
+
+def birealnet18(x: Any, weights: Any) -> Any:
+    """Bi-Real-Net-18 whose binary convolutions pad with +1; ``weights`` in the order of its layers."""
+    layers = tf.keras.layers
+
+    def conv(x: Any, stride: int = 1) -> Any:
+        w = next(weights)
+        return with_weights(layers.Conv2D(w.shape[3], w.shape[0], stride, use_bias=False), x, w)
+
+    def norm(x: Any) -> Any:
+        statistics = [next(weights) for _ in range(4)]
+        return with_weights(layers.BatchNormalization(epsilon=1e-5), x, *statistics)
+
+    x = layers.MaxPool2D(3, 2)(padded(norm(conv(padded(x, 3, 0.0), 2)), 1, -1e30))
+    for unit in range(16):
+        stride = 2 if unit in (4, 8, 12) else 1
+        y = norm(binary(padded(x, 1, 1.0) if stride == 2 else x, next(weights), stride, stride == 1))
+        x = y + (norm(conv(layers.AveragePooling2D(2)(x))) if stride == 2 else x)
+    w, bias = next(weights), next(weights)
+    return with_weights(layers.Dense(w.shape[1]), layers.GlobalAveragePooling2D()(x), w, bias)
+
+
+def build(request: dict[str, Any]) -> tuple[object, object]:
+    """An interpreter of a converted model, and its input; writes the output for the gate."""
+    folder = Path(request["build"])
+    x = np.load(folder / "x.npy")
+    with np.load(folder / "weights.npz") as file:
+        weights = iter([file[name] for name in file.files])
+    given = tf.keras.Input(x.shape[1:], batch_size=x.shape[0])
+    if request["network"]:
+        output = birealnet18(given, weights)
+    else:
+        output = binary(given, next(weights), request["stride"], request["same"])
+    model = tf.keras.Model(given, output)
     interpreter = Interpreter(larq_compute_engine.convert_keras_model(model), num_threads=1)
     np.save(folder / "y.npy", interpreter.predict(x))
     # `predict` of the inner interpreter takes one batch without the generators around it.

@@ -16,10 +16,12 @@ import bop2nd_fast as bf
 
 from .. import gates
 from ..float_network import Sign, floating
+from ..goals import goal, over
 from ..networks import BINARYNET, BIREALNET
 from ..registry import ALL_THREADS, BASELINE, OURS, VARIANT, Case, Contender, Picture, Prepared, Suite
 
 PACKED, BOTH_THREADS = "bf.inference.convert", "bf.inference.convert, all threads"
+BYTES = "bf.inference.convert(image_bytes=True)"
 ROUNDED, EVAL = "bf.inference.convert(exact=False)", "bop2nd, model.eval()"
 FP32, FP32_LAST, BF16 = "fp32", "fp32, channels-last", "bf16, channels-last"
 COMPILED = "fp32, torch.compile"
@@ -27,16 +29,16 @@ COMPILED = "fp32, torch.compile"
 TOLERANCE, SHARE = 0.05, 0.95
 
 
-def close(got: Tensor, want: Tensor) -> str:
-    """Raises GateError unless nearly all images are within ``TOLERANCE`` of the reference.
+def close(got: Tensor, want: Tensor, tolerance: float = TOLERANCE) -> str:
+    """Raises GateError unless nearly all images are within the tolerance of the reference.
 
     A sum of the first, real layer that is rounded to the other side of zero changes all of an image's result.
     """
     errors = (got - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
-    n = int((errors < TOLERANCE).sum())
+    n = int((errors < tolerance).sum())
     if n < SHARE * len(errors):
-        raise gates.GateError(f"only {n} of {len(errors)} images within {TOLERANCE:.0%} of the reference")
-    return f"{n} of {len(errors)} images within {TOLERANCE:.0%} of the reference (norm)"
+        raise gates.GateError(f"only {n} of {len(errors)} images within {tolerance:.0%} of the reference")
+    return f"{n} of {len(errors)} images within {tolerance:.0%} of the reference (norm)"
 
 
 def cases(quick: bool) -> list[Case]:
@@ -78,6 +80,7 @@ def _contenders(network: str, width: int, image: int, batch: int) -> list[Conten
     ]
     if network == BINARYNET:  # compiling the larger network would take longer than all of its measurements
         result.append(entry(COMPILED, BASELINE, partial(theirs, compiled=True), slow=True))
+        result.insert(3, entry(BYTES, VARIANT, partial(_make_bytes, model, batch, image)))
     return result
 
 
@@ -95,6 +98,19 @@ def _make_packed(model: nn.Module, x: Tensor, exact: bool = True) -> Prepared:
         return {"weights": packed.nbytes, "weights_fp32": sum(row.bytes_fp32 for row in packed.report())}
 
     return Prepared(check, lambda: packed(x), memory=weights)
+
+
+def _make_bytes(model: nn.Module, batch: int, image: int) -> Prepared:
+    bytes = torch.randint(0, 256, (batch, 3, image, image), dtype=torch.uint8)
+    packed = bf.inference.convert(model, bytes[:1], image_bytes=True)
+    want = model(bytes.float() / 127.5 - 1)
+
+    def check() -> str:
+        if not torch.equal(packed(bytes), want):
+            raise gates.GateError("the outputs differ from the trained model's on the same images")
+        return "equal to the trained model's output on the same images"
+
+    return Prepared(check, lambda: packed(bytes))
 
 
 def _make_eval(model: nn.Module, x: Tensor) -> Prepared:
@@ -139,6 +155,9 @@ def make_float(
 SUITE = Suite(
     cases,
     families={"fp32": (FP32, FP32_LAST), "bf16": (BF16,), "fp32, compiled": (COMPILED,)},
+    goals=(
+        goal("inference", "packed BinaryNet on bytes: against real images", 1.1, over(PACKED, ours=BYTES)),
+    ),
     pictures=(Picture("inference", "Inference: time of others over the packed network's"),),
     summary=lambda record: True,
 )

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import bop2nd_fast as bf
 from bop2nd_fast.inference import PackedModel
 from bop2nd_fast.stamp import ROOT
 
+from .. import larq_adapter
 from ..float_network import floating
 from ..goals import Formula, Goal, Record, contender, goal, over, share
 from ..networks import BINARYNET, BIREALNET
@@ -45,7 +46,8 @@ from . import inference
 
 PARTS, STEPS = "torch, parts (run_packed)", "torch, step by step"
 RUNTIME, PROGRAM, IN_TORCH = "libbop2nd_runtime", "C program", "Python with torch"
-FP32, FP32_LAST, ONNX = inference.FP32, inference.FP32_LAST, "onnxruntime, fp32"
+FP32, FP32_LAST, LARQ = inference.FP32, inference.FP32_LAST, "Larq, pads with +1"
+ONNX, ONNX_INT8 = "onnxruntime, fp32", "onnxruntime, int8"
 PRODUCTS, AT_ONCE = "its convolutions alone, 8 images", 8
 PROCESS = "process start to first prediction"
 _BUILD = ROOT / "build" / "runtime"
@@ -102,8 +104,7 @@ def _contenders(network: str, width: int, image: int, batch: int) -> list[Conten
         entry(RUNTIME, VARIANT, partial(_in_library, packed, x), slow=True),
         entry(FP32, BASELINE, partial(inference.make_float, model, x)),
         entry(FP32_LAST, BASELINE, partial(inference.make_float, model, x, last=True)),
-        # Of many images it rounds some first sum of most to the other side of zero.
-        *([entry(ONNX, BASELINE, partial(_in_onnxruntime, model, x), slow=True)] if batch == 1 else []),
+        *(_others(entry, network, model, x) if batch == 1 else []),
         Contender(
             PRODUCTS,
             BOUND,
@@ -112,6 +113,23 @@ def _contenders(network: str, width: int, image: int, batch: int) -> list[Conten
             threads=1,
         ),
     ]
+
+
+def _others(
+    entry: Callable[..., Contender], network: str, model: nn.Module, x: Tensor
+) -> Iterator[Contender]:
+    """Of one image: of many, fp32 rounds some first sum of most to the other side of zero."""
+    yield entry(ONNX, BASELINE, partial(_in_onnxruntime, model, x), slow=True)
+    yield entry(ONNX_INT8, BASELINE, partial(_in_onnxruntime, model, x, int8=True), slow=True)
+    if network == BIREALNET and x.shape[-1] == 224:
+        yield entry(LARQ, BASELINE, partial(_in_larq, model, x), slow=True)
+
+
+def _in_larq(model: nn.Module, x: Tensor) -> Prepared:
+    padded = bf.models.BiRealNet18(padding_value=1).eval()
+    padded.load_state_dict(model.state_dict())
+    # One image, and sums of the stem in another order: a few signs turn (11 % of the norm were seen).
+    return larq_adapter.birealnet18(padded, x, lambda output: inference.close(output, padded(x), 0.2))
 
 
 def _products(
@@ -208,22 +226,51 @@ def _in_library(packed: PackedModel, x: Tensor) -> Prepared:
     return Prepared(check, lambda: (library.bop2nd_run(*call), x)[0], close=close)
 
 
-def _in_onnxruntime(model: nn.Module, x: Tensor) -> Prepared:
+def _in_onnxruntime(model: nn.Module, x: Tensor, int8: bool = False) -> Prepared:
     try:
         import onnxruntime
+
+        if int8:
+            from onnxruntime import quantization
     except ImportError as error:
         raise Unavailable(str(error)) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     net = floating(model)
-    session = onnxruntime.InferenceSession(_onnx(net, x), options, providers=["CPUExecutionProvider"])
+    file = _onnx(net, x)
+    if int8:
+        file = _quantized(file, x, quantization)
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x.numpy()}
 
     def check() -> str:
+        if int8:
+            if not np.isfinite(session.run(None, feed)[0]).all():
+                raise GateError("its output is not finite")
+            return "finite (8 bits round away the small sums whose sign decides)"
         with torch.inference_mode():
             return inference.close(torch.from_numpy(session.run(None, feed)[0]), net(x))
 
     return Prepared(check, lambda: session.run(None, feed))
+
+
+def _quantized(file: bytes, x: Tensor, quantization: Any) -> bytes:
+    """The ONNX file with 8-bit convolutions and dense layers, calibrated on ``x``."""
+
+    class OnImages(quantization.CalibrationDataReader):
+        def __init__(self, name: str) -> None:
+            self.feeds = iter([{name: x.numpy()}])
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder) / "given.onnx", Path(folder) / "made.onnx"
+        given.write_bytes(file)
+        quantization.shape_inference.quant_pre_process(given, given)
+        name = quantization.quant_utils.load_model_with_shape_infer(given).graph.input[0].name
+        quantization.quantize_static(given, made, OnImages(name), per_channel=True)
+        return made.read_bytes()
 
 
 def _onnx(net: nn.Module, x: Tensor) -> bytes:
@@ -368,6 +415,8 @@ def _goals() -> tuple[Goal, ...]:
         at_least(large, "runtime against single steps in torch", 1.6, over(STEPS, ours=RUNTIME)),
         at_least(large, "runtime against fp32, channels-last", 8, over(FP32_LAST, ours=RUNTIME)),
         at_least(large, "runtime against onnxruntime fp32", 5, over(ONNX, ours=RUNTIME)),
+        at_least(large, "runtime against onnxruntime int8", 2, over(ONNX_INT8, ours=RUNTIME)),
+        at_least(large, "runtime against Larq Compute Engine 0.16", 8, over(LARQ, ours=RUNTIME)),
         most(f"{process}: C program", 50, BINARYNET, _milliseconds, "ms"),
         at_least(process, "C program against torch", 30, over(IN_TORCH)),
         most(f"{BIREALNET}: peak resident memory", 60, BIREALNET, _memory("peak_resident")),
@@ -378,6 +427,11 @@ def _goals() -> tuple[Goal, ...]:
 
 SUITE = Suite(
     cases,
-    families={"fp32": (FP32, FP32_LAST), "onnxruntime": (ONNX,), "torch": (IN_TORCH,)},
+    families={
+        "fp32": (FP32, FP32_LAST),
+        "onnxruntime": (ONNX, ONNX_INT8),
+        "Larq": (LARQ,),
+        "torch": (IN_TORCH,),
+    },
     goals=_goals(),
 )

@@ -1,8 +1,9 @@
-"""Suite ``train_step``: forward, backward and optimizer step of BinaryNet, in time and in memory.
+"""Suite ``train_step``: forward, backward and optimizer step of a network, in time and in memory.
 
-The baseline is the same network as most people write it: fp32 latent weights (``bf.nn.LatentConv2d``: signs
-with a straight-through estimator, ``F.conv2d``), torch's pooling, Adam. Memory is measured in a process of
-its own: ``python -m benchmarks.suites.train_step NAME WIDTH BATCH IMAGE_SIZE THREADS``.
+BinaryNet, and a perceptron of signs times real numbers (``BinaryLinear(input_quantizer=None)``). The baseline
+is the same network as most people write it: fp32 latent weights (``bf.nn.LatentConv2d``: signs with a
+straight-through estimator, ``F.conv2d``), torch's pooling, Adam. Memory is measured in a process of its own:
+``python -m benchmarks.suites.train_step NAME WIDTH BATCH IMAGE_SIZE THREADS NETWORK``.
 """
 
 from __future__ import annotations
@@ -37,20 +38,27 @@ LATENT, LATENT_FUSED = "latent weights, Adam", "latent weights, Adam(fused=True)
 LATENT_COMPILED = "latent weights, torch.compile, Adam(fused=True)"
 GPU_OURS, GPU_FAKE, GPU_GRAPH = "ours, eager", "fake-quantized, eager", "ours, CUDA graph"
 SEED = 11
+PERCEPTRON = "perceptron"  # real inputs: features, four times as many hidden units, as many outputs
+Sizes = tuple[int, int, int]  # width, batch and image size; features, batch and nothing
 
 
 def cases(quick: bool) -> list[Case]:
     width, batch, image = sizes = (16, 4, 16) if quick else (128, 50, 32)
     shapes = {"width": width, "batch": batch, "image_size": image}
     name = f"BinaryNet width {width}, batch {batch}, {image}x{image}"
-    make = partial(_contenders, *sizes, quick)
-    return [Case("train_step", "train_step", name, shapes, "1/s", make, threads=None, networks=(BINARYNET,))]
+    case = partial(Case, "train_step", "train_step", unit="1/s", threads=None)
+    make = partial(_contenders, BINARYNET, sizes, quick)
+    result = [case(name, shapes, contenders=make, networks=(BINARYNET,))]
+    features, batch, _ = sizes = (16, 4, 0) if quick else (1024, 256, 0)
+    name = f"{PERCEPTRON} {features}-{4 * features}-{features} of real numbers, batch {batch}"
+    make = partial(_contenders, PERCEPTRON, sizes, quick)
+    return [*result, case(name, {"features": features, "batch": batch}, contenders=make)]
 
 
-def _contenders(width: int, batch: int, image: int, quick: bool) -> list[Contender]:
+def _contenders(network: str, sizes: Sizes, quick: bool) -> list[Contender]:
     baselines = (LATENT, LATENT_FUSED, LATENT_COMPILED)
     roles = {PACKED: OURS, PACKED_BF16: VARIANT, PACKED_LEAN: VARIANT} | dict.fromkeys(baselines, BASELINE)
-    make = partial(_make, width=width, batch=batch, image=image, quick=quick)
+    make, batch = partial(_make, network=network, sizes=sizes, quick=quick), sizes[1]
     entry = partial(Contender, items=batch)
     return [entry(n, role, partial(make, n), slow=n == LATENT_COMPILED) for n, role in roles.items()]
 
@@ -84,24 +92,41 @@ class Training:
         return [p for p in self.model.parameters() if isinstance(p, bf.BinaryTensor)]
 
 
+def _perceptron(features: int) -> nn.Module:
+    dense = partial(bf.nn.LatentLinear, input_quantizer=None)
+    return nn.Sequential(dense(features, 4 * features), nn.ReLU(), dense(4 * features, features))
+
+
 def training(
-    name: str, width: int, batch: int, image: int, device: str = "cpu", amp: bool = False
+    name: str,
+    width: int,
+    batch: int,
+    image: int,
+    device: str = "cpu",
+    amp: bool = False,
+    network: str = BINARYNET,
 ) -> Training:
     """Contender ``name``, from one seed: all start from the same signs and see the same batch."""
     torch.manual_seed(SEED)
-    model: nn.Module = bf.models.BinaryNet(width=width, image_size=image, weights="latent")
-    x = torch.randn(batch, 3, image, image).to(device)
-    labels = torch.randint(0, 10, (batch,)).to(device)
+    if network == PERCEPTRON:
+        model, x, n_classes = _perceptron(width), torch.randn(batch, width).to(device), width
+    else:
+        model = bf.models.BinaryNet(width=width, image_size=image, weights="latent")
+        x, n_classes = torch.randn(batch, 3, image, image).to(device), 10
+    labels = torch.randint(0, n_classes, (batch,)).to(device)
     graphs = device == "cuda"  # a step may be captured
     if name in ALL_PACKED:
         model = bf.nn.binarized(model).to(device)
         binary, real = bf.optim.split_parameters(model)
         moments = torch.float32 if name == PACKED else torch.bfloat16
         bop = bf.optim.Bop2ndOrder(binary, moment_dtype=moments, capturable=graphs)
-        adam = torch.optim.Adam(real, lr=0.01, fused=True, capturable=graphs)
+        optimizers: list[torch.optim.Optimizer] = []
+        if real := list(real):
+            optimizers = [torch.optim.Adam(real, lr=0.01, fused=True, capturable=graphs)]
         if name == PACKED_LEAN:
             bf.optim.step_in_backward(model, bop)
-        optimizers: list[torch.optim.Optimizer] = [adam] if name == PACKED_LEAN else [bop, adam]
+        else:
+            optimizers.insert(0, bop)
     else:
         model = torch_pools(model).to(device)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -110,9 +135,9 @@ def training(
     return Training(model, optimizers, x, labels, forward, amp)
 
 
-def steps(name: str, width: int, batch: int, image_size: int, n: int) -> Training:
+def steps(name: str, sizes: Sizes, network: str, n: int) -> Training:
     """Build a contender and run ``n`` steps; what ``main`` measures."""
-    it = training(name, width, batch, image_size)
+    it = training(name, *sizes, network=network)
     for _ in range(n):
         it.step()
     return it
@@ -121,13 +146,13 @@ def steps(name: str, width: int, batch: int, image_size: int, n: int) -> Trainin
 # -------------------------------------------------------------------------------------------- gates
 
 
-def _make(name: str, width: int, batch: int, image: int, quick: bool) -> Prepared:
-    it = training(name, width, batch, image)
-    check = partial(_check_packed, name) if name in ALL_PACKED else partial(_check_latent, name)
+def _make(name: str, network: str, sizes: Sizes, quick: bool) -> Prepared:
+    it = training(name, *sizes, network=network)
+    check = partial(_check_packed if name in ALL_PACKED else _check_latent, name, network)
 
     def measure_memory() -> dict[str, int]:
-        sizes = (width, batch, image, torch.get_num_threads())
-        peaks = memory.in_own_process("benchmarks.suites.train_step", name, *sizes)
+        arguments = (name, *sizes, torch.get_num_threads(), network)
+        peaks = memory.in_own_process("benchmarks.suites.train_step", *arguments)
         return peaks | {"saved_for_backward": memory.saved_for_backward(it.model, it.x)}
 
     # Compiling once more in another process would take longer than everything else.
@@ -135,7 +160,7 @@ def _make(name: str, width: int, batch: int, image: int, quick: bool) -> Prepare
     return Prepared(check, it.step, memory=None if without else measure_memory)
 
 
-def _check_packed(name: str) -> str:
+def _check_packed(name: str, network: str) -> str:
     """A small network, one step on the backend in use and on the reference: same loss, same sign bits.
 
     Not all of them: many gradients are sums that would be 0 in exact arithmetic (a channel of one sign, under
@@ -144,7 +169,7 @@ def _check_packed(name: str) -> str:
     results = []
     for backend in (bf.backends.forced() or "auto", "reference"):
         with bf.backends.use(backend):
-            it = training(name, 16, 6, 16)
+            it = training(name, 16, 6, 16, network=network)
             loss = it.step().item()
             results.append((loss, torch.cat([p.unpack().detach().flatten() for p in it.packed()])))
     (loss, signs), (want_loss, want_signs) = results
@@ -154,10 +179,10 @@ def _check_packed(name: str) -> str:
     return f"the reference's loss; {differ} of {total} signs differ (order of sums)"
 
 
-def _check_latent(name: str) -> str:
+def _check_latent(name: str, network: str) -> str:
     """The twin computes the loss and the weight gradients of our network."""
-    ours = training(PACKED, 16, 6, 16)
-    other = training(LATENT if name == LATENT_COMPILED else name, 16, 6, 16)
+    names = (PACKED, LATENT if name == LATENT_COMPILED else name)
+    ours, other = (training(n, 16, 6, 16, network=network) for n in names)
     losses = [t.step().item() for t in (ours, other)]
     gradients = [
         [p.grad for m in t.model.modules() if (p := getattr(m, "weight", None)) is not None and p.dim() > 1]
@@ -233,8 +258,8 @@ def _peak_bytes(build: Callable[[], Training]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _goal(what: str, aim: float, formula: Formula) -> Goal:
-    return goal("train_step", f"BinaryNet training step: {what}", aim, formula)
+def _goal(what: str, aim: float, formula: Formula, network: str = BINARYNET) -> Goal:
+    return goal("train_step", f"{network} training step: {what}", aim, formula, start=network)
 
 
 _memory = partial(memory_over, LATENT, PACKED)
@@ -247,10 +272,15 @@ SUITE = Suite(
     },
     goals=(
         _goal("against latent weights and Adam", 1.5, over(LATENT)),
+        _goal("peak of torch's allocator, latent over ours", 2, _memory("allocator_peak")),
+        _goal("growth of the resident set, latent over ours", 2, _memory("rss_growth")),
+        _goal("against latent weights and fused Adam", 2, over(LATENT_FUSED), PERCEPTRON),
         _goal(
-            "peak of torch's allocator, latent over ours", 2, memory_over(LATENT, PACKED, "allocator_peak")
+            "peak of torch's allocator, latent over ours",
+            2,
+            memory_over(LATENT_FUSED, PACKED, "allocator_peak"),
+            PERCEPTRON,
         ),
-        _goal("growth of the resident set, latent over ours", 2, memory_over(LATENT, PACKED, "rss_growth")),
     ),
     pictures=(Picture("train_step", "Training step", kind="training"),),
     summary=lambda record: True,
@@ -258,12 +288,12 @@ SUITE = Suite(
 
 
 def main(arguments: list[str]) -> None:
-    """``NAME WIDTH BATCH IMAGE_SIZE THREADS``: print the peaks of a network and its three steps as JSON."""
-    name = arguments[0]
-    width, batch, image_size, threads = map(int, arguments[1:])
+    """Print the peaks of a network and its three steps as JSON; arguments as above."""
+    name, *numbers, network = arguments
+    width, batch, image_size, threads = map(int, numbers)
     torch.set_num_threads(threads)
-    steps(name, 8, 2, 10, 2)  # the libraries' first-use allocations are not the step's
-    print(json.dumps(memory.peaks(partial(steps, name, width, batch, image_size, 3))))
+    steps(name, (8, 2, 10), network, 2)  # the libraries' first-use allocations are not the step's
+    print(json.dumps(memory.peaks(partial(steps, name, (width, batch, image_size), network, 3))))
 
 
 if __name__ == "__main__":
