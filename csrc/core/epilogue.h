@@ -35,7 +35,9 @@ struct Epilogue {
   BOP2ND_HD bool has_more() const {
     return low != INT32_MIN || high != INT32_MAX || relu || slope || post_shift || sign_shift;
   }
-  BOP2ND_HD bool only_values() const { return !signs && !scale && !shift && !residual && !has_more(); }
+  // Whether values are anything but the dots.
+  BOP2ND_HD bool computes() const { return scale || shift || residual || has_more(); }
+  BOP2ND_HD bool only_values() const { return !signs && !computes(); }
 };
 
 // The values of n neighbouring outputs from `output` on, of which `left` exist; the others repeat the last
