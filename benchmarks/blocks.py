@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,25 @@ def suite_block(records: Records, name: str) -> str:
     if memory:
         text += "\n\n" + table(("case", "contender", "what", "bytes", "ours is smaller by"), memory)
     return text
+
+
+def compare_block(path: Path) -> str:
+    """Old and new side by side: what ``bop2nd bench --compare BASE --out`` wrote."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [
+        [
+            *(r[key] for key in ("case", "contender")),
+            *(duration(r[key]) for key in ("old_s", "new_s")),
+            *(f"{r['median']:.2f}", f"{r['low']:.2f} – {r['high']:.2f}"),
+        ]
+        for r in found
+    ]
+    new = results.newest(found)
+    head = (
+        f"Commits {found[0]['base']} and {new['commit'][:12]} in turns, {new['date'][:10]}: the ratio is the "
+        "median of rounds, with its 95 % interval."
+    )
+    return f"{head}\n\n" + table(("case", "contender", "old", "new", "new / old", "95 %"), rows)
 
 
 def memory_rows(records: Records) -> list[list[str]]:

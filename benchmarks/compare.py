@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bop2nd_fast.stamp import ROOT
+from bop2nd_fast.stamp import ROOT, stamp
 
 from .registry import cases
 from .tables import duration
@@ -143,7 +143,8 @@ def compare(
     python: str = sys.executable,
     out: Path | None = None,
 ) -> int:
-    """Compare, print the table, write the ratios to ``out`` as JSON lines; returns the exit status.
+    """Compare, print the table, write the ratios to ``out`` as JSON lines; returns the exit status. Named
+    ``compare-BASE.jsonl`` beside a machine's results, they are a table of its README.
 
     Raises:
         ValueError: no such commit, an unknown suite or operator, fewer than 6 rounds.
@@ -151,7 +152,9 @@ def compare(
     cases(suites, op, quick)
     if rounds < 6:
         raise ValueError(f"a 95 % interval of a median needs at least 6 rounds, got {rounds}")
-    old, new = worker_of(tree_of(base, python), python), worker_of(ROOT)
+    tree = tree_of(base, python)
+    where = {"base": tree.name, "stamp": stamp()}
+    old, new = worker_of(tree, python), worker_of(ROOT)
     ratios: list[Ratio] = []
     failed: list[str] = []
     with console.status("comparing") as status:
@@ -163,7 +166,7 @@ def compare(
             status.update(f"{found.case}: {found.contender}: {found.median:.3f}")
             if out:
                 with out.open("a") as file:
-                    file.write(json.dumps(vars(found)) + "\n")
+                    file.write(json.dumps(vars(found) | where) + "\n")
     old.close()
     new.close()
     console.print(table(ratios, base))

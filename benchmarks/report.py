@@ -114,6 +114,8 @@ def machine_text(records: blocks.Records, directory: Path) -> str:
     measured = {r["suite"] for r in records}
     for suite in (*SUITES, *(s for s in GPU_SUITES if s in measured)):
         parts += [f"## {suite}", blocks.suite_block(records, suite)]
+    for path in sorted(directory.glob("compare-*.jsonl")):
+        parts += ["## An old commit against a new one", blocks.compare_block(path)]
     return "\n\n".join(parts) + "\n"
 
 
