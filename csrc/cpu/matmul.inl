@@ -24,10 +24,8 @@ struct Weights {
 
 #include "count_bytes.inl"
 
-// L: bits of a lane; P: pixels at a time. Words side by side are found by their offsets as well: that is
-// hidden behind the counting (as fast or faster, timed with AVX-512), and code of its own would be a tenth of
-// a library.
-template <class C, int L, int P>
+// L: bits of a lane; P: pixels at a time; kIndexed: the words of w are found by their offsets.
+template <class C, int L, int P, bool kIndexed>
 struct CarrySaveCount {
   using I = typename C::I;
   static constexpr int kSlicesPerWord = 32 / L;
@@ -43,9 +41,13 @@ struct CarrySaveCount {
 
     BOP2ND_INLINE void advance(int64_t n_slices) {
       for (int p = 0; p < P; ++p) x[p] += n_slices;
-      w.offset += n_slices / kSlicesPerWord;
+      if constexpr (kIndexed)
+        w.offset += n_slices / kSlicesPerWord;
+      else
+        w.slices += 16 * n_slices;
     }
     BOP2ND_INLINE I weight(int64_t slice) const {
+      if constexpr (!kIndexed) return C::load(w.slices + 16 * slice);
       int64_t first = static_cast<int64_t>(w.offset[slice / kSlicesPerWord]) * kSlicesPerWord;
       return C::load(w.slices + 16 * (first + slice % kSlicesPerWord));
     }
@@ -122,15 +124,16 @@ struct CarrySaveCount {
 constexpr int64_t kMaxRounds = 5;
 
 // One stretch of words of all pixels, P at a time from pixel `first` on. Returns the first pixel left over.
-template <class C, int L, int P>
+template <class C, int L, int P, bool kIndexed>
 int64_t count_pixels_in_planes(const CountTile& t, int64_t first, int64_t word, int64_t n_words) {
-  using Counter = CarrySaveCount<C, L, P>;
+  using Counter = CarrySaveCount<C, L, P, kIndexed>;
   constexpr int kVectors = 32 / L;
+  const uint32_t* w = kIndexed ? t.w : t.w + word * 16 * kVectors;
   for (; first + P <= t.n_pixels; first += P) {
     for (int lane = 0; lane < 16; lane += C::kLanes) {
       typename Counter::Source s;
       for (int p = 0; p < P; ++p) s.x[p] = t.x + ((first + p) * t.x_words + word) * kVectors;
-      s.w = {t.w + lane, t.w_offset + word};
+      s.w = {w + lane, t.w_offset + word};
       typename C::I counts[P][kVectors];
       Counter::count(s, n_words * kVectors, counts);
       for (int v = 0; v < kVectors; ++v) {
@@ -151,7 +154,13 @@ int64_t count_pixels(const CountTile& t, int64_t first, int64_t word, int64_t n_
     return t.w_contiguous ? count_pixels_in_bytes<C, L, P, false>(t, first, word, n_words)
                           : count_pixels_in_bytes<C, L, P, true>(t, first, word, n_words);
   } else {
-    return count_pixels_in_planes<C, L, P>(t, first, word, n_words);
+    // Offsets of words side by side cost a load for a word. It is hidden behind the counting, but for a
+    // single pixel (7 % of a dense layer's time with AVX-512); a second copy of all loops is a tenth of a
+    // library.
+    if constexpr (P == 1 && L == 8 && C::kLanes > 4) {
+      if (t.w_contiguous) return count_pixels_in_planes<C, L, P, false>(t, first, word, n_words);
+    }
+    return count_pixels_in_planes<C, L, P, true>(t, first, word, n_words);
   }
 }
 

@@ -400,31 +400,30 @@ void plan_corrections(Plan& plan, int64_t offset) {
       plan.correction_of.push_back(static_cast<int32_t>(row * n_columns + column));
   }
   plan.correction_stride = round_up(s.out_channels, 16) + 16;
-  plan.corrections.assign(seen[0].size() * seen[1].size() * static_cast<size_t>(plan.correction_stride), 0);
+  size_t stride = static_cast<size_t>(plan.correction_stride), n_taps = static_cast<size_t>(s.taps());
+  plan.corrections.assign(seen[0].size() * seen[1].size() * stride, 0);
+  ScratchVector<uint32_t> of_taps(n_taps * stride);  // modulo 2^32, as all sums here
+  uint32_t* corrections = reinterpret_cast<uint32_t*>(plan.corrections.data());
   parallel_ranges(s.out_channels, ceil_div(1 << 12, std::max<int64_t>(1, s.taps() * words)),
                   [&](int64_t begin, int64_t end) {
-                    ScratchScope scope;
-                    ScratchVector<int64_t> sums(static_cast<size_t>(s.taps()));
                     for (int64_t o = begin; o < end; ++o) {
-                      for (int64_t tap = 0; tap < s.taps(); ++tap) {
-                        const uint32_t* w = plan.p.w + (o * s.taps() + tap) * words;
+                      const uint32_t* w = plan.p.w + o * s.taps() * words;
+                      for (size_t tap = 0; tap < n_taps; ++tap, w += words) {
                         int64_t negative = 0;
                         for (int64_t i = 0; i < words; ++i) negative += __builtin_popcount(w[i]);
-                        sums[static_cast<size_t>(tap)] = s.group_channels() - 2 * negative;
+                        int64_t sum = s.group_channels() - 2 * negative;
+                        of_taps[tap * stride + static_cast<size_t>(o)] = static_cast<uint32_t>(-offset * sum);
                       }
-                      for (size_t row = 0; row < seen[0].size(); ++row) {
-                        for (size_t column = 0; column < seen[1].size(); ++column) {
-                          int64_t sum = 0;
-                          for (int64_t tap = 0; tap < s.taps(); ++tap) {
-                            if (seen[0][row][static_cast<size_t>(tap / s.kernel[1])] &&
-                                seen[1][column][static_cast<size_t>(tap % s.kernel[1])])
-                              sum += sums[static_cast<size_t>(tap)];
-                          }
-                          size_t number = row * seen[1].size() + column;
-                          plan.corrections[number * static_cast<size_t>(plan.correction_stride) +
-                                           static_cast<size_t>(o)] =
-                              static_cast<int32_t>(static_cast<uint32_t>(-offset * sum));
+                    }
+                    uint32_t* to = corrections;
+                    for (const ScratchVector<bool>& row : seen[0]) {
+                      for (const ScratchVector<bool>& column : seen[1]) {
+                        for (size_t tap = 0; tap < n_taps; ++tap) {
+                          if (!row[tap / column.size()] || !column[tap % column.size()]) continue;
+                          const uint32_t* from = of_taps.data() + tap * stride;
+                          for (int64_t o = begin; o < end; ++o) to[o] += from[o];
                         }
+                        to += stride;
                       }
                     }
                   });

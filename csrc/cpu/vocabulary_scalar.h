@@ -148,7 +148,7 @@ struct ScalarCount {
   using Lanes = ScalarLanes;
   typedef uint32_t I __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
-  static constexpr int kPixels = 2;
+  static constexpr int kPixels = 1;            // two would be 4 % faster and 35 KB more
   static constexpr bool kCountsBytes = false;  // see count_bytes.inl
 
   BOP2ND_INLINE static I set1(uint32_t x) { return I{x, x, x, x}; }

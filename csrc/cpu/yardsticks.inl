@@ -10,15 +10,13 @@ template <class C>
 double plane_loop(int64_t iterations) {
   constexpr int kSlices = 64 * kMaxRounds;
   constexpr int P = C::kPixels;
-  using Counter = CarrySaveCount<C, 8, P>;
+  using Counter = CarrySaveCount<C, 8, P, false>;
   alignas(64) uint32_t x[P * kSlices], w[kSlices * 16];
   for (int i = 0; i < P * kSlices; ++i) x[i] = 0x01234567u * static_cast<uint32_t>(i + 1);
   for (int i = 0; i < kSlices * 16; ++i) w[i] = 0x89ABCDEFu * static_cast<uint32_t>(i + 1);
-  int32_t offset[kSlices / 4];
-  for (int i = 0; i < kSlices / 4; ++i) offset[i] = i;
   typename Counter::Source s;
   for (int p = 0; p < P; ++p) s.x[p] = x + p * kSlices;
-  s.w = {w, offset};
+  s.w = {w, nullptr};
   typename C::I counts[P][4];
   for (int64_t i = 0; i < iterations; ++i) {
     Counter::count(s, kSlices, counts);
