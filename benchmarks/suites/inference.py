@@ -156,7 +156,13 @@ SUITE = Suite(
     cases,
     families={"fp32": (FP32, FP32_LAST), "bf16": (BF16,), "fp32, compiled": (COMPILED,)},
     goals=(
-        goal("inference", "packed BinaryNet on bytes: against real images", 1.1, over(PACKED, ours=BYTES)),
+        goal(
+            "inference",
+            "packed BinaryNet on bytes: against real images",
+            1.1,
+            over(PACKED, ours=BYTES),
+            start=BINARYNET,
+        ),
     ),
     pictures=(Picture("inference", "Inference: time of others over the packed network's"),),
     summary=lambda record: True,

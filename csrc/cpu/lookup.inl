@@ -232,11 +232,12 @@ void multiply_pairs(const CountTile& t, const MatmulTile& block, const Epilogue&
   alignas(64) uint8_t panel[(kPanelNibbles + kWindow) * O * T::kBytes];
   bool only_bits = e.threshold && !e.values, whole = block.n_outputs == 32 * O;
   bool halves = e.dtype != Dtype::kFloat32 && (e.values || e.residual);
-  bool in_memory = !only_bits && (halves || e.has_more());
+  bool part_computed = !whole && !e.only_values();  // the last block of some layers: 26 KB of code of its own
+  bool in_memory = !only_bits && (halves || e.has_more() || part_computed);
   auto last_panel = in_memory         ? multiply_panel<T, O, Sink::kCounts, true>
                     : only_bits       ? panel_loop<T, O, Sink::kBits>(whole)
                     : e.only_values() ? panel_loop<T, O, Sink::kDots>(whole)
-                                      : panel_loop<T, O, Sink::kComputed>(whole);
+                                      : multiply_panel<T, O, Sink::kComputed, true>;
   int64_t words = std::max<int64_t>(1, t.n_words), n_stretches = (words + kPanelWords - 1) / kPanelWords;
   int64_t stretch = ((words + n_stretches - 1) / n_stretches + kWindow - 1) / kWindow * kWindow;
   for (int64_t word = 0; word == 0 || word < t.n_words; word += stretch) {
