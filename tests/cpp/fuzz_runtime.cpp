@@ -186,7 +186,7 @@ void mutate(File& file, Random& random) {
 
 // 1 if it ran.
 int load_and_run(const std::string& bytes, Random& random) {
-  std::vector<uint64_t> aligned((bytes.size() + 7) / 8);
+  std::vector<uint64_t> aligned(bytes.size() / 8 + 1);  // a file of 0 bytes has an address too
   std::memcpy(aligned.data(), bytes.data(), bytes.size());
   bop2nd_limits limits{1 << 22, 1 << 24, 1 << 26};
   bop2nd_network* network = nullptr;
