@@ -147,9 +147,11 @@ def compare(
     ``compare-BASE.jsonl`` beside a machine's results, they are a table of its README.
 
     Raises:
-        ValueError: no such commit, an unknown suite or operator, fewer than 6 rounds.
+        ValueError: no such commit, an unknown suite or operator, fewer than 6 rounds, ``out`` exists.
     """
     cases(suites, op, quick)
+    if out and out.exists():
+        raise ValueError(f"{out} is there already: ratios of two runs would be one table")
     if rounds < 6:
         raise ValueError(f"a 95 % interval of a median needs at least 6 rounds, got {rounds}")
     tree = tree_of(base, python)

@@ -41,11 +41,12 @@ def test_an_unknown_commit_is_refused(capsys):
 
 
 @pytest.mark.slow
-def test_this_tree_against_itself(tmp_path, monkeypatch):
+def test_this_tree_against_itself(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "tree_of", lambda base, python: ROOT)
     out = tmp_path / "ratios.jsonl"
     asked = ["--compare", "HEAD", "--suite", "linear", "--quick", "--rounds", "6", "--out", str(out)]
     assert run.main(asked) == 0
+    assert run.main(asked) == 2 and "there already" in capsys.readouterr().err
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row["contender"] for row in rows} >= {"bop2nd", "bf.nn.BinaryLinear"}
     assert all(row["low"] <= row["median"] <= row["high"] for row in rows)

@@ -118,7 +118,7 @@ def fold(
     if bool((changes > 1).any()) or (pooled and bool((up & down).any())):
         return None
     falling = ~first & last_negative[0]
-    # Rising: negative below the number at `high`. Falling: negative from there on, or -sum < -that at `low`.
+    # Rising: negative below t = count - reach. Falling: negative from t = reach + 1 - count on, so
     # -dot < 1 - t = count - reach: the same number once the weights are flipped.
     return Folded((count - reach).to(torch.int32), falling, falling ^ down)
 
