@@ -32,14 +32,12 @@ struct Epilogue {
 #undef BOP2ND_FIELD
 
   // Whether there is more than scale, shift, residual and thresholds.
-  BOP2ND_HD bool has_more() const { return bends() || sign_shift; }
-  BOP2ND_HD bool bends() const {
-    return low != INT32_MIN || high != INT32_MAX || relu || slope || post_shift;
+  BOP2ND_HD bool has_more() const {
+    return low != INT32_MIN || high != INT32_MAX || relu || slope || post_shift || sign_shift;
   }
   // Whether values are anything but the dots.
-  BOP2ND_HD bool computes() const { return scale || shift || residual || bends(); }
-  BOP2ND_HD bool only_values() const { return !signs && !sign_shift && !computes(); }
-  BOP2ND_HD bool only_signs() const { return signs && !values && !computes(); }
+  BOP2ND_HD bool computes() const { return scale || shift || residual || has_more(); }
+  BOP2ND_HD bool only_values() const { return !signs && !computes(); }
 };
 
 // The values of n neighbouring outputs from `output` on, of which `left` exist; the others repeat the last

@@ -266,17 +266,8 @@ BOP2ND_INLINE typename L::F clamp_lanes(typename L::F dot, int32_t low, int32_t 
   return choose<L>(L::greater(dot, most), most, dot);
 }
 
-// Sign bits of values; those of the dots are asked for where there are thresholds.
-template <class L, bool kMore, class Below>
-BOP2ND_INLINE uint32_t sign_bits(const Epilogue& e, typename L::F x, int64_t channel, int n,
-                                 const Below& below) {
-  if (e.threshold) return below();
-  if (kMore && e.sign_shift) x = L::add(x, L::load(e.sign_shift + channel, n));
-  return L::bits(L::less_zero(x));
-}
-
 // What the epilogue makes of real numbers, some outputs of a pixel from `channel` on, whose values lie at
-// `at`. Returns their sign bits.
+// `at`. Returns their sign bits; those of the dots are asked for where there are thresholds.
 template <class L, class T, bool kMore, class Below>
 BOP2ND_INLINE uint32_t finish_lanes(const Epilogue& e, typename L::F x, int64_t at, int64_t channel, int n,
                                     const Below& below) {
@@ -289,7 +280,10 @@ BOP2ND_INLINE uint32_t finish_lanes(const Epilogue& e, typename L::F x, int64_t 
     if (e.post_shift) x = L::add(x, L::load(e.post_shift + channel, n));
   }
   if (e.values) L::store(static_cast<T*>(e.values) + at, x, n);
-  return e.signs ? sign_bits<L, kMore>(e, x, channel, n, below) : 0;
+  if (!e.signs) return 0;
+  if (e.threshold) return below();
+  if (kMore && e.sign_shift) x = L::add(x, L::load(e.sign_shift + channel, n));
+  return L::bits(L::less_zero(x));
 }
 
 // The same of exact dots.

@@ -42,15 +42,47 @@ void emit_signed_values(const SignedRows& rows, T* values) {
   }
 }
 
-// kBits: sign words alone are asked for, of sums compared with thresholds or with a shift added.
-template <class C, class T, bool kReal, bool kBits>
+// Sign words alone: of sums compared with thresholds, or with a shift added.
+template <class C, bool kReal>
+void emit_signed_bits(const SignedRows& rows, const Epilogue& e) {
+  using L = typename C::Lanes;
+  const uint32_t* sums = static_cast<const uint32_t*>(rows.sums);
+  for (int64_t r = 0; r < rows.n_rows; ++r, sums += rows.sum_stride) {
+    const int32_t* correction = rows.correction ? rows.correction[r] + rows.first_output : nullptr;
+    for (int64_t o = 0; o < rows.n_outputs; o += 16) {
+      uint32_t bits = 0;
+      int left = static_cast<int>(std::min<int64_t>(16, rows.n_outputs - o));
+      for (int lane = 0; lane < left; lane += C::kLanes) {
+        int64_t channel = rows.first_output + o + lane;
+        typename C::I dot = C::load(sums + o + lane);
+        typename L::F x =
+            number_of<C, kReal>(dot, rows.multiplier, correction ? correction + o + lane : nullptr);
+        if (e.threshold) {
+          bits |= C::less(dot, e.threshold + channel, left - lane) << lane;
+        } else {
+          x = L::add(x, L::load(e.sign_shift + channel, left - lane));
+          bits |= L::bits(L::less_zero(x)) << lane;
+        }
+      }
+      store_signs(e, rows.first_pixel + r, rows.first_output + o, left, rows.all_outputs, bits);
+    }
+  }
+}
+
+template <class C, class T, bool kReal>
 void emit_signed_rows(const SignedRows& rows, Epilogue e) {
+  if (e.only_values() && !rows.input_scale)
+    return emit_signed_values<C, T, kReal>(rows, static_cast<T*>(e.values));
+  Epilogue rest = e;
+  rest.threshold = nullptr, rest.sign_shift = nullptr;
+  if (!e.values && !rows.input_scale && (e.threshold || e.sign_shift) && !rest.computes())
+    return emit_signed_bits<C, kReal>(rows, e);
   using L = typename C::Lanes;
   const uint32_t* sums = static_cast<const uint32_t*>(rows.sums);
   for (int64_t r = 0; r < rows.n_rows; ++r, sums += rows.sum_stride) {
     int64_t pixel = rows.first_pixel + r;
     const int32_t* correction = rows.correction ? rows.correction[r] + rows.first_output : nullptr;
-    const float* input_scale = !kBits && rows.input_scale ? rows.input_scale[r] : nullptr;
+    const float* input_scale = rows.input_scale ? rows.input_scale[r] : nullptr;
     typename L::F factor = L::setf(input_scale ? *input_scale : 1.0f);
     for (int64_t o = 0; o < rows.n_outputs; o += 16) {
       uint32_t bits = 0;
@@ -60,33 +92,21 @@ void emit_signed_rows(const SignedRows& rows, Epilogue e) {
         typename C::I dot = C::load(sums + o + lane);
         typename L::F x =
             number_of<C, kReal>(dot, rows.multiplier, correction ? correction + o + lane : nullptr);
+        x = clamp_reals<L>(x, e);
+        if (input_scale) x = L::mul(x, factor);
         auto below = [&] { return C::less(dot, e.threshold + channel, left - lane); };
-        if constexpr (kBits) {
-          bits |= sign_bits<L, true>(e, x, channel, left - lane, below) << lane;
-        } else {
-          x = clamp_reals<L>(x, e);
-          if (input_scale) x = L::mul(x, factor);
-          bits |= finish_lanes<L, T, true>(e, x, at, channel, left - lane, below) << lane;
-        }
+        bits |= finish_lanes<L, T, true>(e, x, at, channel, left - lane, below) << lane;
       }
-      if (kBits || e.signs) store_signs(e, pixel, rows.first_output + o, left, rows.all_outputs, bits);
+      if (e.signs) store_signs(e, pixel, rows.first_output + o, left, rows.all_outputs, bits);
     }
   }
 }
 
-template <class C, class T, bool kReal>
-void emit_signed_as(const SignedRows& rows, const Epilogue& e) {
-  if (e.only_values() && !rows.input_scale)
-    return emit_signed_values<C, T, kReal>(rows, static_cast<T*>(e.values));
-  emit_signed_rows<C, T, kReal, false>(rows, e);
-}
-
 template <class C, bool kReal>
 void emit_signed(const SignedRows& rows, const Epilogue& e) {
-  if (e.only_signs() && !rows.input_scale) return emit_signed_rows<C, float, kReal, true>(rows, e);
-  if (e.dtype == Dtype::kBFloat16) return emit_signed_as<C, BFloat16, kReal>(rows, e);
-  if (e.dtype == Dtype::kFloat16) return emit_signed_as<C, Float16, kReal>(rows, e);
-  emit_signed_as<C, float, kReal>(rows, e);
+  if (e.dtype == Dtype::kBFloat16) return emit_signed_rows<C, BFloat16, kReal>(rows, e);
+  if (e.dtype == Dtype::kFloat16) return emit_signed_rows<C, Float16, kReal>(rows, e);
+  emit_signed_rows<C, float, kReal>(rows, e);
 }
 
 // Infinity and NaN are larger than any number as bits.
