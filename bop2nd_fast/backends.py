@@ -155,7 +155,7 @@ class _Extension:
         symbols.bop2nd_signed_loop.argtypes = (ctypes.c_int64, ctypes.c_int, ctypes.c_int)
         symbols.bop2nd_all_signs.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_uint32)
         symbols.bop2nd_part_new.restype = ctypes.c_int64
-        symbols.bop2nd_part_new.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32)
+        symbols.bop2nd_part_new.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
         symbols.bop2nd_part_error.restype = ctypes.c_char_p
         symbols.bop2nd_part_free.argtypes = (ctypes.c_int64,)
         self.symbols = symbols
@@ -407,14 +407,16 @@ def extension() -> str:
     return f"missing: {_extension.missing}" if _extension.symbols is None else str(_extension.path)
 
 
-def new_part(graph: str, tensors: ctypes.Array[Any]) -> int:
-    """The number of a new part of a packed model, for ``bop2nd::run_packed``: see ``inference/engine.py``.
+def new_part(graph: str, tensors: ctypes.Array[Any], fused_norms: bool) -> int:
+    """The number of a new part of a packed model, for ``bop2nd::run_packed``: see ``inference/part.py``.
+
+    ``fused_norms``: batch norm is made of fused multiply-adds.
 
     Raises:
         ValueError: the graph does not describe one.
     """
     assert _extension.symbols is not None
-    number = _extension.symbols.bop2nd_part_new(graph.encode(), tensors, len(tensors))
+    number = _extension.symbols.bop2nd_part_new(graph.encode(), tensors, len(tensors), fused_norms)
     if number == 0:
         raise ValueError(_extension.symbols.bop2nd_part_error().decode())
     return int(number)

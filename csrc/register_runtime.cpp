@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // bop2nd::run_packed: a part of a packed model as one operator, on torch's threads and tensors. Parts are
-// made and freed by plain C symbols (bop2nd_fast/inference/engine.py), which keeps the memory of their
+// made and freed by plain C symbols (bop2nd_fast/inference/part.py), which keeps the memory of their
 // tensors.
 #include "register_tensor.h"
 #include "runtime/aligned.h"
@@ -18,9 +18,23 @@ namespace {
 using namespace bop2nd::binding;
 namespace runtime = bop2nd::runtime;
 
+// Where a tensor of a part lay when it was made: its addresses are in the part's plans.
+struct Held {
+  const void* data;
+  ScalarType dtype;
+  Ints shape;
+
+  bool is(const Tensor& t) const {
+    auto sizes = t.sizes();
+    return t.const_data_ptr() == data && t.scalar_type() == dtype && t.is_contiguous() &&
+           std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
+  }
+};
+
 // Calls of several threads at a time have a context each.
 struct Part {
   std::shared_ptr<const runtime::Network> network;
+  std::vector<Held> held;
   std::mutex mutex;
   std::vector<std::unique_ptr<runtime::Context>> idle;
 
@@ -86,9 +100,13 @@ Tensor aligned(const Tensor& t) {
   return fits ? t : torch::stable::clone(t);
 }
 
-Tensors run_packed(int64_t number, const Tensors inputs, const Ints strides) {
+// Nothing comes back if `held` lie elsewhere than when the part was made.
+Tensors run_packed(int64_t number, const Tensors held_now, const Tensors inputs, const Ints strides) {
   BOP2ND_REQUIRE(!inputs.empty(), "a part of a packed model has at least one input");
   std::shared_ptr<Part> part = part_of(number);
+  bool same = std::equal(part->held.begin(), part->held.end(), held_now.begin(), held_now.end(),
+                         [](const Held& then, const Tensor& now) { return then.is(now); });
+  if (!same) return {};
   std::unique_ptr<runtime::Context> context = part->take();
   Tensors held, outputs;
   std::vector<runtime::Array> arrays;
@@ -127,8 +145,8 @@ struct bop2nd_part_tensor {
 };
 
 // The number of a new part, or 0: bop2nd_part_error says why. The tensors have to stay until it is freed.
-BOP2ND_EXPORT int64_t bop2nd_part_new(const char* graph, const bop2nd_part_tensor* tensors,
-                                      int32_t n_tensors) {
+BOP2ND_EXPORT int64_t bop2nd_part_new(const char* graph, const bop2nd_part_tensor* tensors, int32_t n_tensors,
+                                      int32_t fused_norms) {
   try {
     runtime::StoredTensors stored;
     for (int32_t i = 0; i < n_tensors; ++i) {
@@ -136,8 +154,14 @@ BOP2ND_EXPORT int64_t bop2nd_part_new(const char* graph, const bop2nd_part_tenso
       runtime::Type type = t.is_words ? runtime::Type::kI32 : runtime::Type::kF32;
       stored[t.name] = {type, runtime::Sizes(t.shape, t.shape + t.n_axes), t.data};
     }
+    auto norms = fused_norms ? runtime::NormRounding::kTorchFused : runtime::NormRounding::kTorch;
     auto part = std::make_shared<Part>();
-    part->network = runtime::Network::part(graph, std::move(stored));
+    for (int32_t i = 0; i < n_tensors; ++i) {
+      const bop2nd_part_tensor& t = tensors[i];
+      ScalarType dtype = t.is_words ? ScalarType::Int : ScalarType::Float;
+      part->held.push_back({t.data, dtype, Ints(t.shape, t.shape + t.n_axes)});
+    }
+    part->network = runtime::Network::part(graph, std::move(stored), norms);
     for (int32_t i = 0; i < n_tensors; ++i) {
       const bop2nd_part_tensor& t = tensors[i];
       if (t.blocked)

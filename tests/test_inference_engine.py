@@ -7,6 +7,9 @@ import gc
 import io
 import itertools
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bop2nd_fast as bf
-from bop2nd_fast.inference import PackedModel, load
+from bop2nd_fast.inference import PackedModel, engine, load
 from bop2nd_fast.inference.graph import InputSpec, Ref, Step
 from bop2nd_fast.inference.layers import Pack, PackedConv2d
 from tests import packed_models
@@ -380,13 +383,13 @@ def test_weights_are_laid_once_and_parts_end_with_their_model() -> None:
     assert packed._parts is not None
     (part,) = packed._parts.parts
     weight = packed.layers["conv"].weight
-    assert any(seen.state is weight.blocked_words(1) for seen in part.seen)
-    number, gone = part._number, weakref.ref(part)
+    assert any(laid is weight.blocked_words(1) for laid in part._laid)
+    number, held, gone = part._number, part._held, weakref.ref(part)
     del part, packed
     gc.collect()
     assert gone() is None
     with pytest.raises(ValueError, match="there is no part"):
-        torch.ops.bop2nd.run_packed(number, [x], [1])
+        torch.ops.bop2nd.run_packed(number, held, [x], [1])
 
 
 def test_a_call_allocates_its_outputs_alone() -> None:
@@ -405,18 +408,155 @@ def test_what_run_packed_refuses() -> None:
     packed, x = small()
     out = check(packed, x)
     assert packed._parts is not None
-    number, run = packed._parts.parts[0]._number, torch.ops.bop2nd.run_packed
+    (part,) = packed._parts.parts
+    number, held, run = part._number, part._held, torch.ops.bop2nd.run_packed
     strides = list(out.stride())
-    assert_same_bits(run(number, [x], strides)[0], out)
+    assert_same_bits(run(number, held, [x], strides)[0], out)
     for inputs, wrong, what in (
         ([x], [1, 1, 1, 1], "gaps"), ([x], [*strides[:3], 3], "gaps"), ([x], strides[:3], "other strides"),
         ([x], [*strides, 1], "other strides"), ([x.double()], strides, "float32"),
-        ([], strides, "no tensor arguments"),
+        ([], strides, "at least one input"),
         ([x, x], strides, "1 inputs"), ([x[0]], strides, "takes images"), ([x[:, :3]], strides, "length"),
         ([x.to(torch.int32)], strides, "is int32, not float32"),
     ):  # fmt: skip
         with pytest.raises((ValueError, RuntimeError), match=what):
-            run(number, inputs, wrong)
+            run(number, held, inputs, wrong)
     with pytest.raises(ValueError, match="there is no part -1"):
-        run(-1, [x], strides)
-    assert np.array_equal(run(number, [x], strides)[0].numpy(), out.numpy())
+        run(-1, held, [x], strides)
+    assert np.array_equal(run(number, held, [x], strides)[0].numpy(), out.numpy())
+
+
+def test_run_packed_gives_nothing_for_tensors_that_lie_elsewhere() -> None:
+    packed = load(packed_models.DATA / "packed_residual.safetensors")
+    _, (x,), kwargs = packed_models.calls()["residual"]
+    check(packed, x, **kwargs)
+    assert packed._parts is not None and packed._parts.parts
+    run, strides = torch.ops.bop2nd.run_packed, next(iter(packed._parts.parts[0]._strides.values()))
+    part = packed._parts.parts[0]
+    inputs = [torch.zeros(key[0], dtype=torch.float32) for key in next(iter(part._strides))]
+    held = part._held
+    assert len(run(part._number, held, inputs, strides)) > 0
+    for i, t in enumerate(held):
+        for other in (t.clone(), t.double(), t[:0], t.as_strided(t.shape, [0] * t.dim())):
+            assert run(part._number, [*held[:i], other, *held[i + 1 :]], inputs, strides) == []
+    assert run(part._number, held[1:], inputs, strides) == []
+
+
+# --------------------------------------------------------------------------------------------- batch norms
+
+
+class Normed(nn.Module):
+    """Batch norms of products' sums: of images, of rows, of rows with an axis more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = bf.nn.BinaryConv2d(19, 37, 3, padding=1)
+        self.norm = nn.BatchNorm2d(37)
+        self.dense = bf.nn.BinaryLinear(37, 70)
+        self.rows = nn.BatchNorm1d(70, affine=False, eps=1e-3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.norm(self.conv(x))
+        return x, self.rows(self.dense(x.mean((2, 3))))
+
+
+def normed() -> tuple[Normed, Tensor]:
+    torch.manual_seed(3)
+    model = Normed()
+    for module in (model.norm, model.rows):
+        assert module.running_mean is not None and module.running_var is not None
+        module.running_mean.normal_()
+        module.running_var.uniform_(0.01, 4)
+    nn.init.normal_(model.norm.weight)
+    nn.init.normal_(model.norm.bias)
+    return model.eval(), torch.randn(3, 19, 6, 5)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_batch_norms_of_products_are_rounded_as_torch_does(memory_format: torch.memory_format) -> None:
+    model, x = normed()
+    x = x.contiguous(memory_format=memory_format)
+    packed = bf.inference.convert(model, x)
+    assert engine.torch_fuses_norms() is not None  # on x86 and ARM builds of torch
+    assert "conv, norm\n" in packed.explain() and "dense, rows" in packed.explain()
+    for sizes in ((3, 6, 5), (1, 6, 5), (64, 6, 5), (0, 6, 5)):
+        images = torch.randn(sizes[0], 19, *sizes[1:]).contiguous(memory_format=memory_format)
+        check(packed, images)
+        with torch.inference_mode():
+            assert all(map(torch.equal, packed(images), model(images)))
+    assert in_parts(packed)
+
+
+def test_statistics_of_batch_norms_may_change_between_calls() -> None:
+    model, x = normed()
+    packed = bf.inference.convert(model, x)
+    results = [check(packed, x)]
+    for name in ("norm_weight", "norm_bias", "norm_running_mean", "norm_running_var"):
+        packed.constants[name].mul_(2)
+        results.append(check(packed, x))
+    assert all(not torch.equal(a[0], b[0]) for a, b in itertools.pairwise(results))
+    assert in_parts(packed)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_torch_for_other_processors_rounds_otherwise(capability: str) -> None:
+    """What torch does is tried, not presumed."""
+    code = """
+import torch, bop2nd_fast as bf
+from tests import test_inference_engine as t
+model, x = t.normed()
+packed = bf.inference.convert(model, x)
+t.check(packed, x)
+assert t.in_parts(packed) and "dense, rows" in packed.explain()
+print(t.engine.torch_fuses_norms(), torch.backends.cpu.get_cpu_capability())
+"""
+    env = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    fused, runs_on = done.stdout.split()
+    if runs_on in ("DEFAULT", "AVX2", "AVX512"):
+        assert fused == str(runs_on != "DEFAULT")
+
+
+# ------------------------------------------------------------------------------ a call that was judged before
+
+
+def test_what_is_judged_once_is_judged_again_after_a_change() -> None:
+    packed, x = small()
+    wanted = check(packed, x)
+    assert packed._parts is not None and packed._parts.takes(packed, (x,))
+    assert not packed._parts.takes(packed, (x.double(),)) and not packed._parts.takes(packed, (x[:1],))
+    assert not packed._parts.takes(packed, ()) and not packed._parts.takes(packed, (x, x))
+    for wrong in (x.double(), x[:, :4], x[0], None, [x], x.to("meta")):
+        with pytest.raises((TypeError, ValueError)):
+            packed(wrong)
+    with pytest.raises(TypeError):
+        packed(x, x)
+    with pytest.raises(TypeError):
+        packed(input_0=x)
+    assert torch.equal(packed(x), wanted)
+    packed.inputs = (InputSpec((2, 5, 6, 8), torch.float32, (False,) * 4),)
+    with pytest.raises(ValueError, match=r"\[2, 5, 6, 8\]"):
+        packed(x)
+
+
+def test_a_memory_limit_set_later_holds() -> None:
+    packed, x = small()
+    packed.memory_limit = 2**20
+    check(packed, x)
+    packed.memory_limit = 0
+    packed.inputs = (InputSpec((2, 5, 6, 7), torch.float32, (True,) * 4),)
+    check(packed, x)  # 4096 bytes for every byte of the inputs stay allowed
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_calls_leave_the_gradient_mode_as_it_was(enabled: bool) -> None:
+    packed, x = small()
+    x.requires_grad_()
+    with torch.set_grad_enabled(enabled):
+        for _ in range(CALLS):
+            out = packed(x)
+            assert torch.is_grad_enabled() == enabled
+            assert not out.requires_grad and out.grad_fn is None and not out.is_inference()
+    with torch.inference_mode():
+        assert packed(x).is_inference()

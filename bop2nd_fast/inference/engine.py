@@ -1,24 +1,21 @@
 """Parts of a packed model that the C++ runtime runs as one operator, ``torch.ops.bop2nd.run_packed``.
 
 A part holds steps whose results have the same bits there and in torch: everything on words, products by
-signs (of bytes as well), elementwise operators. Other sums of real numbers (convolutions, dense layers, batch
-norms, means, softmax) are rounded in another order there, so torch's own operators stay between the parts. A
-packed model gives the same bits and strides with parts and without. Parts serve models of profile ``bits`` on
-CPUs, where nobody watches the single steps (``why_single_steps``).
+signs (of bytes as well) and batch norms of them, elementwise operators. Other sums of real numbers
+(convolutions, dense layers, means, softmax) are rounded in another order there, so torch's own operators stay
+between the parts. A packed model gives the same bits and strides with parts and without. Parts serve models
+of profile ``bits`` on CPUs, where nobody watches the single steps (``why_single_steps``).
 
-C++ reads weights as they were re-laid beside the words (``binary_tensor/memory.py``) and all other tensors
-where they lie. A part is made of weights that nobody else can write, and made anew once a tensor may be
-another one.
+A part (``part.py``) is made of weights that nobody else can write, and made anew once a tensor may be another
+one.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
 import math
-import warnings
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, repeat
+from operator import attrgetter, contains, is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -26,12 +23,11 @@ from torch import Tensor, nn
 
 from .. import backends
 from ..binary_tensor import BinaryTensor
-from . import graph_json as gj
 from . import operators
-from .graph import Ref, Step, map_leaves, references
+from .graph import InputSpec, Ref, Step, map_leaves, references
 from .kinds import LAYERS
 from .packed_layer import PackedLayer
-from .packed_writer import describe_layer
+from .part import DTYPES, INT8, KEPT, NORM, NUMBER, REAL, UINT8, WORDS, Part, torch_fuses_norms
 from .program import Program
 
 if TYPE_CHECKING:
@@ -46,18 +42,10 @@ _EXACT = _BROADCASTING | operators.full_names(
     "neg relu leaky_relu prelu hardtanh clamp cat flatten.using_ints view reshape"
 )
 _FEWEST = 2  # steps of a part: one alone is as fast by itself
-_KEPT = 256  # sets of input shapes of which a part knows the strides of its outputs
-
-backends.define_native(
-    "run_packed(int part, Tensor[] inputs, int[] strides) -> Tensor[]",
-    "the parts of a PackedModel that have the same bits in C++ (PackedModel.explain, PackedModel.engine)",
-)
 
 # ------------------------------------------------------------------------------------------- what a value is
 
-REAL, WORDS, INT8, UINT8, NUMBER = "real", "words", "int8", "uint8", "number"
 Values = dict[str, Any]  # name of a value -> one of these (REAL: fp32), a tuple of them, or None: anything
-_DTYPES = {REAL: "float32", WORDS: "int32", INT8: "int8", UINT8: "uint8"}
 _INPUTS = {torch.float32: REAL, torch.int8: INT8, torch.uint8: UINT8}
 
 
@@ -119,8 +107,13 @@ def _item(step: Step) -> tuple[str, int]:
 # ------------------------------------------------------------------------------------- steps that are exact
 
 
-def _is_exact(step: Step, layers: Mapping[str, Any], values: Values, own: set[str]) -> bool:
-    """Whether C++ makes the same bits of a step. ``own``: the steps that it would run along with."""
+def _is_exact(
+    step: Step, layers: Mapping[str, Any], values: Values, makers: Mapping[str, Step], own: set[str]
+) -> bool:
+    """Whether C++ makes the same bits of a step.
+
+    ``makers``: the steps by name. ``own``: those that it would run along with.
+    """
     if values.get(step.name) is None:
         return False
     if step.kind == "layer":
@@ -130,6 +123,8 @@ def _is_exact(step: Step, layers: Mapping[str, Any], values: Values, own: set[st
         return False
     if step.target == "getitem":
         return _item(step)[0] in own
+    if step.target == NORM:
+        return _is_norm_of_product(step, layers, values, makers) and torch_fuses_norms() is not None
     return step.target in _EXACT and _takes_reals(step, values)
 
 
@@ -162,171 +157,68 @@ def _takes_reals(step: Step, values: Values) -> bool:
     return numbers and given.get("alpha", 1) == 1  # with another alpha torch may fuse
 
 
-# --------------------------------------------------------------------------------------------------- a part
-
-
-class _Tensor(ctypes.Structure):
-    """``bop2nd_part_tensor`` of csrc/register_runtime.cpp."""
-
-    _fields_ = [
-        ("name", ctypes.c_char_p),
-        ("data", ctypes.c_void_p),
-        ("blocked", ctypes.c_void_p),
-        ("groups", ctypes.c_int64),
-        ("is_words", ctypes.c_int32),
-        ("n_axes", ctypes.c_int32),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-    ]
+def _is_norm_of_product(
+    step: Step, layers: Mapping[str, Any], values: Values, makers: Mapping[str, Step]
+) -> bool:
+    """Of a product's sums, which lie densely: torch rounds batch norms of other tensors in several ways."""
+    given = operators.bind(operators.find(str(step.target)), step.args, step.kwargs)
+    rows = [given[k] for k in ("weight", "bias") if given[k] is not None]
+    rows += [given[k] for k in ("running_mean", "running_var")]
+    if not all(isinstance(v, Ref) and values[v.name] == REAL for v in rows):
+        return False
+    maker = makers.get(given["input"].name) if isinstance(given["input"], Ref) else None
+    if maker is None or maker.kind != "layer" or values[maker.name] != REAL:
+        return False
+    numbers = type(given["eps"]) is float and given["training"] is False
+    return numbers and layers[str(maker.target)].kind in _PRODUCTS
 
 
 class _Seen(NamedTuple):
-    """A tensor as it was found in its module."""
+    """The tensors of some modules as they were found. What C++ has the addresses of, it compares itself."""
 
-    owner: dict[str, Tensor | None]
-    name: str
-    tensor: Tensor | None
-    groups: int
-    state: Any  # of weights: how they are re-laid, None while somebody else may write them
+    owners: tuple[dict[str, Any], ...]  # what they lie in, by name
+    names: tuple[str, ...]  # of all owners
+    values: tuple[Any, ...]
+    weights: tuple[tuple[BinaryTensor, int, Tensor | None], ...]  # groups, and how the words are re-laid
 
     @classmethod
-    def all_of(cls, module: nn.Module) -> list[_Seen]:
-        owners: tuple[dict[str, Any], ...] = (module._buffers, module._parameters)
-        groups = module.config.get("groups", 1) if isinstance(module, PackedLayer) else 1
-        return [cls(o, n, t, groups, _state(t, groups)) for o in owners for n, t in o.items()]
+    def of(cls, layers: Iterable[PackedLayer], *others: dict[str, Any]) -> _Seen:
+        owners, weights = [*others], []
+        for layer in layers:
+            groups = layer.config.get("groups", 1)
+            own: tuple[dict[str, Any], ...] = (layer._buffers, layer._parameters)
+            owners += own
+            binary = (t for owner in own for t in owner.values() if isinstance(t, BinaryTensor))
+            weights += [(t, groups, t.memory.blocked(groups)) for t in binary]
+        values = [t for owner in owners for t in owner.values()]
+        return cls(tuple(owners), tuple(chain(*owners)), tuple(values), tuple(weights))
 
+    def fits(self) -> bool:
+        """Whether C++ can take all tensors where they lie, and nobody else can write the weights."""
+        plain = (t for t in self.values if isinstance(t, Tensor) and not isinstance(t, BinaryTensor))
+        return all(map(_is_plain, plain)) and all(blocked is not None for _, _, blocked in self.weights)
 
-def _same(seen: Iterable[_Seen]) -> bool:
-    """Whether all of them would be found again as they were. In one loop: every call of a model asks."""
-    for owner, name, tensor, groups, state in seen:
-        if owner.get(name) is not tensor:
+    def same(self) -> bool:
+        """Whether everything would be found again as it was. Every call asks: few of Python's own loops."""
+        if sum(map(len, self.owners)) != len(self.values):
             return False
-        if tensor is None:
-            continue
-        now = _state(tensor, groups)
-        if now is not state and (isinstance(tensor, BinaryTensor) or now != state):
+        if not all(map(is_, chain.from_iterable(self.owners), self.names)):
             return False
-    return True
-
-
-def _state(t: Tensor | None, groups: int) -> Any:
-    """Another one once C++ has to look anew: it holds weights re-laid, and the places of other tensors."""
-    if t is None:
-        return True
-    if isinstance(t, BinaryTensor):
-        return t.memory.blocked(groups)
-    return (t.data_ptr(), t.dtype, t.shape) if _is_plain(t) else None
+        found: Iterable[Any] = chain.from_iterable(map(_VALUES, self.owners))
+        if not all(map(is_, found, self.values)):
+            return False
+        return all(t.memory.blocked(groups) is blocked for t, groups, blocked in self.weights)
 
 
 def _is_plain(t: Tensor) -> bool:
     return type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.is_contiguous()
 
 
-class Part:
-    """Some steps as one callable: tensors that they read -> tensors that others read.
-
-    Inputs of new shapes go through the single steps, which judge their sizes and say how outputs lie.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        steps: Sequence[Step],
-        layers: Mapping[str, PackedLayer],
-        constants: Mapping[str, Tensor],
-        inputs: Mapping[str, str],
-        outputs: Sequence[str],
-        seen: Sequence[_Seen],
-    ) -> None:
-        """``inputs``: name -> ``REAL``, ``WORDS``, ... ``seen``: all tensors of layers and constants."""
-        given = [Step(name, "input") for name in inputs]
-        result = Step("output", "output", "", (tuple(map(Ref, outputs)),))
-        graph = [*given, *steps, result]
-        self.name = name
-        self.steps = tuple(steps)
-        self.seen = tuple(seen)  # holds the memory that C++ has the addresses of
-        self._single = Program(graph, layers, list(constants))
-        self._constants = list(constants.values())
-        self._strides: dict[Any, list[int] | None] = {}
-        self._number = _new_part(graph, layers, constants, inputs, seen)
-        weakref.finalize(self, backends.free_part, self._number)
-
-    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        key = tuple((x.shape, x.stride()) for x in inputs)
-        strides = self._strides.get(key, [])
-        if strides:
-            try:
-                return torch.ops.bop2nd.run_packed(self._number, inputs, strides)
-            except ValueError as error:
-                text = f"part of a packed model stays step by step: {error}"
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
-                strides = self._strides[key] = None
-        results: Sequence[Tensor] = self._single.run(self._constants, None, inputs)
-        if strides is not None:
-            if len(self._strides) >= _KEPT:
-                self._strides.clear()
-            dense = all(map(_is_dense, results))
-            self._strides[key] = [n for t in results for n in t.stride()] if dense else None
-        return results
-
-
-def _is_dense(t: Tensor) -> bool:
-    """Whether every element has a place of its own, without gaps."""
-    expected = 1
-    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
-        if size != 1 and stride != expected:
-            return t.numel() == 0
-        expected *= size
-    return True
-
-
-def _new_part(
-    graph: Sequence[Step],
-    layers: Mapping[str, PackedLayer],
-    constants: Mapping[str, Tensor],
-    inputs: Mapping[str, str],
-    seen: Sequence[_Seen],
-) -> int:
-    """Hand a graph to C++, its values and layers under short names: those of a model may be any text."""
-    values = {name: f"v{i}" for i, name in enumerate([*constants, *(step.name for step in graph)])}
-    called = {name: f"l{i}" for i, name in enumerate(layers)}
-    tensors = {f"constants.{values[name]}": t.detach() for name, t in constants.items()}
-    described = {called[name]: describe_layer(called[name], layer, tensors) for name, layer in layers.items()}
-
-    def renamed(tree: Any) -> Any:
-        return map_leaves(tree, lambda leaf: Ref(values[leaf.name]) if isinstance(leaf, Ref) else leaf)
-
-    def short(step: Step) -> Step:
-        target = called[str(step.target)] if step.kind == "layer" else step.target
-        return Step(values[step.name], step.kind, target, renamed(step.args), renamed(step.kwargs))
-
-    by_name = {called[name]: layer for name, layer in layers.items()}
-    described_inputs: list[dict[str, Any]] = [
-        {"name": values[name], "shape": [], "free": [], "dtype": _DTYPES[what]}
-        for name, what in inputs.items()
-    ]
-    text = {
-        "signature": {"parameters": [], "call": {}},
-        "inputs": described_inputs,
-        "constants": [values[name] for name in constants],
-        "layers": described,
-        "steps": [gj.encode_step(short(step), by_name) for step in graph],
-    }
-    blocked = {id(s.owner): s for s in seen if isinstance(s.tensor, BinaryTensor)}
-    given = (_Tensor * len(tensors))()
-    for to, (name, tensor) in zip(given, tensors.items(), strict=True):
-        to.name, to.data = name.encode(), tensor.data_ptr()
-        to.is_words, to.n_axes = tensor.dtype == torch.int32, tensor.dim()
-        to.shape = (ctypes.c_int64 * max(1, tensor.dim()))(*tensor.shape)
-        if name.endswith(".weight") and (weight := blocked.get(id(by_name[name.split(".")[1]]._buffers))):
-            to.blocked, to.groups = weight.state.data_ptr(), weight.groups
-    return backends.new_part(json.dumps(text, allow_nan=False), given)
-
-
 # ------------------------------------------------------------------------------------------ a model in parts
 
 
 def _with_parts(
-    model: PackedModel, program: Program, seen: Mapping[str, Sequence[_Seen]]
+    model: PackedModel, program: Program, laid: Mapping[tuple[int, int], Tensor]
 ) -> tuple[list[Step], dict[str, Any], list[Part]]:
     """The graph with parts in the place of their steps: steps, layers, the parts among them.
 
@@ -347,27 +239,26 @@ def _with_parts(
         read = {name for step in open_part for name in references(step)} - own
         inputs = {name: values[name] for name in sorted(read - constants.keys())}
         outputs = [step.name for step in open_part if step.name in wanted]
-        plain = inputs and outputs and all(values[n] in _DTYPES for n in (*inputs, *outputs))
+        plain = inputs and outputs and all(values[n] in DTYPES for n in (*inputs, *outputs))
         if len(open_part) < _FEWEST or not plain:
             done.extend(open_part)
         else:
             used = {str(s.target): layers[str(s.target)] for s in open_part if s.kind == "layer"}
             held = {name: constants[name] for name in sorted(read & constants.keys())}
-            of_layers = [s for name in used for s in seen[name]]
-            of_constants = [s for s in seen[""] if s.name in held]
             name = f"part.{len(parts)}"  # no layer has a name with a dot
             while name in taken:
                 name += "."
-            part = Part(name, open_part, used, held, inputs, outputs, [*of_layers, *of_constants])
+            part = Part(name, open_part, used, held, inputs, outputs, laid)
             parts.append(part)
             called[name] = part
             done.append(Step(name, "layer", name, tuple(map(Ref, inputs))))
             done.extend(Step(o, "operator", "getitem", (Ref(name), i)) for i, o in enumerate(outputs))
         open_part.clear()
 
+    makers = {step.name: step for step in model.steps}
     for i, step in enumerate(model.steps):
         own = {s.name for s in open_part}
-        if _is_exact(step, layers, values, own):
+        if _is_exact(step, layers, values, makers, own):
             open_part.append(step)
             continue
         if not references(step).isdisjoint(own):
@@ -383,24 +274,52 @@ class Parted(NamedTuple):
     run: Program
     parts: tuple[Part, ...]
     steps: tuple[Step, ...]
-    private: bool  # whether nobody else can write the weights, and all tensors lie as C++ takes them
+    seen: _Seen | None  # None: somebody else may write a weight, or a tensor lies as C++ does not take it
+    inputs: tuple[InputSpec, ...]
+    judged: set[Any]  # inputs of these shapes passed all checks
 
     @classmethod
     def of(cls, program: Program, model: PackedModel) -> Parted:
         """Of a model on a CPU; one of profile ``torch`` stays as it is."""
-        if model.profile.name != "bits":
-            return cls(program, program, (), model.steps, True)
-        exact = {n: x for n, x in program.layers.items() if getattr(x, "kind", "") in _EXACT_LAYERS}
-        seen = {name: _Seen.all_of(layer) for name, layer in exact.items()}
-        if any(s.state is None for found in seen.values() for s in found):
-            return cls(program, program, (), model.steps, False)
-        seen[""] = _Seen.all_of(model.constants)  # no layer has this name
-        steps, layers, parts = _with_parts(model, program, seen)
-        run = Program(steps, layers, program.constants) if parts else program
-        return cls(program, run, tuple(parts), tuple(steps), True)
+        bits = model.profile.name == "bits"
+        packed = (x for x in program.layers.values() if bits and isinstance(x, PackedLayer))
+        exact = [x for x in packed if x.kind in _EXACT_LAYERS]
+        parts: list[Part] = []
+        run, steps = program, model.steps
+        seen: _Seen | None = None
+        if _Seen.of(exact).fits():
+            of_model = (model._modules, model.layers._modules, model.constants._buffers)
+            seen = _Seen.of(exact, *of_model)
+            laid = {(id(t), groups): blocked for t, groups, blocked in seen.weights if blocked is not None}
+            if bits and all((id(t), groups) in laid for t, groups, _ in seen.weights):
+                made, layers, parts = _with_parts(model, program, laid)
+                run, steps = Program(made, layers, program.constants) if parts else program, tuple(made)
+        return cls(program, run, tuple(parts), steps, seen, model.inputs, set())
 
     def fresh(self) -> bool:
-        return self.private and all(_same(part.seen) for part in self.parts)
+        """Whether the parts still are those of the model's layers and tensors."""
+        return self.seen is not None and self.seen.same() and not any(part.stale for part in self.parts)
+
+    def judge(self, model: PackedModel, args: Sequence[Tensor]) -> None:
+        """From now on inputs of these shapes need no other look than :meth:`takes`."""
+        if len(self.judged) >= KEPT:
+            self.judged.clear()
+        self.judged.add(_key(model, args))
+
+    def takes(self, model: PackedModel, args: Sequence[Any]) -> bool:
+        """Whether a call with these arguments is one that was judged before, of a model that is as it was."""
+        return (
+            self.seen is not None
+            and self.seen.owners[0] is model._modules
+            and self.inputs is model.inputs
+            and why_single_steps(model, args) is None
+            and _key(model, args) in self.judged
+            and self.fresh()
+        )
+
+
+def _key(model: PackedModel, args: Sequence[Tensor]) -> Any:
+    return model.memory_limit, *[(x.dtype, x.shape, x.stride()) for x in args]
 
 
 def why_single_steps(model: PackedModel, inputs: Sequence[Tensor]) -> str | None:
@@ -426,8 +345,14 @@ def _is_watched(layers: Any) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch.compiler.is_compiling()
         or nn.modules.module._has_any_global_hook()
-        or any(x._forward_hooks or x._forward_pre_hooks or "forward" in x.__dict__ for x in layers)
+        or any(chain.from_iterable(map(_HOOKS, layers)))
+        or any(map(contains, map(_ATTRIBUTES, layers), repeat("forward")))
     )
+
+
+_VALUES: Any = dict.values
+_HOOKS = attrgetter("_forward_hooks", "_forward_pre_hooks")
+_ATTRIBUTES = attrgetter("__dict__")
 
 
 def explain(model: PackedModel) -> str:
@@ -440,7 +365,7 @@ def explain(model: PackedModel) -> str:
     if why is None and (profile := model.profile).name != "bits":
         why = f"the model is of profile 'torch': {profile.because[0]}"
     made = Parted.of(program, model) if why is None else None
-    if made is not None and not made.private:
+    if made is not None and made.seen is None:
         why = "somebody else may write a weight (an alias of its words lives), or a tensor is no plain one"
     elif made is not None and not made.parts:
         why = f"no {_FEWEST} neighbouring steps have the same bits in C++"

@@ -204,9 +204,11 @@ struct RealTable {
   // n elements; steps between them are 0 or 1.
   void (*binary)(RealOperation, int64_t n, const float* a, int64_t a_step, const float* b, int64_t b_step,
                  float alpha, float* to);
-  // x * scale + shift
+  // x * scale + shift, and the same rounded once
   void (*affine)(int64_t n, const float* x, int64_t x_step, const float* scale, const float* shift,
                  int64_t channel_step, float* to);
+  void (*fused_affine)(int64_t n, const float* x, int64_t x_step, const float* scale, const float* shift,
+                       int64_t channel_step, float* to);
   void (*clamp)(int64_t n, const float* x, int64_t x_step, float low, float high, float* to);
 };
 

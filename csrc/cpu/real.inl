@@ -143,12 +143,15 @@ inline void binary_reals(RealOperation operation, int64_t n, const float* a, int
   }
 }
 
-inline void affine_reals(int64_t n, const float* x, int64_t x_step, const float* scale, const float* shift,
-                         int64_t channel_step, float* to) {
+template <bool fused>
+void affine_reals(int64_t n, const float* x, int64_t x_step, const float* scale, const float* shift,
+                  int64_t channel_step, float* to) {
+  auto one = [](float v, float a, float b) { return fused ? __builtin_fmaf(v, a, b) : v * a + b; };
   if (x_step == 1 && channel_step == 1) {
-    for (int64_t i = 0; i < n; ++i) to[i] = x[i] * scale[i] + shift[i];
+    for (int64_t i = 0; i < n; ++i) to[i] = one(x[i], scale[i], shift[i]);
   } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = x[i * x_step] * scale[i * channel_step] + shift[i * channel_step];
+    for (int64_t i = 0; i < n; ++i)
+      to[i] = one(x[i * x_step], scale[i * channel_step], shift[i * channel_step]);
   }
 }
 
@@ -168,5 +171,6 @@ const RealTable kRealTable = {.block = V::kRealVectors * V::kLanes,
                               .window_sum = window_sum<V>,
                               .window_products = window_products<V>,
                               .binary = binary_reals,
-                              .affine = affine_reals,
+                              .affine = affine_reals<false>,
+                              .fused_affine = affine_reals<true>,
                               .clamp = clamp_reals};

@@ -52,9 +52,10 @@ Network::Network(std::unique_ptr<MappedFile> file, const void* bytes, size_t n, 
   look_at_outputs();
 }
 
-std::shared_ptr<const Network> Network::part(std::string_view graph, StoredTensors tensors) {
+std::shared_ptr<const Network> Network::part(std::string_view graph, StoredTensors tensors,
+                                             NormRounding norms) {
   std::shared_ptr<Network> made(new Network);
-  made->limits_ = no_limits(), made->is_part_ = true;
+  made->limits_ = no_limits(), made->norms_ = norms;
   made->graph_ = read_graph(graph, std::move(tensors), Scope::kPart);
   return made;
 }

@@ -47,16 +47,23 @@ inline Limits no_limits() {
           .run_products = UINT64_MAX};
 }
 
+// How batch norm is rounded. Networks from files: scale and shift from doubles, then two roundings. Parts:
+// as torch does it here, all in floats, fused multiply-adds where it was built with them.
+enum class NormRounding : uint8_t { kOwn, kTorch, kTorchFused };
+
 // Does not change.
 class Network {
  public:
   static std::shared_ptr<const Network> from_file(const char* path, const Limits& limits);
   static std::shared_ptr<const Network> from_memory(const void* bytes, size_t n, const Limits& limits);
   // A part of a network over tensors that the caller keeps: inputs have any shapes, nothing is limited.
-  static std::shared_ptr<const Network> part(std::string_view graph, StoredTensors tensors);
+  // Their numbers may change between calls, their places not.
+  static std::shared_ptr<const Network> part(std::string_view graph, StoredTensors tensors,
+                                             NormRounding norms);
 
   const Graph& graph() const { return graph_; }
-  bool is_part() const { return is_part_; }
+  bool is_part() const { return norms_ != NormRounding::kOwn; }
+  NormRounding norms() const { return norms_; }
   const Limits& limits() const { return limits_; }
   const std::vector<OutputSpec>& outputs() const { return outputs_; }
   std::string describe() const;
@@ -69,7 +76,7 @@ class Network {
   std::unique_ptr<MappedFile> file_;
   std::vector<std::vector<uint64_t>> copies_;
   Limits limits_;
-  bool is_part_ = false;
+  NormRounding norms_ = NormRounding::kOwn;
   Graph graph_;
   std::vector<OutputSpec> outputs_;
   mutable Prepared prepared_;

@@ -122,10 +122,11 @@ Value prelu(Planner& p, const Step& s) {
   return binary(p, RealOperation::kPrelu, a, weight, 1.0f);
 }
 
-// Scale and shift, made now if all rows lie in the file.
+// Scale and shift, made now if all rows lie in a file.
 std::array<Tensor, 2> affine_tensors(Planner& p, const std::array<Tensor, 4>& rows,
                                      const std::array<bool, 4>& given, double eps, int64_t n) {
-  bool fixed = true;
+  NormRounding norms = p.norms();
+  bool fixed = norms == NormRounding::kOwn;
   std::vector<Tensor> reads;
   for (size_t i = 0; i < 4; ++i) {
     if (given[i]) reads.push_back(rows[i]);
@@ -140,13 +141,13 @@ std::array<Tensor, 2> affine_tensors(Planner& p, const std::array<Tensor, 4>& ro
   };
   if (fixed) {
     std::vector<float> numbers(static_cast<size_t>(2 * n));
-    affine_of_norm(rows_at(Memory{nullptr, nullptr}), eps, n, numbers.data(), numbers.data() + n);
+    affine_of_norm(norms, rows_at(Memory{nullptr, nullptr}), eps, n, numbers.data(), numbers.data() + n);
     const float* kept = p.keep(std::move(numbers));
     return {fixed_tensor({.shape = {n}, .data = kept}), fixed_tensor({.shape = {n}, .data = kept + n})};
   }
   Tensor scale = p.make(Type::kF32, {n}), shift = p.make(Type::kF32, {n});
   p.emit(reads, {scale, shift}, 0, [=](const Memory& memory) {
-    affine_of_norm(rows_at(memory), eps, n, memory.at(scale), memory.at(shift));
+    affine_of_norm(norms, rows_at(memory), eps, n, memory.at(scale), memory.at(shift));
   });
   return {scale, shift};
 }
@@ -169,13 +170,14 @@ Value batch_norm(Planner& p, const Step& s) {
   Tensor to = p.make(Type::kF32, x.shape, wants_channels_last(x.shape, x, nullptr));
   Tensor a = along_channels(p, scale, x), b = along_channels(p, shift, x);
   Walk walk(to, {&x, &a, &b});
+  bool fused = p.norms() == NormRounding::kTorchFused;
   p.emit({x, a, b}, {to}, 0, [=](const Memory& memory) {
-    const RealTable& table = real_table();
+    auto affine = fused ? real_table().fused_affine : real_table().affine;
     const float *from = memory.at(x), *factors = memory.at(a), *terms = memory.at(b);
     float* out = memory.at(to);
     walk.run([&](const Offsets& at) {
-      table.affine(walk.inner, from + at[1], walk.inner_strides[1], factors + at[2], terms + at[3],
-                   walk.inner_strides[2], out + at[0]);
+      affine(walk.inner, from + at[1], walk.inner_strides[1], factors + at[2], terms + at[3],
+             walk.inner_strides[2], out + at[0]);
     });
   });
   return Value::of(to);
@@ -183,11 +185,19 @@ Value batch_norm(Planner& p, const Step& s) {
 
 }  // namespace
 
-void affine_of_norm(const std::array<NormRow, 4>& rows, double eps, int64_t n, float* scale, float* shift) {
+void affine_of_norm(NormRounding rounding, const std::array<NormRow, 4>& rows, double eps, int64_t n,
+                    float* scale, float* shift) {
   auto number = [&](size_t row, int64_t i) {
     return rows[row].at ? rows[row].at[i * rows[row].stride] : row == 0 ? 1.0f : 0.0f;
   };
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; i < n && rounding != NormRounding::kOwn; ++i) {
+    float mean = number(2, i),
+          factor = 1.0f / std::sqrt(number(3, i) + static_cast<float>(eps)) * number(0, i);
+    bool fused = rounding == NormRounding::kTorchFused;
+    scale[i] = factor;
+    shift[i] = fused ? std::fma(-mean, factor, number(1, i)) : number(1, i) - mean * factor;
+  }
+  for (int64_t i = 0; i < n && rounding == NormRounding::kOwn; ++i) {
     double factor = static_cast<double>(number(0, i)) / std::sqrt(static_cast<double>(number(3, i)) + eps);
     scale[i] = static_cast<float>(factor);
     shift[i] = static_cast<float>(number(1, i) - number(2, i) * factor);

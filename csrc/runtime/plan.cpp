@@ -155,7 +155,8 @@ std::unique_ptr<Plan> Planner::plan() {
     values_.push_back(Value::of(fixed_tensor(constant.tensor)));
   }
   size_t n_inputs = 0;
-  std::vector<Tail> tails = tails_of(graph);
+  bool as_torch = network_.is_part();  // whose batch norms no epilogue rounds alike
+  std::vector<Tail> tails = as_torch ? std::vector<Tail>(graph.steps.size()) : tails_of(graph);
   for (size_t at = 0; at < graph.steps.size(); ++at) {
     const Step& step = graph.steps[at];
     name_ = step.name.c_str();
@@ -200,7 +201,7 @@ Value Planner::plan_step(const Step& step, const Tail& tail) {
   }
   int64_t n = layer.weight_shape[0];
   std::vector<float> numbers(static_cast<size_t>(2 * n));
-  affine_of_norm(rows, norm[7].real, n, numbers.data(), numbers.data() + n);
+  affine_of_norm(norms(), rows, norm[7].real, n, numbers.data(), numbers.data() + n);
   const float* scale = keep(std::move(numbers));
   return plan_layer(*this, with_tail(layer, tail, scale, scale + n), step);
 }

@@ -153,6 +153,7 @@ class Planner {
   const float* keep(std::vector<float> numbers);
 
   Prepared& prepared() const { return network_.prepared(); }
+  NormRounding norms() const { return network_.norms(); }
   [[noreturn]] void refuse(const std::string& what) const;
   void check(bool kept, const char* what) const {
     if (!kept) refuse(what);
@@ -189,7 +190,8 @@ struct NormRow {
   const float* at;
   int64_t stride;
 };
-void affine_of_norm(const std::array<NormRow, 4>& rows, double eps, int64_t n, float* scale, float* shift);
+void affine_of_norm(NormRounding rounding, const std::array<NormRow, 4>& rows, double eps, int64_t n,
+                    float* scale, float* shift);
 
 // Plans list where the numbers of one result lie: at most this many.
 constexpr int64_t kMaxSummands = int64_t{1} << 24;
