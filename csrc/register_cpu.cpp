@@ -27,23 +27,14 @@ void step(const Tensor&, const StepRequest& request) {
   bop2nd::StepHyper constants{
       .gamma = h[0], .sigma = h[1], .a = h[2], .b = h[3], .grad_scale = request.maximize ? -scale : scale};
   bool skip = request.found_inf && *request.found_inf != 0.0f;
-  std::vector<bop2nd::StepTensor> tensors;
-  tensors.reserve(request.operands.size());
-  for (const StepOperand& t : request.operands) {
-    auto index = static_cast<int64_t>(tensors.size());
-    bool rounded = t.state_type != Dtype::kFloat32;
-    tensors.push_back({.weight = t.weight,
-                       .grad = t.grad,
-                       .exp_avg = t.exp_avg,
-                       .exp_avg_sq = t.exp_avg_sq,
-                       .weight_dtype = t.weight_type,
-                       .grad_dtype = t.grad_type,
-                       .state_dtype = t.state_type,
-                       .rows = skip ? 0 : t.rows,
-                       .length = skip ? 0 : t.length,
-                       .key = rounded ? bop2nd::rounding_key(request.seed[0], request.seed[1], index) : 0});
+  std::vector<StepOperand> operands = request.operands;
+  for (size_t i = 0; i < operands.size(); ++i) {
+    StepOperand& t = operands[i];
+    if (skip) t.rows = t.length = 0;
+    if (t.state_type != Dtype::kFloat32)
+      t.key = bop2nd::rounding_key(request.seed[0], request.seed[1], static_cast<int64_t>(i));
   }
-  bop2nd::bop_step(tensors, constants, request.counts);
+  bop2nd::bop_step(operands, constants, request.counts);
 }
 
 void pack(const Tensor& x, const PackView& view, uint32_t* signs, uint32_t* mask) {

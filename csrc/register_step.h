@@ -2,21 +2,12 @@
 // torch.ops.bop2nd.bop_step_ for CPU and CUDA: operands checked and described, then handed to a device.
 #pragma once
 
-#include "core/dtype.h"
+#include "core/step_operand.h"
 #include "register_tensor.h"
 
 namespace bop2nd::binding {
 
-// One parameter in walk order. Packed weights: `rows` rows of `length` elements, each padded to whole words;
-// dense weights: one row. State and gradient are not padded.
-struct StepOperand {
-  void* weight;
-  const void* grad;
-  void* exp_avg;
-  void* exp_avg_sq;  // null for Bop
-  Dtype weight_type, grad_type, state_type;
-  int64_t rows, length;
-};
+using bop2nd::StepOperand;
 
 struct StepRequest {
   std::vector<StepOperand> operands;

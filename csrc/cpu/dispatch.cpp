@@ -97,23 +97,11 @@ struct Isa {
   KernelTable (*make)();  // null where this build has no such code
 };
 
-// From the plainest to the best; the best supported one is the default. The one list of names: Python and the
-// tests read it from here.
-const Isa kIsas[] = {
-    {"scalar", "any CPU", 0, scalar},
-    {"avx2", "x86-64 with AVX2, FMA, F16C, POPCNT, BMI, BMI2", kAvx2, BOP2ND_IF_X86(avx2)},
-    {"avx512", "x86-64 with AVX-512 F, BW, VL, DQ", kAvx512, BOP2ND_IF_X86(avx512)},
-    {"avx512_bitalg", "x86-64 with AVX-512 F, BW, VL, DQ, BITALG, VNNI", kAvx512 | kBitalg,
-     BOP2ND_IF_X86(avx512_bitalg)},
-    {"avx512_amx",
-     "x86-64 with AVX-512 F, BW, VL, DQ, BITALG, VNNI, VBMI, GFNI, AMX-INT8 (granted by the kernel)",
-     kAvx512 | kBitalg | kAmx, BOP2ND_IF_X86(avx512_amx)},
-    {"neon", "64-bit ARM with NEON", kNeon, BOP2ND_IF_NEON(neon)},
-    {"neon_dot", "64-bit ARM with NEON and UDOT (dot product of ARMv8.2)", kNeon | kDotProduct,
-     BOP2ND_IF_NEON(neon_dot)},
-};
+// The best one that is supported is the default. Python and the tests read names and texts from here.
+#define BOP2ND_ISA(name, training, code, needs, text) {#name, text, needs, BOP2ND_IF_##code(name)},
+const Isa kIsas[] = {BOP2ND_INSTRUCTION_SETS(BOP2ND_ISA)};
+#undef BOP2ND_ISA
 constexpr int kCount = kIsaCount;
-static_assert(sizeof(kIsas) / sizeof(kIsas[0]) == kCount, "all lists of makers are as long");
 
 std::atomic<int> forced{-1};
 std::atomic<const KernelTable*> overriding{nullptr};

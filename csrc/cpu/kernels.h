@@ -6,20 +6,9 @@
 
 #include "../core/dtype.h"
 #include "../core/epilogue.h"
+#include "../core/step_operand.h"
 
 namespace bop2nd {
-
-// One parameter of the step, in walk order. Packed weights: `rows` rows of `length` elements, each padded
-// to whole words. Dense weights: one row. State and gradient are contiguous and not padded.
-struct StepTensor {
-  void* weight;
-  const void* grad;
-  void* exp_avg;
-  void* exp_avg_sq;  // null for Bop
-  Dtype weight_dtype, grad_dtype, state_dtype;
-  int64_t rows, length;
-  uint32_t key;  // rounding_key of this tensor, for bf16 state
-};
 
 struct StepHyper {
   float gamma, sigma, a, b;
@@ -282,7 +271,7 @@ struct ConvShape;
 // What only training needs; a library for inference is linked without it.
 struct TrainingTable {
   // Words [first_word, first_word + n_words) of one tensor (dense: blocks of 32 elements); adds to `counts`.
-  void (*step)(const StepTensor&, const StepHyper&, int64_t first_word, int64_t n_words, StepCounts* counts);
+  void (*step)(const StepOperand&, const StepHyper&, int64_t first_word, int64_t n_words, StepCounts* counts);
   // Clears the elements of rows [begin, end) of `grad` whose mask bit is 0.
   void (*apply_mask)(const uint32_t* mask, int64_t length, Dtype dtype, void* grad, int64_t begin,
                      int64_t end);

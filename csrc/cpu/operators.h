@@ -12,7 +12,7 @@
 namespace bop2nd {
 
 // One step of all tensors; counts[2 i] and counts[2 i + 1] become candidates and flips of tensor i.
-void bop_step(const std::vector<StepTensor>& tensors, const StepHyper& hyper, int64_t* counts);
+void bop_step(const std::vector<StepOperand>& tensors, const StepHyper& hyper, int64_t* counts);
 
 // The strides of `shape` must have length_stride == 1 or inner_stride == 1. `mask` may be null.
 void pack(const PackShape& shape, const void* x, uint32_t* signs, uint32_t* mask);

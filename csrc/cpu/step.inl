@@ -52,7 +52,7 @@ BOP2ND_INLINE void store_state(BFloat16* p, typename V::F x, typename V::I rando
 
 // Up to kLanes elements from e on: updates the state, returns the bits of candidates and flips.
 template <class V, class G, class S, bool kSecond>
-BOP2ND_INLINE Verdict<V> step_lanes(const StepTensor& t, const StepConstants<V>& c, int64_t e, int n,
+BOP2ND_INLINE Verdict<V> step_lanes(const StepOperand& t, const StepConstants<V>& c, int64_t e, int n,
                                     uint32_t negative) {
   S* m_at = static_cast<S*>(t.exp_avg) + e;
   S* v_at = kSecond ? static_cast<S*>(t.exp_avg_sq) + e : nullptr;
@@ -74,7 +74,7 @@ struct WordBits {
 
 // Up to kLanes elements, which are bits at.. of their word; e is the index of the word's first element.
 template <class V, class G, class S, class W, bool kSecond>
-BOP2ND_INLINE void step_part(const StepTensor& t, const StepConstants<V>& c, int64_t e, int at, int n,
+BOP2ND_INLINE void step_part(const StepOperand& t, const StepConstants<V>& c, int64_t e, int at, int n,
                              WordBits& word) {
   Verdict<V> verdict;
   if constexpr (std::is_void_v<W>) {
@@ -90,7 +90,7 @@ BOP2ND_INLINE void step_part(const StepTensor& t, const StepConstants<V>& c, int
 }
 
 template <class G, class S, class W, bool kSecond>
-BOP2ND_INLINE void fetch_word_ahead(const StepTensor& t, int64_t e) {
+BOP2ND_INLINE void fetch_word_ahead(const StepOperand& t, int64_t e) {
   fetch_ahead(static_cast<const G*>(t.grad) + e, kWordBits);
   fetch_ahead(static_cast<const S*>(t.exp_avg) + e, kWordBits);
   if constexpr (kSecond) fetch_ahead(static_cast<const S*>(t.exp_avg_sq) + e, kWordBits);
@@ -100,7 +100,7 @@ BOP2ND_INLINE void fetch_word_ahead(const StepTensor& t, int64_t e) {
 // One word of n elements: 32, fewer in a tail. `packed` is where packed weights keep their signs. W is void
 // for them and the element type of dense weights.
 template <class V, class G, class S, class W, bool kSecond, bool kTail>
-BOP2ND_INLINE void step_word(const StepTensor& t, const StepConstants<V>& c, int64_t e, int n,
+BOP2ND_INLINE void step_word(const StepOperand& t, const StepConstants<V>& c, int64_t e, int n,
                              uint32_t* packed, StepCounts& counts) {
   WordBits word{};
   if constexpr (std::is_void_v<W>) word.signs = *packed;
@@ -123,7 +123,7 @@ BOP2ND_INLINE void step_word(const StepTensor& t, const StepConstants<V>& c, int
 #include "step_pairs.inl"
 
 template <class V, class G, class S, class W, bool kSecond>
-void step_words(const StepTensor& t, const StepHyper& h, int64_t first_word, int64_t n_words,
+void step_words(const StepOperand& t, const StepHyper& h, int64_t first_word, int64_t n_words,
                 StepCounts* counts) {
   StepConstants<V> c(h);
   StepCounts sum{};
@@ -158,8 +158,8 @@ void step_words(const StepTensor& t, const StepHyper& h, int64_t first_word, int
 }
 
 template <class V, class G, class S, bool kSecond>
-void step_weight(const StepTensor& t, const StepHyper& h, int64_t first, int64_t n, StepCounts* counts) {
-  switch (t.weight_dtype) {
+void step_weight(const StepOperand& t, const StepHyper& h, int64_t first, int64_t n, StepCounts* counts) {
+  switch (t.weight_type) {
     case Dtype::kPacked:
       return step_words<V, G, S, void, kSecond>(t, h, first, n, counts);
     case Dtype::kFloat32:
@@ -172,9 +172,9 @@ void step_weight(const StepTensor& t, const StepHyper& h, int64_t first, int64_t
 }
 
 template <class V, class G>
-void step_state(const StepTensor& t, const StepHyper& h, int64_t first, int64_t n, StepCounts* counts) {
+void step_state(const StepOperand& t, const StepHyper& h, int64_t first, int64_t n, StepCounts* counts) {
   bool second = t.exp_avg_sq != nullptr;
-  if (t.state_dtype == Dtype::kFloat32) {
+  if (t.state_type == Dtype::kFloat32) {
     if (second) return step_weight<V, G, float, true>(t, h, first, n, counts);
     return step_weight<V, G, float, false>(t, h, first, n, counts);
   }
@@ -183,8 +183,8 @@ void step_state(const StepTensor& t, const StepHyper& h, int64_t first, int64_t 
 }
 
 template <class V>
-void step(const StepTensor& t, const StepHyper& h, int64_t first, int64_t n, StepCounts* counts) {
-  switch (t.grad_dtype) {
+void step(const StepOperand& t, const StepHyper& h, int64_t first, int64_t n, StepCounts* counts) {
+  switch (t.grad_type) {
     case Dtype::kFloat32:
       return step_state<V, float>(t, h, first, n, counts);
     case Dtype::kBFloat16:

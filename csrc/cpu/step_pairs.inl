@@ -104,7 +104,7 @@ struct PairBlocks {
   uint32_t* packed;
   StepCounts counts{};  // copied at the end: they stay in registers
 
-  BOP2ND_INLINE PairBlocks(const StepTensor& t, const StepHyper& h, int64_t e, uint32_t* words)
+  BOP2ND_INLINE PairBlocks(const StepOperand& t, const StepHyper& h, int64_t e, uint32_t* words)
       : c(h),
         grad(static_cast<const G*>(t.grad) + e),
         exp_avg(static_cast<S*>(t.exp_avg) + e),
@@ -133,7 +133,7 @@ struct PairBlocks {
 
 // `n` full words with fp32 moments, of which the first starts at element e.
 template <class V, class G, bool kSecond>
-void step_pairs(const StepTensor& t, const StepHyper& h, int64_t e, uint32_t* packed, int64_t n,
+void step_pairs(const StepOperand& t, const StepHyper& h, int64_t e, uint32_t* packed, int64_t n,
                 StepCounts& total) {
   using P = PairLanes<V, false>;
   PairBlocks<P, G, float, kSecond> blocks(t, h, e, packed);
@@ -152,7 +152,7 @@ void step_pairs(const StepTensor& t, const StepHyper& h, int64_t e, uint32_t* pa
 
 // One block by the general path.
 template <class V, class G, bool kSecond>
-__attribute__((noinline)) void step_special_block(const StepTensor& t, const StepHyper& h, int64_t e, int at,
+__attribute__((noinline)) void step_special_block(const StepOperand& t, const StepHyper& h, int64_t e, int at,
                                                   uint32_t* packed, StepCounts& counts) {
   StepConstants<V> c(h);
   WordBits word{.signs = *packed, .candidates = 0, .flips = 0};
@@ -166,7 +166,7 @@ __attribute__((noinline)) void step_special_block(const StepTensor& t, const Ste
 
 // The same with bf16 moments. No call inside the inner loop, so that its constants stay in registers.
 template <class V, class G, bool kSecond, bool kAligned>
-void step_pairs_bf16(const StepTensor& t, const StepHyper& h, int64_t e, uint32_t* packed, int64_t n,
+void step_pairs_bf16(const StepOperand& t, const StepHyper& h, int64_t e, uint32_t* packed, int64_t n,
                      StepCounts& total) {
   using P = PairLanes<V, true>;
   PairBlocks<P, G, BFloat16, kSecond> blocks(t, h, e, packed);

@@ -10,13 +10,9 @@
 namespace bop2nd {
 namespace {
 
-constexpr Makers<TrainingTable> kMakers = {scalar_training,
-                                           BOP2ND_IF_X86(avx2_training),
-                                           BOP2ND_IF_X86(avx512_training),
-                                           BOP2ND_IF_X86(avx512_training),
-                                           BOP2ND_IF_X86(avx512_training),
-                                           BOP2ND_IF_NEON(neon_training),
-                                           BOP2ND_IF_NEON(neon_training)};
+#define BOP2ND_MAKER(name, training, code, needs, text) BOP2ND_IF_##code(training##_training),
+constexpr Makers<TrainingTable> kMakers = {BOP2ND_INSTRUCTION_SETS(BOP2ND_MAKER)};
+#undef BOP2ND_MAKER
 
 void add_to(int64_t* counter, int64_t n) { __atomic_fetch_add(counter, n, __ATOMIC_RELAXED); }
 
@@ -32,12 +28,12 @@ const TrainingTable& active_training() {
   return *training_of(bop2nd_isa_active());
 }
 
-void bop_step(const std::vector<StepTensor>& tensors, const StepHyper& hyper, int64_t* counts) {
+void bop_step(const std::vector<StepOperand>& tensors, const StepHyper& hyper, int64_t* counts) {
   const TrainingTable& table = active_training();
-  std::vector<StepTensor> walked = tensors;
+  std::vector<StepOperand> walked = tensors;
   std::vector<int64_t> first(tensors.size() + 1, 0);  // of each tensor in the concatenation of all, in words
   for (size_t i = 0; i < walked.size(); ++i) {
-    StepTensor& t = walked[i];
+    StepOperand& t = walked[i];
     if (t.length % kWordBits == 0) t.length *= t.rows, t.rows = 1;
     first[i + 1] = first[i] + t.rows * words_for(t.length);
     counts[2 * i] = counts[2 * i + 1] = 0;

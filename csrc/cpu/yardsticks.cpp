@@ -13,13 +13,9 @@ namespace {
 
 using bop2nd::YardstickTable;
 
-constexpr bop2nd::Makers<YardstickTable> kMakers = {bop2nd::scalar_yardsticks,
-                                                    BOP2ND_IF_X86(bop2nd::avx2_yardsticks),
-                                                    BOP2ND_IF_X86(bop2nd::avx512_yardsticks),
-                                                    BOP2ND_IF_X86(bop2nd::avx512_bitalg_yardsticks),
-                                                    BOP2ND_IF_X86(bop2nd::avx512_amx_yardsticks),
-                                                    BOP2ND_IF_NEON(bop2nd::neon_yardsticks),
-                                                    BOP2ND_IF_NEON(bop2nd::neon_dot_yardsticks)};
+#define BOP2ND_MAKER(name, training, code, needs, text) BOP2ND_IF_##code(bop2nd::name##_yardsticks),
+constexpr bop2nd::Makers<YardstickTable> kMakers = {BOP2ND_INSTRUCTION_SETS(BOP2ND_MAKER)};
+#undef BOP2ND_MAKER
 
 const YardstickTable& yardsticks_of(int id) {
   static const auto tables = bop2nd::make_all<YardstickTable>(kMakers);

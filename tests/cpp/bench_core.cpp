@@ -244,16 +244,16 @@ void bench_step_of(const char* name, Dtype dtype, T grad, int64_t n_weights, dou
   size_t n = static_cast<size_t>(n_weights);
   OnLines<T> g(n, grad), m(n, T{}), v(n, T{}), read[3] = {{n, grad}, {n, T{}}, {n, T{}}};
   OnLines<int32_t> words(n / 32, 0), read_words(n / 32, 0);
-  StepTensor t{.weight = words.data(),
-               .grad = g.data(),
-               .exp_avg = m.data(),
-               .exp_avg_sq = v.data(),
-               .weight_dtype = Dtype::kPacked,
-               .grad_dtype = dtype,
-               .state_dtype = dtype,
-               .rows = 1,
-               .length = n_weights,
-               .key = 0};
+  StepOperand t{.weight = words.data(),
+                .grad = g.data(),
+                .exp_avg = m.data(),
+                .exp_avg_sq = v.data(),
+                .weight_type = Dtype::kPacked,
+                .grad_type = dtype,
+                .state_type = dtype,
+                .rows = 1,
+                .length = n_weights,
+                .key = 0};
   int64_t counts[2];
   int64_t repeats = n_weights < (1 << 18) ? (1 << 18) / n_weights : 1;
   double bytes = (5.0 * sizeof(T) + 0.25) * static_cast<double>(n_weights * repeats);

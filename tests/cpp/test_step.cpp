@@ -83,7 +83,7 @@ void check_step(const char* isa, bool second) {
     std::vector<S> m_before, v_before;
   };
   std::vector<Case> cases;
-  std::vector<StepTensor> tensors;
+  std::vector<StepOperand> tensors;
   for (auto [rows, length] : {std::pair<int64_t, int64_t>{1, 0},
                               {1, 1},
                               {3, 31},
@@ -123,17 +123,17 @@ void check_step(const char* isa, bool second) {
   }
   for (size_t i = 0; i < cases.size(); ++i) {
     Case& c = cases[i];
-    StepTensor t{.weight = c.w.data(),
-                 .grad = c.g.data(),
-                 .exp_avg = c.m.data(),
-                 .exp_avg_sq = second ? c.v.data() : nullptr,
-                 .weight_dtype = Dtype::kPacked,
-                 .grad_dtype = DtypeOf<G>::value,
-                 .state_dtype = DtypeOf<S>::value,
-                 .rows = c.rows,
-                 .length = c.length,
-                 .key = 77u * static_cast<uint32_t>(i)};
-    if constexpr (!packed) t.weight_dtype = DtypeOf<W>::value, t.length *= t.rows, t.rows = 1;
+    StepOperand t{.weight = c.w.data(),
+                  .grad = c.g.data(),
+                  .exp_avg = c.m.data(),
+                  .exp_avg_sq = second ? c.v.data() : nullptr,
+                  .weight_type = Dtype::kPacked,
+                  .grad_type = DtypeOf<G>::value,
+                  .state_type = DtypeOf<S>::value,
+                  .rows = c.rows,
+                  .length = c.length,
+                  .key = 77u * static_cast<uint32_t>(i)};
+    if constexpr (!packed) t.weight_type = DtypeOf<W>::value, t.length *= t.rows, t.rows = 1;
     tensors.push_back(t);
   }
   Guarded<int64_t> counts(2 * cases.size());
@@ -262,16 +262,16 @@ void check_index_seam(const char* isa) {
       return reinterpret_cast<decltype(p)>(reinterpret_cast<uintptr_t>(p) -
                                            static_cast<uintptr_t>(n) * sizeof(*p));
     };
-    StepTensor t{.weight = far(w.data(), first_word),
-                 .grad = far(g.data(), start),
-                 .exp_avg = far(m.data(), start),
-                 .exp_avg_sq = far(v.data(), start),
-                 .weight_dtype = Dtype::kPacked,
-                 .grad_dtype = Dtype::kFloat32,
-                 .state_dtype = Dtype::kBFloat16,
-                 .rows = 2,
-                 .length = length,
-                 .key = 12345};
+    StepOperand t{.weight = far(w.data(), first_word),
+                  .grad = far(g.data(), start),
+                  .exp_avg = far(m.data(), start),
+                  .exp_avg_sq = far(v.data(), start),
+                  .weight_type = Dtype::kPacked,
+                  .grad_type = Dtype::kFloat32,
+                  .state_type = Dtype::kBFloat16,
+                  .rows = 2,
+                  .length = length,
+                  .key = 12345};
     StepCounts counts{0, 0};
     training_of(id)->step(t, kHyper, first_word, n_words, &counts);
     int64_t n = length == (int64_t{1} << 33) ? kSize : length - start + kWordBits;
