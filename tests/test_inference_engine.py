@@ -498,6 +498,14 @@ def test_statistics_of_batch_norms_may_change_between_calls() -> None:
     assert in_parts(packed)
 
 
+def test_what_torch_does_is_tried_in_fp32_whatever_the_default_is() -> None:
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert engine.torch_fuses_norms.__wrapped__() == engine.torch_fuses_norms() is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_torch_for_other_processors_rounds_otherwise(capability: str) -> None:
     """What torch does is tried, not presumed."""

@@ -12,6 +12,7 @@ import json
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -180,12 +181,12 @@ def torch_fuses_norms() -> bool | None:
     It depends on what torch was built for and runs on, so both are tried on random numbers.
     """
     rows = ("weight", "bias", "mean", "variance")
-    draw = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
 
     def alike(fused: bool, shape: tuple[int, ...], memory_format: torch.memory_format) -> bool:
-        constants = {name: torch.randn(shape[1], generator=draw) for name in rows}
+        constants = {name: draw(shape[1]) for name in rows}
         constants["variance"] = constants["variance"].abs() + 0.01
-        x = torch.randn(shape, generator=draw).contiguous(memory_format=memory_format)
+        x = draw(shape).contiguous(memory_format=memory_format)
         norm = Step("norm", "operator", NORM, (Ref("x"), *map(Ref, rows), False, 0.1, 1e-5, True))
         graph = [Step("x", "input"), norm, Step("output", "output", "", ((Ref("norm"),),))]
         wanted = torch.ops.aten.batch_norm.default(x, *constants.values(), False, 0.1, 1e-5, True)
