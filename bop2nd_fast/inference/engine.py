@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, repeat
+from itertools import chain, repeat, starmap, zip_longest
 from operator import attrgetter, contains, is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -177,7 +177,6 @@ class _Seen(NamedTuple):
     """The tensors of some modules as they were found. What C++ has the addresses of, it compares itself."""
 
     owners: tuple[dict[str, Any], ...]  # what they lie in, by name
-    names: tuple[str, ...]  # of all owners
     values: tuple[Any, ...]
     weights: tuple[tuple[BinaryTensor, int, Tensor | None], ...]  # groups, and how the words are re-laid
 
@@ -191,7 +190,7 @@ class _Seen(NamedTuple):
             binary = (t for owner in own for t in owner.values() if isinstance(t, BinaryTensor))
             weights += [(t, groups, t.memory.blocked(groups)) for t in binary]
         values = [t for owner in owners for t in owner.values()]
-        return cls(tuple(owners), tuple(chain(*owners)), tuple(values), tuple(weights))
+        return cls(tuple(owners), tuple(values), tuple(weights))
 
     def fits(self) -> bool:
         """Whether C++ can take all tensors where they lie, and nobody else can write the weights."""
@@ -200,12 +199,8 @@ class _Seen(NamedTuple):
 
     def same(self) -> bool:
         """Whether everything would be found again as it was. Every call asks: few of Python's own loops."""
-        if sum(map(len, self.owners)) != len(self.values):
-            return False
-        if not all(map(is_, chain.from_iterable(self.owners), self.names)):
-            return False
         found: Iterable[Any] = chain.from_iterable(map(_VALUES, self.owners))
-        if not all(map(is_, found, self.values)):
+        if not all(starmap(is_, zip_longest(found, self.values))):
             return False
         return all(t.memory.blocked(groups) is blocked for t, groups, blocked in self.weights)
 
